@@ -1,0 +1,156 @@
+"""What a benchmark is: samples (a context, a question, references) and a score for a prediction. No tensors, no torch.
+
+A benchmark file defines one frozen dataclass that inherits `Benchmark`; its fields are its options on the command line
+(`benchmark=NAME benchmark.FIELD=VALUE`), its file name is its name. Nothing else has to be edited to add one.
+
+The prompt of a sample is `context + question + answer_prefix`: the context may be compressed, the question is read after it,
+and the answer prefix stands inside the assistant's turn. Together they are the official prompt of the suite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+
+class Tokenizer(Protocol):
+    """The two methods of a transformers tokenizer that a benchmark may use to measure and cut text."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Token ids of `text`."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str:
+        """Text of `token_ids`."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one context."""
+
+    id: str
+    """Unique within a benchmark, stable across runs and machines: `<task>/<row>`."""
+    task: str
+    """The column of the table that this sample counts for."""
+    context: str
+    """The text that is read once and may be compressed."""
+    question: str
+    """Read after compression (before it in query-aware mode)."""
+    references: tuple[Any, ...]
+    """Accepted answers, JSON values of the type that the official scorer expects (mostly `str`)."""
+    answer_prefix: str = ""
+    """The beginning of the answer, given to the model; not part of the prediction."""
+    max_new_tokens: int = 64
+    """The suite's own limit for the answer, in tokens."""
+    evidence: tuple[tuple[int, int], ...] = ()
+    """Character spans [start, end) of `context` in which the answer stands, where the suite knows them."""
+    chat_template: bool = True
+    """False where the suite feeds the bare prompt even to chat models."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer; they are not part of it."""
+    min_new_tokens: int = 0
+    """Tokens generated before an end-of-sequence token or a stop string counts."""
+    truncated: bool = False
+    """Whether the suite's own rule cut the context to fit the model's window."""
+    weight: float = 1.0
+    """Weight of this sample in its task's mean (micro averages, e.g. the number of masks of a cloze row)."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the scorer or the report wants to know besides; JSON values."""
+
+    @cached_property
+    def context_id(self) -> str:
+        """Content hash of the context: samples with the same id share a prefill, and are one cluster for error bars."""
+        return hashlib.sha256(self.context.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class Benchmark(ABC):
+    """A suite: where its rows come from, how they become prompts, how predictions are scored.
+
+    Subclasses are frozen dataclasses with at least the field `tasks: tuple[str, ...]`.
+    """
+
+    version: ClassVar[str]
+    """Names this reading of the prompts and the scorer, e.g. "1"; raise it when either changes, so that old records
+    are not mixed with new ones."""
+    metrics: ClassVar[Mapping[str, str]] = {}
+    """Headline metric of each task, the first key of what `score` returns for it (for tables)."""
+
+    tasks: tuple[str, ...]
+
+    @abstractmethod
+    def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
+        """Yield the samples task by task, samples of one context next to each other.
+
+        Args:
+            tokenizer: of the model under test; measures and cuts text, never builds tensors.
+            window: context window of the model in tokens; longer prompts are cut by the suite's own rule (`truncated=True`).
+            limit: samples per task, None for all. A smaller limit gives a prefix of what a larger one gives.
+
+        Raises:
+            ValueError: unknown task, missing file, or no row: what was looked for, where, and the fix.
+        """
+
+    @abstractmethod
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """Metrics in [0, 1] of one prediction, the headline metric first. Never raises on any string."""
+
+    @abstractmethod
+    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+        """Turn `(line number, row)` of an official predictions file into (sample to score against, prediction).
+
+        Raises:
+            ValueError: a row lacks a field; names the line number and the field.
+        """
+
+    def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
+        """Named aggregates: name -> groups of tasks. The aggregate is the mean over groups of the mean over a group's tasks."""
+        return {"average": [(task,) for task in self.tasks]}
+
+    @property
+    def name(self) -> str:
+        """The file name without `.py`: the name on the command line and in tables."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+
+def group_by_context(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Runs of neighbouring samples that ask about the same context."""
+    group: list[Sample] = []
+    for sample in samples:
+        if group and group[0].context_id != sample.context_id:
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def check_tasks(tasks: Sequence[str], allowed: Sequence[str], benchmark: str) -> None:
+    """Refuse unknown and repeated tasks with the list of what exists.
+
+    Raises:
+        ValueError: naming the unknown or repeated tasks.
+    """
+    unknown = [task for task in tasks if task not in allowed]
+    if unknown:
+        raise ValueError(f"{benchmark} has no task {', '.join(map(repr, unknown))}; its tasks are {', '.join(allowed)}")
+    if not tasks:
+        raise ValueError(f"{benchmark} was given no task; its tasks are {', '.join(allowed)}")
+    repeated = sorted({task for task in tasks if tasks.count(task) > 1})
+    if repeated:
+        raise ValueError(f"{benchmark} was given {', '.join(map(repr, repeated))} more than once")
+
+
+def local_file(path: str | Path, what: str, fix: str) -> Path:
+    """`path`, if a file stands there.
+
+    Raises:
+        ValueError: one sentence that names the file, the place it was looked for, and the fix.
+    """
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise ValueError(f"{what}: no file at {found.resolve()}; {fix}")
+    return found
