@@ -1,0 +1,148 @@
+"""Attention over per-head ragged caches: a function registered with transformers, and nothing patched.
+
+Context entries and a row's own tokens are read where they lie: the logits of both parts meet in one softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from kvcache.cache import Block, CompressedLayer
+from kvcache.observation import attention_modules, window_of
+
+NAME = "longpress"
+"""Name of the registered attention implementation."""
+
+QUERY_BLOCK = 1024
+"""Queries per step of a masked dense attention, which bounds the mask to QUERY_BLOCK x T."""
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    ragged: CompressedLayer | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (R, H * G, n, d), key and value (R, H, *, d) to ((R, n, H * G, d), None).
+
+    Args:
+        module: the attention module; tells its sliding window.
+        query: queries of the last n positions.
+        key: of the whole cache, or the new ones only where `ragged` is given.
+        value: like key.
+        attention_mask: always None: with this implementation transformers builds no mask.
+        scaling: factor on the logits.
+        ragged: the cache layer to read instead of key and value.
+        kwargs: what models pass on; `softcap` is refused.
+    """
+    if kwargs.get("softcap") is not None:
+        raise ValueError(f"{type(module).__name__} caps its attention logits, which longpress does not support")
+    if ragged is None:
+        return _dense(query, key, value, scaling, window_of(module)).transpose(1, 2), None
+    return _ragged(query, ragged, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, attention_forward)
+
+
+@contextmanager
+def attending(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` reads `CompressedLayer`s; on ordinary caches it computes plain causal attention. Restores the model afterwards."""
+    modules = attention_modules(model)
+    config: Any = modules[0].config
+    before = config._attn_implementation
+
+    def offer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        cache = kwargs.get("cache") if kwargs.get("cache") is not None else kwargs.get("past_key_values")
+        layers = getattr(cache, "layers", ())
+        index: int = module.layer_idx  # type: ignore[assignment]
+        if index < len(layers) and isinstance(layers[index], CompressedLayer):
+            layers[index].armed = True
+            kwargs = kwargs | {"ragged": layers[index]}
+        return args, kwargs
+
+    hooks = [module.register_forward_pre_hook(offer, with_kwargs=True) for module in modules]
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        for hook in hooks:
+            hook.remove()
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    """Causal attention of the last n positions over a whole cache: (R, H * G, n, d)."""
+    n, length = query.shape[2], key.shape[2]
+    grouped = key.shape[1] != query.shape[1]
+    if n == 1 and (window is None or length <= window):
+        return functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped)
+    if n == length and (window is None or length <= window):
+        return functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped, is_causal=True)
+    out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
+    for start in range(0, n, QUERY_BLOCK):
+        part = query[:, :, start : start + QUERY_BLOCK]
+        at = torch.arange(length - n + start, length - n + start + part.shape[2], device=query.device)[:, None]
+        seen = int(at[-1]) + 1
+        keys = torch.arange(seen, device=query.device)
+        mask = keys <= at if window is None else (keys <= at) & (keys > at - window)
+        out[:, :, start : start + part.shape[2]] = functional.scaled_dot_product_attention(
+            part, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=grouped
+        )
+    return out
+
+
+def _ragged(query: Tensor, layer: CompressedLayer, scaling: float) -> Tensor:
+    """Attention of the last n tokens of every row over its kept context and its own tail: (R, H * G, n, d)."""
+    rows, query_heads, n, size = query.shape
+    length, heads = layer.longest, layer.tail_keys.shape[1]
+    group = query_heads // heads
+    grouped = (query * scaling).view(rows, heads, group * n, size)
+    tail_keys, tail_values = layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length]
+    own = (grouped @ tail_keys.transpose(2, 3)).view(rows, heads, group, n, length)
+    last = layer.lengths[:, None] - n + torch.arange(n, device=query.device)  # (R, n) index of each query in its row's tail
+    window = layer.blocks[0].storage.window
+    if n > 1 or not layer.even or window is not None:
+        index = torch.arange(length, device=query.device)
+        hidden = index > last[..., None]
+        if window is not None:
+            hidden |= index <= last[..., None] - window
+        own.masked_fill_(hidden[:, None, None], float("-inf"))  # (R, 1, 1, n, t)
+    out = query.new_empty(rows, heads, group * n, tail_values.shape[-1])
+    for block in layer.blocks:
+        here = slice(block.start, block.stop)
+        out[here] = _block(grouped[here], own[here], tail_values[here], block, (layer.start[here, None] + last[here]), group)
+    return out.view(rows, query_heads, n, -1)
+
+
+def _block(query: Tensor, own: Tensor, tail_values: Tensor, block: Block, at: Tensor, group: int) -> Tensor:
+    """Rows that share a storage: query (r, H, G * n, d), logits of the tail (r, H, G, n, t), positions of the queries (r, n)."""
+    rows, heads, _, size = query.shape
+    n, length = own.shape[3], own.shape[4]
+    storage, counts = block.storage, block.counts
+    kept = storage.keys.shape[1]
+    keys = storage.keys
+    shared = query.transpose(0, 1).reshape(heads, rows * group * n, size) @ keys.transpose(1, 2)
+    logits = torch.cat((shared.view(heads, rows, group, n, kept), own.transpose(0, 1)), dim=-1)  # (H, r, G, n, K + t)
+    if counts is not None:
+        absent = torch.arange(kept, device=query.device) >= counts.T[..., None]  # (H, r, K)
+        logits[..., :kept].masked_fill_(absent[:, :, None, None], float("-inf"))
+    if storage.window is not None and storage.positions is not None:
+        passed = storage.positions[:, None, None] <= at[None, ..., None] - storage.window  # (H or 1, r, n, K)
+        logits[..., :kept].masked_fill_(passed[:, :, None], float("-inf"))
+    weights = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
+    context = weights[..., :kept].reshape(heads, rows * group * n, kept) @ storage.values
+    tail = weights[..., kept:].transpose(0, 1).reshape(rows, heads, group * n, length) @ tail_values
+    return context.view(heads, rows, group * n, -1).transpose(0, 1) + tail

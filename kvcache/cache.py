@@ -1,0 +1,288 @@
+"""The compressed cache: context entries shared read-only by decode rows, and a growing tail of every row's own tokens.
+
+A row is one answer being written: a variant (press and budget) of a context, and a question. Rows of one batch may keep different
+entries per layer and head. Nothing is padded in memory: variants whose kept sets are nested share one storage ordered by rank, of
+which each reads a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Context entries of one layer in memory, possibly read by several variants.
+
+    Attributes:
+        keys: (H, K, d).
+        values: (H, K, d).
+        positions: (H or 1, K) position of each entry in the context; only where the layer attends within a sliding window.
+        window: tokens that the layer attends to, None for full attention.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What one variant keeps in one layer: of every head the first `counts` entries of a storage.
+
+    Attributes:
+        storage: the entries.
+        counts: (H,) kept entries per head; None: all of the storage, in every head.
+    """
+
+    storage: Storage
+    counts: Tensor | None = None
+
+    def entries(self) -> list[int]:
+        """Kept entries per head."""
+        heads, length, _ = self.storage.keys.shape
+        return [length] * heads if self.counts is None else self.counts.tolist()
+
+    def bytes(self) -> int:
+        """Bytes of the kept keys and values."""
+        keys, values = self.storage.keys, self.storage.values
+        return sum(self.entries()) * (keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size())
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Neighbouring rows `start:stop` of a batch that read one storage.
+
+    Attributes:
+        counts: (r, H) kept entries per row and head; None: all.
+    """
+
+    start: int
+    stop: int
+    storage: Storage
+    counts: Tensor | None
+
+
+def blocks_of(rows: Sequence[Kept]) -> list[Block]:
+    """One block per run of neighbouring rows with the same storage."""
+    blocks: list[Block] = []
+    start = 0
+    while start < len(rows):
+        stop = start + 1
+        while stop < len(rows) and rows[stop].storage is rows[start].storage:
+            stop += 1
+        storage = rows[start].storage
+        heads, length, _ = storage.keys.shape
+        counts = None
+        if any(row.counts is not None for row in rows[start:stop]):
+            everything = torch.full((heads,), length, device=storage.keys.device)
+            counts = torch.stack([everything if row.counts is None else row.counts for row in rows[start:stop]])
+        blocks.append(Block(start, stop, storage, counts))
+        start = stop
+    return blocks
+
+
+class CompressedLayer(CacheLayerMixin):
+    """One layer of a compressed cache for R rows.
+
+    A transformers cache layer: `update` appends, `get_seq_length` is the number of tokens that the row's positions continue from
+    (not the number of entries kept, as in transformers' own sliding-window layers).
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = True
+
+    def __init__(self, rows: Sequence[Kept], next_position: int | Sequence[int], capacity: int = 0) -> None:
+        """Rows over stored entries.
+
+        Args:
+            rows: what each row keeps of its context.
+            next_position: at which the tokens after the context continue, one for all rows or one each.
+            capacity: tokens of tail to reserve; the tail grows by itself beyond it.
+        """
+        self.blocks = blocks_of(rows)
+        first = rows[0].storage.keys
+        self.device, self.dtype = first.device, first.dtype
+        positions = [next_position] * len(rows) if isinstance(next_position, int) else list(next_position)
+        self.start = torch.tensor(positions, device=self.device)  # (R,)
+        self.lengths = torch.zeros(len(rows), dtype=torch.long, device=self.device)  # (R,) tokens in each row's tail
+        self.longest = 0
+        self.even = True
+        self.armed = False
+        self.is_initialized = True
+        heads, size, value_size = first.shape[0], first.shape[-1], rows[0].storage.values.shape[-1]
+        self.tail_keys = first.new_empty(len(rows), heads, capacity, size)
+        self.tail_values = first.new_empty(len(rows), heads, capacity, value_size)
+
+    @property
+    def rows(self) -> int:
+        """Number R of rows."""
+        return self.start.shape[0]
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows or heads keep different numbers of entries, so that only our attention may read the cache."""
+        lengths = {block.storage.keys.shape[1] for block in self.blocks}
+        return len(lengths) > 1 or not self.even or any(block.counts is not None for block in self.blocks)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (R, H, n, d) keys and values of n new tokens to every row's tail.
+
+        Returns:
+            The row's keys and values (R, H, K, d): all of them where every head kept the same number, so that any attention function
+            can read them; only the new ones inside `attending(model)`, whose attention function reads the layer itself.
+
+        Raises:
+            ValueError: a per-head cache is read outside `attending(model)`.
+        """
+        n = key_states.shape[2]
+        needed = self.longest + n
+        if needed > self.tail_keys.shape[2]:
+            self._grow(max(needed, 2 * self.tail_keys.shape[2], 16))
+        if self.even:
+            self.tail_keys[:, :, self.longest : needed] = key_states
+            self.tail_values[:, :, self.longest : needed] = value_states
+        else:
+            rows = torch.arange(self.rows, device=self.device)[:, None]
+            at = self.lengths[:, None] + torch.arange(n, device=self.device)  # (R, n)
+            self.tail_keys[rows, :, at] = key_states.transpose(1, 2)
+            self.tail_values[rows, :, at] = value_states.transpose(1, 2)
+        self.lengths = self.lengths + n
+        self.longest = needed
+        if self.armed:
+            self.armed = False
+            return key_states, value_states
+        if self.is_ragged:
+            raise ValueError("this cache keeps different numbers of entries per head: read it inside `with press(model)` or `attending(model)`")
+        return self.keys, self.values
+
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Forget what stands behind the first `lengths` tokens of each row's tail (padding of a shorter question)."""
+        self.lengths = torch.tensor(lengths, device=self.device)
+        self.longest, self.even = max(lengths), len(set(lengths)) == 1
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these (rising indices)."""
+        index = torch.tensor(rows, device=self.device)
+        blocks, start = [], 0
+        for block in self.blocks:
+            inside = [row - block.start for row in rows if block.start <= row < block.stop]
+            if inside:
+                counts = None if block.counts is None else block.counts[inside]
+                blocks.append(Block(start, start + len(inside), block.storage, counts))
+                start += len(inside)
+        self.blocks, self.start, self.lengths = blocks, self.start[index], self.lengths[index]
+        remaining = self.lengths.tolist()
+        self.longest, self.even = max(remaining), len(set(remaining)) == 1
+        self.tail_keys, self.tail_values = self.tail_keys[index], self.tail_values[index]
+
+    @property
+    def valid(self) -> Tensor:
+        """(R, H, K) bool: which of `keys` and `values` exist; the rest is padding."""
+        return self._padded(None)
+
+    @property
+    def keys(self) -> Tensor:
+        """(R, H, K, d) keys, context first, then the tail; padded where heads or rows differ."""
+        return self._padded("keys")
+
+    @keys.setter
+    def keys(self, value: Any) -> None:
+        """transformers' constructors assign None here; the entries live in `blocks`."""
+
+    @property
+    def values(self) -> Tensor:
+        """(R, H, K, d) values, like `keys`."""
+        return self._padded("values")
+
+    @values.setter
+    def values(self, value: Any) -> None:
+        """transformers' constructors assign None here; the entries live in `blocks`."""
+
+    def _padded(self, what: str | None) -> Tensor:
+        heads = self.tail_keys.shape[1]
+        width = max(int(block.counts.max()) if block.counts is not None else block.storage.keys.shape[1] for block in self.blocks)
+        valid = torch.zeros(self.rows, heads, width, dtype=torch.bool, device=self.device)
+        entries = None
+        if what is not None:
+            tail = self.tail_keys if what == "keys" else self.tail_values
+            entries = tail.new_zeros(self.rows, heads, width, tail.shape[-1])
+        for block in self.blocks:
+            length = min(width, block.storage.keys.shape[1])
+            exists = torch.arange(length, device=self.device) < (length if block.counts is None else block.counts[..., None])
+            valid[block.start : block.stop, :, :length] = exists
+            if entries is not None:
+                source = block.storage.keys if what == "keys" else block.storage.values
+                entries[block.start : block.stop, :, :length] = source[:, :length]
+        if entries is None:
+            in_tail = torch.arange(self.longest, device=self.device) < self.lengths[:, None]
+            return torch.cat((valid, in_tail[:, None].expand(-1, heads, -1)), dim=2)
+        entries[~valid] = 0
+        return torch.cat((entries, tail[:, :, : self.longest]), dim=2)
+
+    def _grow(self, capacity: int) -> None:
+        for name in ("tail_keys", "tail_values"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], capacity, old.shape[-1])
+            new[:, :, : self.longest] = old[:, :, : self.longest]
+            setattr(self, name, new)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: a compressed layer is made whole."""
+
+    def get_seq_length(self) -> int:
+        """Position at which the next token continues (of the longest row)."""
+        return int(self.start.max()) + self.longest
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """(entries that a mask must span, offset of the first): every kept context entry lies in the past of every query."""
+        n = query_length if isinstance(query_length, int) else query_length.shape[0]
+        kept = max(block.storage.keys.shape[1] for block in self.blocks)
+        return kept + self.longest + n, int(self.start.max()) - kept
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last `-tokens` tokens of the tail (negative), as transformers' layers do.
+
+        Raises:
+            ValueError: more tokens than the tail holds; evicted context entries cannot come back.
+        """
+        remove = -tokens if tokens < 0 else self.get_seq_length() - tokens
+        if not 0 <= remove <= self.longest:
+            raise ValueError(f"cannot crop {remove} tokens: the tail behind the compressed context holds {self.longest}")
+        self.set_lengths([length - remove for length in self.lengths.tolist()])
+
+    def reset(self) -> None:
+        """Forget the tail."""
+        self.set_lengths([0] * self.rows)
+
+
+class CompressedCache(Cache):
+    """A transformers cache whose layers are `CompressedLayer`s over the same rows."""
+
+    def __init__(self, layers: Sequence[CompressedLayer]) -> None:
+        """From one layer per model layer."""
+        super().__init__(layers=list(layers))
+
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """See `CompressedLayer.set_lengths`."""
+        for layer in self.layers:
+            layer.set_lengths(lengths)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """See `CompressedLayer.keep_rows`."""
+        for layer in self.layers:
+            layer.keep_rows(rows)

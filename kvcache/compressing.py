@@ -1,0 +1,189 @@
+"""`with press(model)`: compress the cache of every prefill inside the block; and the prefill in exact chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kvcache.attention import attending
+from kvcache.cache import CompressedLayer, Kept, Storage
+from kvcache.observation import LayerObservation, attention_modules, decoder_of, observing, window_of
+from kvcache.selection import Selection
+
+
+@dataclass
+class Prefill:
+    """One forward pass over a context while a press looks on.
+
+    Attributes:
+        model: that reads the context.
+        cache: the transformers cache being filled.
+        layers: index in the model of each layer observed so far.
+        evidence: what the press observed in each of them.
+    """
+
+    model: nn.Module
+    cache: Any = None
+    layers: list[int] = field(default_factory=list)
+    evidence: list[Any] = field(default_factory=list)
+
+    def collect(self, layer: LayerObservation, evidence: Any) -> None:
+        """Remember what was observed in a layer, for when all layers are known."""
+        self.layers.append(layer.index)
+        self.evidence.append(evidence)
+
+    def replace(self, index: int, keys: Tensor, values: Tensor, selection: Selection, next_position: int) -> None:
+        """Put the kept entries (B, H, K, d) in the place of layer `index`'s full ones."""
+        self.cache.layers[index] = CompressedLayer(
+            [
+                kept_entries(keys[row], values[row], selection.counts[row], selection.positions[row], window_of(attention_modules(self.model)[index]))
+                for row in range(keys.shape[0])
+            ],
+            next_position,
+        )
+
+
+class Press(Protocol):
+    """What `compressing` needs of a press."""
+
+    def forward_hook(self, layer: LayerObservation, prefill: Prefill) -> None:
+        """Called after each layer's attention, in the prefill only."""
+
+    def finish(self, prefill: Prefill) -> None:
+        """Called when the prefill's forward pass is over."""
+
+
+def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None) -> Kept:
+    """Entries (H, K, d) of which head h keeps the first `counts[h]`, as stored in one layer for one variant."""
+    storage = Storage(keys, values, positions if window is not None else None, window)
+    return Kept(storage, None if bool((counts == keys.shape[1]).all()) else counts)
+
+
+@contextmanager
+def compressing(model: nn.Module, press: Press) -> Iterator[nn.Module]:
+    """Inside, every prefill of `model` (a forward pass on an empty cache) leaves a cache compressed by `press`.
+
+    Decoding and `model.generate` work inside the block. Hidden states keep their full length; only the cache shrinks.
+    """
+    prefill = Prefill(model)
+
+    def on_layer(layer: LayerObservation, cache: Any) -> None:
+        if prefill.cache is not cache:
+            prefill.cache = cache
+            prefill.layers.clear()
+            prefill.evidence.clear()
+        press.forward_hook(layer, prefill)
+
+    def on_end(cache: Any) -> None:
+        prefill.cache = cache
+        press.finish(prefill)
+        prefill.cache = None
+
+    with attending(model), observing(model, on_layer, on_end):
+        yield model
+
+
+@contextmanager
+def chunking(model: nn.Module, size: int | None) -> Iterator[None]:
+    """Inside, a prefill runs layer by layer in chunks of `size` tokens, so that activations do not grow with the context. Exact.
+
+    Every layer reads all chunks before the next one begins, so a press still sees a layer's hidden states whole, and they still die
+    with the layer. To be used inside `attending(model)`, where transformers builds no mask. `None` changes nothing.
+
+    Raises:
+        ValueError: `size` is not positive.
+    """
+    if size is None:
+        yield
+        return
+    if size < 1:
+        raise ValueError(f"prefill_chunk={size} must be a positive number of tokens, or null to read the context in one piece")
+    waiting: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+
+    def first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        hidden, rest = (args[0], kwargs) if args else (kwargs["hidden_states"], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+        if hidden.shape[1] <= size:
+            return None
+        waiting[id(layer)] = (hidden, rest)
+        return (hidden[:, :size],), _slice(rest, 0, size, hidden.shape[1])
+
+    def others(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if id(layer) not in waiting:
+            return None
+        hidden, rest = waiting.pop(id(layer))
+        tokens = hidden.shape[1]
+        parts = [_hidden(output)]
+        for start in range(size, tokens, size):
+            stop = min(start + size, tokens)
+            parts.append(_hidden(layer.forward(hidden[:, start:stop], **_slice(rest, start, stop, tokens))))
+        whole = torch.cat(parts, dim=1)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    with ExitStack() as stack:
+        for layer in decoder_of(model).layers:  # type: ignore[union-attr]
+            stack.callback(layer.register_forward_pre_hook(first, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(others, with_kwargs=True).remove)
+        yield
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _slice(arguments: dict[str, Any], start: int, stop: int, tokens: int) -> dict[str, Any]:
+    """The arguments of a decoder layer cut to positions start:stop: whatever has the length of the context in its token dimension."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.dim() == 1 and value.shape[0] == tokens:
+                return value[start:stop]
+            return value[:, start:stop] if value.dim() >= 2 and value.shape[1] == tokens else value
+        return tuple(cut(part) for part in value) if isinstance(value, tuple) else value
+
+    return {name: cut(value) for name, value in arguments.items()}
+
+
+def stack_nested(keys: Tensor, values: Tensor, keeps: Sequence[Tensor], window: int | None) -> list[Kept]:
+    """Variants of one layer, sharing memory where their kept sets are nested.
+
+    Entries are ordered by how many variants keep them; a variant whose set is a prefix of that order in every head reads the shared
+    storage, any other gets one of its own.
+
+    Args:
+        keys: (H, T, d) full keys of the layer.
+        values: (H, T, d).
+        keeps: per variant a (H, T) bool mask.
+        window: the layer's sliding window or None.
+    """
+    masks = torch.stack(list(keeps))  # (V, H, T)
+    counts = masks.sum(-1)  # (V, H)
+    order = masks.sum(0).sort(dim=-1, descending=True, stable=True).indices  # (H, T)
+    ranked = masks.gather(-1, order.expand_as(masks))
+    prefix = torch.arange(masks.shape[-1], device=masks.device) < counts[..., None]
+    nested = (ranked == prefix).flatten(1).all(-1)
+    length = int(counts[nested].max()) if bool(nested.any()) else 0
+    shared = _ordered(keys, values, order[:, :length], window) if length else None
+    kept = []
+    for variant, is_nested in enumerate(nested.tolist()):
+        if is_nested and shared is not None:
+            kept.append(Kept(shared, None if bool((counts[variant] == length).all()) else counts[variant]))
+        else:
+            alone = Selection(masks[variant][None])
+            positions = alone.positions[0]
+            kept.append(kept_entries(_rows(keys, positions), _rows(values, positions), counts[variant], positions, window))
+    return kept
+
+
+def _ordered(keys: Tensor, values: Tensor, order: Tensor, window: int | None) -> Storage:
+    return Storage(_rows(keys, order), _rows(values, order), order if window is not None else None, window)
+
+
+def _rows(entries: Tensor, positions: Tensor) -> Tensor:
+    """(H, T, d) at (H, K) positions: (H, K, d)."""
+    return entries.gather(1, positions[..., None].expand(*positions.shape, entries.shape[-1]))

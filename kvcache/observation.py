@@ -1,0 +1,302 @@
+"""Watching a prefill: after each layer's attention, what a press may look at."""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kvcache.projections import head_size, keys_before_rope, kv_heads, queries_before_rope, query_heads, rotate
+
+Result = TypeVar("Result")
+
+QUERY_BLOCK = 256
+"""Queries per step where attention of all queries is summed, so that nothing of size T x T exists."""
+
+
+class Scorer(Protocol):
+    """A press that scores entries: what `LayerObservation.score` needs of it."""
+
+    def score(self, layer: LayerObservation) -> Tensor:
+        """(B, H, T) scores, higher is kept longer."""
+
+    def identity(self) -> Hashable:
+        """Equal for presses that score alike, whatever their budget."""
+
+
+@dataclass(frozen=True)
+class LayerObservation:
+    """One layer in the moment after its attention read the whole context. Read only: nothing here may be modified.
+
+    Attributes:
+        index: of the layer in the model.
+        module: the attention module.
+        hidden: (B, T, D) input of the attention, after the layer's input norm.
+        keys: (B, H, T, d) as cached, after rotary embedding.
+        values: (B, H, T, d) as cached.
+        cos: (B or 1, T, r) rotary factors of the context's positions.
+        sin: like cos.
+        rope: positions (n,) to (cos, sin), each (1, n, r), for this layer's kind of rotary embedding.
+        fingerprint: 32-bit content hash of the context's token ids, for seeded randomness.
+    """
+
+    index: int
+    module: nn.Module
+    hidden: Tensor
+    keys: Tensor
+    values: Tensor
+    cos: Tensor
+    sin: Tensor
+    rope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    fingerprint: int
+    _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number T of context tokens."""
+        return self.keys.shape[2]
+
+    @property
+    def kv_heads(self) -> int:
+        """Number H of KV heads."""
+        return kv_heads(self.module)
+
+    @property
+    def group(self) -> int:
+        """Number G of query heads per KV head."""
+        return query_heads(self.module) // kv_heads(self.module)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the attention logits, 1/sqrt(d) in most models."""
+        return float(getattr(self.module, "scaling", head_size(self.module) ** -0.5))
+
+    def once(self, name: Hashable, compute: Callable[[], Result]) -> Result:
+        """`compute()`, remembered for this layer under `name`, so that presses built on the same thing pay once."""
+        if name not in self._memo:
+            self._memo[name] = compute()
+        result: Result = self._memo[name]
+        return result
+
+    def score(self, scorer: Scorer) -> Tensor:
+        """(B, H, T) scores of `scorer`, computed once however many presses use it.
+
+        Raises:
+            ValueError: the scores do not have this shape, or contain NaN.
+        """
+
+        def compute() -> Tensor:
+            scores = scorer.score(self)
+            if scores.shape != self.keys.shape[:3]:
+                raise ValueError(f"{type(scorer).__name__}.score must return (B, H, T)={tuple(self.keys.shape[:3])}, got {tuple(scores.shape)}")
+            if scores.isnan().any():
+                raise ValueError(f"{type(scorer).__name__}.score gave NaN in layer {self.index}")
+            return scores
+
+        return self.once(("score", scorer.identity()), compute)
+
+    def queries_before_rope(self, last: int | None = None) -> Tensor:
+        """(B, H * G, n, d) queries of the last n positions (all by default), before rotary embedding."""
+
+        def compute() -> Tensor:
+            self._check_projection()
+            return queries_before_rope(self.module, self.hidden[:, -last:] if last else self.hidden)
+
+        return self.once(("queries before rope", last or self.tokens), compute)
+
+    def keys_before_rope(self) -> Tensor:
+        """(B, H, T, d) keys before rotary embedding."""
+        return self.once("keys before rope", lambda: keys_before_rope(self.module, self.hidden))
+
+    def queries(self, last: int | None = None) -> Tensor:
+        """(B, H * G, n, d) queries of the last n positions (all by default), as the attention used them."""
+        n = min(last or self.tokens, self.tokens)
+        return self.once(("queries", n), lambda: rotate(self.queries_before_rope(n), self.cos[:, -n:], self.sin[:, -n:]))
+
+    def window_attention(self, last: int) -> Tensor:
+        """(B, H * G, n, T) causal attention of the last n = min(last, T) queries to all keys; softmax in float32, in the queries' dtype."""
+        n = min(last, self.tokens)
+        return self.once(("window attention", n), lambda: self._attention(self.queries(n), self.tokens - n))
+
+    def attention_column_sums(self) -> Tensor:
+        """(B, H * G, T) float32: attention that each position receives, summed over all queries, block by block."""
+
+        def compute() -> Tensor:
+            queries = self.queries()
+            sums = queries.new_zeros(*queries.shape[:2], self.tokens, dtype=torch.float32)
+            for start in range(0, self.tokens, QUERY_BLOCK):
+                block = self._attention(queries[:, :, start : start + QUERY_BLOCK], start)
+                sums[..., : block.shape[-1]] += block.float().sum(2)
+            return sums
+
+        return self.once("attention column sums", compute)
+
+    def _attention(self, queries: Tensor, start: int) -> Tensor:
+        """(B, H * G, n, start + n): causal attention of queries at positions start, start + 1, … (B, H * G, n, d)."""
+        n = queries.shape[2]
+        grouped = queries.unflatten(1, (self.kv_heads, self.group)).flatten(2, 3)  # (B, H, G * n, d)
+        logits = grouped @ self.keys[:, :, : start + n].transpose(2, 3) * self.scale
+        logits = logits.unflatten(2, (self.group, n))
+        future = torch.ones(n, n, dtype=torch.bool, device=logits.device).triu(1)
+        logits[..., start:].masked_fill_(future, float("-inf"))
+        return logits.softmax(-1, dtype=torch.float32).to(queries.dtype).flatten(1, 2)
+
+    def _check_projection(self) -> None:
+        """Refuse an attention family whose projections we would recompute wrongly: recomputed keys must equal the cached ones."""
+
+        def compute() -> bool:
+            n = min(2, self.tokens)
+            again = rotate(keys_before_rope(self.module, self.hidden[:, -n:]), self.cos[:, -n:], self.sin[:, -n:])
+            close = torch.allclose(again.float(), self.keys[:, :, -n:].float(), rtol=2e-2, atol=2e-2 * float(self.keys.abs().max()))
+            if not close:
+                raise ValueError(
+                    f"the keys of {type(self.module).__name__} cannot be recomputed from its projections, so presses that need queries "
+                    "would be silently wrong on this model; use presses that score keys and values (knorm, keydiff, …)"
+                )
+            return close
+
+        self.once("projection checked", compute)
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The stack of decoder layers inside `model` (the text model of a multimodal one)."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    if not hasattr(decoder, "layers"):
+        raise ValueError(f"{type(model).__name__} has no decoder with `layers`: longpress supports decoder-only transformers")
+    return decoder
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The self-attention module of every decoder layer, in order."""
+    modules = [layer.self_attn for layer in decoder_of(model).layers if hasattr(layer, "self_attn")]  # type: ignore[union-attr]
+    if not modules:
+        raise ValueError(f"{type(model).__name__} has no layer with `self_attn`: there is no KV cache to compress")
+    return modules
+
+
+def cache_keyword(module: nn.Module) -> str:
+    """Name of the argument that carries the cache: `past_key_values`, since transformers 5.24 `cache`."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+def window_of(module: nn.Module) -> int | None:
+    """Tokens that a sliding-window attention sees, None for full attention."""
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window  # type: ignore[return-value]
+    config: Any = module.config
+    window: int | None = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    layer_types = getattr(config, "layer_types", None)
+    if window and layer_types and layer_types[module.layer_idx] != "sliding_attention":
+        return None
+    return window
+
+
+def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
+    """Whether this layer is not compressed: a sliding-window layer already forgets, so presses leave it as it is.
+
+    A model in which every layer has a window that covers the whole context behaves as one with full attention and is compressed as such.
+
+    Raises:
+        ValueError: every layer has a window shorter than the context, so nothing could be compressed.
+    """
+    window = window_of(module)
+    if window is None:
+        return False
+    windows = [window_of(other) for other in attention_modules(model)]
+    if None in windows:
+        return True
+    if window < tokens:
+        raise ValueError(
+            f"every layer of {type(model).__name__} attends within a sliding window of {window} tokens, fewer than the context's {tokens}: "
+            "there is nothing left for a press to compress; use contexts within the window or a model with full-attention layers"
+        )
+    return False
+
+
+@contextmanager
+def observing(
+    model: nn.Module, on_layer: Callable[[LayerObservation, Any], None], on_end: Callable[[Any], None] | None = None
+) -> Iterator[None]:
+    """Inside, every prefill (a forward pass on an empty cache) calls `on_layer(observation, cache)` after each compressible layer's
+    attention, and `on_end(cache)` after the pass. Decoding steps call nothing. Hidden states are kept for one layer at a time.
+
+    Raises:
+        ValueError: a batch with padding (contexts of different lengths cannot share a prefill).
+    """
+    decoder = decoder_of(model)
+    modules = attention_modules(model)
+    prefill: dict[str, Any] = {}
+    parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        prefill.clear()
+        parts.clear()
+        cache = _cache(kwargs)
+        past = 0 if cache is None else cache.get_seq_length()
+        inputs = args[0] if args else kwargs.get("input_ids")
+        inputs = kwargs["inputs_embeds"] if inputs is None else inputs
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
+            raise ValueError("padded batches cannot be compressed together: give one context at a time, or contexts of equal length without padding")
+        if past == 0:
+            prefill.update(tokens=inputs.shape[1], fingerprint=zlib.crc32(inputs.detach().cpu().float().numpy().tobytes()))
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        cache = _cache(kwargs)
+        if not prefill or cache is None:
+            return
+        prefill["cache"] = cache
+        if is_left_whole(model, module, prefill["tokens"]):
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cos, sin = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]
+        index: int = module.layer_idx  # type: ignore[assignment]
+        seen = parts.setdefault(index, [])
+        seen.append((hidden, cos, sin))
+        if sum(part[0].shape[1] for part in seen) < prefill["tokens"]:
+            return
+        hidden, cos, sin = (tensors[0] if len(seen) == 1 else torch.cat(tensors, 1) for tensors in zip(*parts.pop(index), strict=True))
+        stored, rope = cache.layers[index], _rope(decoder, module, hidden)
+        with torch.no_grad():
+            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, prefill["fingerprint"]), cache)
+
+    def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if "cache" in prefill and on_end is not None:
+            with torch.no_grad():
+                on_end(prefill["cache"])
+        prefill.clear()
+        parts.clear()
+
+    with ExitStack() as stack:
+        hooks = [decoder.register_forward_pre_hook(begin, with_kwargs=True), decoder.register_forward_hook(end, with_kwargs=True)]
+        hooks += [module.register_forward_hook(watch, with_kwargs=True) for module in modules]
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield
+
+
+def _cache(kwargs: dict[str, Any]) -> Any:
+    cache = kwargs.get("cache")
+    return kwargs.get("past_key_values") if cache is None else cache
+
+
+def _rope(decoder: nn.Module, module: nn.Module, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The model's own rotary embedding for any positions; Gemma3 keeps one per kind of layer."""
+    embedding: Any = decoder.rotary_emb
+    kind = getattr(module, "layer_type", None)
+    per_kind = kind is not None and hasattr(embedding, f"{kind}_inv_freq")
+    sample = like[:1, :1]
+
+    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = embedding(sample, positions[None], kind) if per_kind else embedding(sample, positions[None])
+        return cos, sin
+
+    return rope

@@ -1,0 +1,86 @@
+"""Queries and keys before and after rotary embedding, recomputed from a layer's hidden states, for each attention family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def head_size(module: nn.Module) -> int:
+    """Size d of one head. Configurations of Qwen2 and Phi3 do not name it, their attention modules do."""
+    return int(module.head_dim)  # type: ignore[arg-type]
+
+
+def query_heads(module: nn.Module) -> int:
+    """Number H * G of query heads."""
+    return int(module.config.num_attention_heads)  # type: ignore[union-attr]
+
+
+def kv_heads(module: nn.Module) -> int:
+    """Number H of KV heads."""
+    return int(module.config.num_key_value_heads)  # type: ignore[union-attr]
+
+
+def queries_before_rope(module: nn.Module, hidden: Tensor) -> Tensor:
+    """(B, T, D) hidden states, after the layer's input norm, to queries (B, H * G, T, d) before rotary embedding."""
+    n_heads, size = query_heads(module), head_size(module)
+    if hasattr(module, "q_proj"):
+        flat = module.q_proj(hidden)
+    elif hasattr(module, "qkv_proj"):  # Phi3: queries, keys, values fused in this order
+        flat = nn.functional.linear(hidden, module.qkv_proj.weight[: n_heads * size], _slice(module.qkv_proj.bias, 0, n_heads * size))
+    else:
+        raise ValueError(_unknown(module, "q_proj or qkv_proj"))
+    return _heads(flat, size, getattr(module, "q_norm", None))
+
+
+def keys_before_rope(module: nn.Module, hidden: Tensor) -> Tensor:
+    """(B, T, D) hidden states, after the layer's input norm, to keys (B, H, T, d) before rotary embedding."""
+    n_heads, size = kv_heads(module), head_size(module)
+    if hasattr(module, "k_proj"):
+        flat = module.k_proj(hidden)
+    elif hasattr(module, "qkv_proj"):
+        start = query_heads(module) * size
+        stop = start + n_heads * size
+        flat = nn.functional.linear(hidden, module.qkv_proj.weight[start:stop], _slice(module.qkv_proj.bias, start, stop))
+    else:
+        raise ValueError(_unknown(module, "k_proj or qkv_proj"))
+    return _heads(flat, size, getattr(module, "k_norm", None))
+
+
+def output_weight(module: nn.Module) -> Tensor:
+    """(H * G, d, D): the slice of the output projection that each query head's result passes through."""
+    weight = module.o_proj.weight  # type: ignore[union-attr]
+    return weight.T.reshape(query_heads(module), head_size(module), -1)  # type: ignore[union-attr, operator, no-any-return]
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embedding to (B, *, T, d); cos and sin (B or 1, T, r) with r <= d (r < d: partial rotary, the rest passes unchanged).
+
+    The halves convention of Llama and its kin: dimension i is paired with i + r / 2.
+    """
+    cos, sin = cos[:, None].to(states.dtype), sin[:, None].to(states.dtype)
+    size = cos.shape[-1]
+    turned, rest = states[..., :size], states[..., size:]
+    half = size // 2
+    crossed = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+    turned = turned * cos + crossed * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def _heads(flat: Tensor, size: int, norm: nn.Module | None) -> Tensor:
+    """(B, T, heads * d) to (B, heads, T, d), with the query or key norm of Qwen3, Gemma3 (per head) or OLMo2 (over all heads)."""
+    weight: Any = getattr(norm, "weight", None)
+    if norm is not None and weight is not None and weight.shape[-1] == flat.shape[-1] != size:
+        flat, norm = norm(flat), None
+    split = flat.unflatten(-1, (-1, size))
+    return (norm(split) if norm is not None else split).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _slice(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if bias is None else bias[start:stop]
+
+
+def _unknown(module: nn.Module, wanted: str) -> str:
+    return f"{type(module).__name__} has no {wanted}: longpress does not know how this attention computes its queries and keys"

@@ -1,0 +1,50 @@
+"""AdaKV: let the heads of a layer compete for its budget.
+
+All scores of a layer are ranked together; each head is sure of its best `alpha_safeguard` share of the even budget.
+Source: Feng et al. 2024, arXiv 2407.11550.
+Differs: head-wise budgets are real: entries leave memory instead of being masked.
+Cost: one sort over all entries of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcache.selection import Selection, budget
+from presses.scorer import ScorerPress
+from presses.snapkv import SnapKVPress
+from presses.wrapper import WrapperPress
+
+
+@dataclass(frozen=True)
+class AdaKVPress(WrapperPress):
+    """Head-wise budgets; the total of a layer is that of the even split.
+
+    Attributes:
+        press: whose scores are ranked.
+        compression_ratio: fraction of a layer's entries removed, in [0, 1).
+        alpha_safeguard: share of the even budget that every head keeps in any case, in [0, 1].
+    """
+
+    press: ScorerPress = SnapKVPress()
+    compression_ratio: float | None = None  # type: ignore[assignment]
+    alpha_safeguard: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse a share outside [0, 1]."""
+        super().__post_init__()
+        if not 0 <= self.alpha_safeguard <= 1:
+            raise ValueError(f"alpha_safeguard={self.alpha_safeguard} must lie in [0, 1]: it is a share of the even budget")
+
+    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+        """The best entries over all heads of a layer, `H * budget(T, ratio)` of them."""
+        return [self._select(scores, budget(scores.shape[-1], ratio)) for scores in evidence]
+
+    def _select(self, scores: Tensor, kept: int) -> Selection:
+        safe = max(1, int(kept * self.alpha_safeguard)) if self.alpha_safeguard else 0
+        scores = scores.masked_fill(Selection.top(scores, safe).keep, torch.finfo(scores.dtype).max)
+        return Selection(Selection.top(scores.flatten(1)[:, None], kept * scores.shape[1]).keep.view_as(scores))

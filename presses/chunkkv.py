@@ -1,0 +1,67 @@
+"""ChunkKV: keep whole chunks of neighbouring tokens.
+
+Scores are summed over heads and averaged per chunk of `chunk_length` tokens; the best chunks stay, the same ones for all heads.
+Source: Liu et al. 2025, arXiv 2502.00299.
+Differs: every context of a batch chooses for itself. The budget is a number of chunks, so the kept length is a multiple of the chunk
+length (or less, if the short last chunk is kept).
+Cost: that of the press inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcache.selection import Selection, budget
+from presses.scorer import ScorerPress
+from presses.snapkv import SnapKVPress
+from presses.wrapper import WrapperPress
+
+
+@dataclass(frozen=True)
+class ChunkKVPress(WrapperPress):
+    """Semantic chunks instead of single tokens.
+
+    Attributes:
+        press: whose scores are averaged.
+        compression_ratio: fraction of chunks removed, in [0, 1).
+        chunk_length: tokens per chunk.
+    """
+
+    press: ScorerPress = SnapKVPress()
+    compression_ratio: float | None = None  # type: ignore[assignment]
+    chunk_length: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse empty chunks."""
+        super().__post_init__()
+        if self.chunk_length < 1:
+            raise ValueError(f"chunk_length={self.chunk_length} must be at least 1 token")
+
+    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+        """The best chunks, whole; a context shorter than one chunk is left to the press inside."""
+        if evidence[0].shape[-1] < self.chunk_length:
+            return self.press.select(evidence, ratio)
+        return [self._select(scores, ratio) for scores in evidence]
+
+    def _select(self, scores: Tensor, ratio: float) -> Selection:
+        tokens = scores.shape[-1]
+        chunks = math.ceil(tokens / self.chunk_length)
+        chunk = torch.arange(tokens, device=scores.device) // self.chunk_length  # (T,)
+        summed = scores.new_zeros(scores.shape[0], chunks).index_add_(1, chunk, scores.sum(1))
+        means = summed / torch.bincount(chunk)
+        kept = Selection.top(means[:, None], budget(chunks, ratio)).keep  # (B, 1, chunks)
+        return Selection(kept[..., chunk].expand_as(scores))
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """Whole chunks: the last one may be short."""
+        if tokens < self.chunk_length:
+            return self.press.entries(layers, heads, tokens, ratio)
+        chunks = math.ceil(tokens / self.chunk_length)
+        most = min(tokens, budget(chunks, ratio) * self.chunk_length)
+        short = chunks * self.chunk_length - tokens
+        return layers * heads * (most if most == tokens else most - short), layers * heads * most

@@ -1,0 +1,78 @@
+"""Key re-rotation: give kept keys neighbouring positions, as if the evicted tokens had never been there.
+
+The key kept at rank m, cached at position p, is rotated by m - p; the question continues at the number of kept entries.
+Source: Xiao et al. 2023 (StreamingLLM's positions within the cache), arXiv 2309.17453; kvpress 0.5.5.
+Differs: works inside other wrappers, and with every kind of rotary embedding that scales angles (the model's own cosines and sines are
+used). Refused where sliding-window layers, left whole, would keep their old positions.
+Cost: one rotation per kept key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcache.observation import LayerObservation
+from kvcache.projections import rotate
+from kvcache.selection import Selection
+from presses.base import BasePress
+from presses.knorm import KnormPress
+from presses.wrapper import WrapperPress
+
+
+@dataclass(frozen=True)
+class Moved(Selection):
+    """A selection whose entries move together.
+
+    Attributes:
+        rope: positions (n,) to (cos, sin), each (1, n, r).
+    """
+
+    rope: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class KeyRerotationPress(WrapperPress):
+    """New positions for what another press keeps.
+
+    Attributes:
+        press: that selects.
+        compression_ratio: fraction of entries removed, in [0, 1).
+    """
+
+    press: BasePress = KnormPress()
+    compression_ratio: float | None = None  # type: ignore[assignment]
+
+    def observe(self, layer: LayerObservation) -> tuple[Any, Any]:
+        """What the press inside observes, and the layer's rotary embedding."""
+        return self.press.observe(layer), layer.rope
+
+    def select(self, evidence: Sequence[tuple[Any, Any]], ratio: float) -> list[Selection]:
+        """What the press inside selects."""
+        inner = self.press.select([seen for seen, _ in evidence], ratio)
+        return [Moved(selection.keep, rope) for selection, (_, rope) in zip(inner, evidence, strict=True)]
+
+    def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Kept keys turned from their old to their new positions; values as the press inside gives them."""
+        keys, values = self.press.apply(keys, values, selection)
+        assert isinstance(selection, Moved)
+        old = selection.positions  # (B, H, K), rising
+        cos, sin = selection.rope(torch.arange(selection.keep.shape[-1], device=keys.device))
+        cos, sin = cos[0].float(), sin[0].float()  # (T, r)
+        size = torch.hypot(cos[0, 0], sin[0, 0])  # attention scaling of YaRN and its kin, already in the cached keys
+        new = torch.arange(old.shape[-1], device=keys.device)
+        # cos(new - old) and sin(new - old), from the model's own tables
+        turn_cos = (cos[new] * cos[old] + sin[new] * sin[old]) / size**2  # (B, H, K, r)
+        turn_sin = (sin[new] * cos[old] - cos[new] * sin[old]) / size**2
+        turned = rotate(keys.flatten(0, 1)[:, None], turn_cos.flatten(0, 1), turn_sin.flatten(0, 1))
+        return turned.view_as(keys).to(keys.dtype), values
+
+    def next_position(self, selections: Sequence[Selection]) -> int:
+        """The number of kept entries (of the fullest head)."""
+        return max(int(selection.counts.max()) for selection in selections)
+
+

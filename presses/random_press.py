@@ -1,0 +1,34 @@
+"""Random: keep random entries, the floor that every method has to beat.
+
+score_t uniform in [0, 1), from a generator of its own per seed, layer and context.
+Source: none.
+Differs: reproducible on any device and independent of what ran before (kvpress draws from the global generator, or repeats the same
+positions in every layer).
+Cost: nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcache.observation import LayerObservation
+from presses.scorer import ScorerPress
+
+
+@dataclass(frozen=True)
+class RandomPress(ScorerPress):
+    """Random scores.
+
+    Attributes:
+        seed: of the draw, together with the layer and the content of the context.
+    """
+
+    seed: int = 0
+
+    def score(self, layer: LayerObservation) -> Tensor:
+        """(B, H, T) uniform numbers."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + layer.index) * 2**32 + layer.fingerprint)
+        return torch.rand(layer.keys.shape[:3], generator=generator).to(layer.keys.device)

@@ -1,0 +1,59 @@
+"""Presses built on the scores of another press."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from kvcache.compressing import Prefill
+from kvcache.observation import LayerObservation
+from kvcache.selection import Selection, check_ratio
+from presses.base import BasePress
+
+
+class WrapperPress(BasePress):
+    """A press that changes how another press's evidence becomes a selection, or how a selection is applied.
+
+    Subclasses are frozen dataclasses with the fields `press` (first) and `compression_ratio: float | None = None`; without a ratio of
+    its own, a wrapper takes that of the press inside: `AdaKVPress(SnapKVPress(0.5))`.
+    """
+
+    press: BasePress
+
+    def __post_init__(self) -> None:
+        """Refuse a ratio outside [0, 1), and anything inside that is not a press."""
+        if not isinstance(self.press, BasePress):
+            raise ValueError(f"{type(self).__name__} is built on a press, got {self.press!r}; give it one such as SnapKVPress()")
+        ratio = self.press.compression_ratio if self.compression_ratio is None else self.compression_ratio
+        object.__setattr__(self, "compression_ratio", check_ratio(ratio))
+
+    def observe(self, layer: LayerObservation) -> Any:
+        """What the press inside observes."""
+        return self.press.observe(layer)
+
+    def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
+        """What the press inside probes."""
+        return self.press.probe(prefill, evidence)
+
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
+        """What the press inside selects."""
+        return self.press.select(evidence, ratio)
+
+    def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """As the press inside does."""
+        return self.press.apply(keys, values, selection)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether neither this press nor the one inside changes entries."""
+        return type(self).apply is WrapperPress.apply and self.press.gathers
+
+    def next_position(self, selections: Sequence[Selection]) -> int:
+        """As the press inside does."""
+        return self.press.next_position(selections)
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """As the press inside does."""
+        return self.press.entries(layers, heads, tokens, ratio)
