@@ -1,0 +1,229 @@
+"""RULER: thirteen synthetic tasks of any length: needles, variable tracking, word counting, questions among documents.
+
+Source: Hsieh et al. 2024, arXiv 2404.06654; NVIDIA/RULER at c3f5e3b (Apache-2.0).
+
+Rows are generated for the tokenizer of the model under test (`source=generated`), or read as they were made elsewhere: official
+`<path>/<task>/validation.jsonl`, or the columns of the hub set simonjegou/ruler. `length` counts context, question, answer prefix and
+the tokens to generate, as in the original. The score is the official one: the share of references found in the answer (any of them
+for questions), upper and lower case alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks import haystack, ruler_questions, ruler_recipes, ruler_rows
+from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
+from benchmarks.ruler_fit import Draft, Fitted, Meter, Recipe, fit
+from benchmarks.ruler_prompts import TASKS, RulerTask, find_evidence
+
+SOURCES = ("generated", "files", "hub")
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_VT_EXAMPLE_TOKENS = 500
+
+
+@dataclass(frozen=True)
+class RulerBenchmark(Benchmark):
+    """Options of RULER; the defaults need no network and no file.
+
+    Raises:
+        ValueError: an unknown task, source, haystack or origin of questions, or a number out of range.
+    """
+
+    version: ClassVar[str] = "1"
+    metrics: ClassVar[Mapping[str, str]] = {name: task.metric for name, task in TASKS.items()}
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    length: int = 2048
+    """Tokens of a whole prompt and its answer; of the hub set, the configuration to read (4096, 8192 or 16384)."""
+    samples_per_task: int = 500
+    """Rows to generate or read; the embedded HotpotQA questions end earlier (61)."""
+    seed: int = 42
+    source: str = "generated"
+    """"generated", "files" (see `path`) or "hub" (downloads simonjegou/ruler)."""
+    path: str = ""
+    """source=files: a folder with `<task>/validation.jsonl`, or one .jsonl or .parquet file in the hub set's columns."""
+    haystack: str = "auto"
+    """Prose around needles: "essays" (Paul Graham), "walden" (embedded), "auto" (essays if installed), "hub" (downloads)."""
+    haystack_path: str = ""
+    """A folder of .txt files, a .txt file, or RULER's PaulGrahamEssays.json."""
+    questions: str = "embedded"
+    """Questions of qa_1 and qa_2: "embedded" (small subsets) or "hub" (downloads SQuAD 2.0 and HotpotQA)."""
+    squad_path: str = ""
+    """Official SQuAD JSON file for qa_1."""
+    hotpotqa_path: str = ""
+    """Official HotpotQA distractor JSON file for qa_2."""
+    template_tokens: int = 0
+    """Tokens of the model's chat template, taken off `length` as the original does for its model templates."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run before a model loads."""
+        check_tasks(self.tasks, tuple(TASKS), "ruler")
+        for name, value, least in (
+            ("length", self.length, 1),
+            ("samples_per_task", self.samples_per_task, 1),
+            ("template_tokens", self.template_tokens, 0),
+        ):
+            if value < least:
+                raise ValueError(f"ruler: {name}={value} must be at least {least}")
+        for name, choice, known in (
+            ("source", self.source, SOURCES),
+            ("haystack", self.haystack, haystack.KINDS),
+            ("questions", self.questions, ruler_questions.ORIGINS),
+        ):
+            if choice not in known:
+                raise ValueError(f"ruler: {name}={choice!r} is not known; choose one of {', '.join(known)}")
+        if (self.source == "files") != bool(self.path):
+            raise ValueError(
+                "ruler: source=files and path=FOLDER_OR_FILE go together; " + ("give path" if not self.path else "set source=files")
+            )
+
+    def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
+        """Yield the samples task by task; see `Benchmark.samples`.
+
+        Raises:
+            ValueError: the prompts do not fit the window (RULER has no rule to cut them), `length` is too short for a task, or
+                rows, texts or questions are missing.
+        """
+        wanted = self.samples_per_task if limit is None else min(limit, self.samples_per_task)
+        if self.source == "generated":
+            if self.length > window:
+                raise ValueError(f"ruler: length={self.length} exceeds the model's window of {window} tokens; choose a shorter length")
+            meter = Meter(tokenizer)
+            for task in self.tasks:
+                yield from self._generated(task, meter, wanted)
+            return
+        folder = Path(self.path).expanduser()
+        if self.path and folder.is_dir():
+            read = (ruler_rows.from_folder(folder, task, wanted) for task in self.tasks)
+        else:
+            rows = ruler_rows.from_table(self.path, self.length)
+            where = self.path or f"hub {ruler_rows.HUB} {self.length}"
+            read = (ruler_rows.from_rows(rows, task, wanted, where) for task in self.tasks)
+        for samples in read:
+            for sample in samples:
+                self._check_window(sample, tokenizer, window)
+                yield sample
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """Share of the references contained in the prediction; for questions, whether any is. Control characters become line breaks."""
+        text = _CONTROL.sub("\n", prediction.strip()).strip().lower()
+        found = [str(reference).lower() in text for reference in sample.references]
+        metric = self.metrics[sample.task]
+        if not found:
+            return {metric: 0.0}
+        return {metric: float(any(found)) if metric == "string_match_part" else sum(found) / len(found)}
+
+    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+        """Rows of RULER's prediction files: `pred`, `outputs`, and the task from the row where it is not given."""
+        for line, row in rows:
+            name = task if task is not None else row.get("task")
+            if name is None:
+                raise ValueError(f"line {line}: no field 'task'; name it on the command line: ruler/TASK with one of {', '.join(TASKS)}")
+            if name not in TASKS:
+                raise ValueError(f"line {line}: ruler has no task {name!r}; its tasks are {', '.join(TASKS)}")
+            if not isinstance(row.get("pred"), str):
+                raise ValueError(f"line {line}: the field 'pred' is missing or not text")
+            references = ruler_rows.texts(row, "outputs" if "outputs" in row else "output", f"line {line}")
+            text = str(row.get("input", ""))
+            yield Sample(f"{name}/{line}", name, text, "", references, max_new_tokens=TASKS[name].max_new_tokens), row["pred"]
+
+    def _generated(self, name: str, meter: Meter, wanted: int) -> Iterator[Sample]:
+        task = TASKS[name]
+        budget = self.length - task.max_new_tokens - self.template_tokens
+        origin = {"source": "generated", "seed": self.seed, **self._origin(task, name)}
+        row, shortest = 0, 0
+        for recipes, facts in self._recipes(task, name, meter):
+            fitted = fit(recipes, meter, budget)
+            if isinstance(fitted, Fitted):
+                yield self._sample(task, f"{name}/{row}", name, fitted, {**origin, **facts})
+                row += 1
+            elif task.kind == "qa":
+                shortest = min(shortest or fitted, fitted)  # this question's own documents are too long: take the next one
+            else:
+                shortest = fitted
+                break
+            if row == wanted:
+                return
+        if shortest and not row:
+            needed = shortest + self.length - budget
+            raise ValueError(
+                f"ruler: length={self.length} is too short for {name} with this tokenizer: it takes {needed}; or drop the task"
+            )
+
+    def _sample(self, task: RulerTask, identity: str, name: str, fitted: Fitted, metadata: dict[str, Any]) -> Sample:
+        draft: Draft = fitted.draft
+        evidence = find_evidence(task, draft.context, draft.references) if draft.evidence is None else draft.evidence
+        note = {"note": fitted.note} if fitted.note else {}
+        length = fitted.tokens + task.max_new_tokens + self.template_tokens
+        return Sample(
+            id=identity,
+            task=name,
+            context=draft.context,
+            question=draft.question,
+            references=draft.references,
+            answer_prefix=draft.answer_prefix,
+            max_new_tokens=task.max_new_tokens,
+            evidence=evidence,
+            metadata={**metadata, "length": length, **note, **draft.facts},
+        )
+
+    def _recipes(self, task: RulerTask, name: str, meter: Meter) -> Iterator[tuple[list[Recipe], dict[str, Any]]]:
+        """Recipes of row after row, without end except for questions."""
+        if task.kind == "qa":
+            found = self._questions(name)
+            for position, question in enumerate(found.questions):
+                yield ruler_recipes.question_answering(task, self._label(name, position), question, found), {"question": position}
+            return
+        prose = haystack.load(self.haystack, self.haystack_path) if task.haystack == "essay" else None
+        lines = self._example_lines(task, meter) if task.kind == "vt" else 0
+        row = 0
+        while True:
+            label = self._label(name, row)
+            yield (
+                {
+                    "niah": lambda: ruler_recipes.niah(task, label, prose),
+                    "vt": lambda: ruler_recipes.variable_tracking(task, label, lines),
+                    "cwe": lambda: ruler_recipes.common_words(task, label, self.length),
+                    "fwe": lambda: ruler_recipes.frequent_words(task, label, self.length),
+                }[task.kind](),
+                {},
+            )
+            row += 1
+
+    def _label(self, name: str, row: int | str) -> str:
+        return f"ruler/{self.version}/{self.seed}/{name}/{self.length}/{row}"
+
+    def _example_lines(self, task: RulerTask, meter: Meter) -> int:
+        """Noise sentences of vt's worked example: as many as 500 tokens hold, 5 at least."""
+
+        def build(size: int) -> Draft:
+            return Draft(ruler_recipes.tracking_example(task, self._label("vt", "example"), size), "", "", ())
+
+        fitted = fit([Recipe(lambda size: build(size), minimum=5, unit_tokens=25)], meter, _VT_EXAMPLE_TOKENS)
+        return 5 if isinstance(fitted, int) else fitted.draft.context.count(ruler_recipes.NOISE)
+
+    def _questions(self, name: str) -> ruler_questions.QuestionSet:
+        return ruler_questions.load(name, self.questions, self.squad_path if name == "qa_1" else self.hotpotqa_path)
+
+    def _origin(self, task: RulerTask, name: str) -> dict[str, str]:
+        if task.kind == "qa":
+            return {"questions": self._questions(name).source}
+        if task.haystack == "essay":
+            return {"haystack": haystack.load(self.haystack, self.haystack_path).source}
+        return {}
+
+    def _check_window(self, sample: Sample, tokenizer: Tokenizer, window: int) -> None:
+        prompt = sample.context + sample.question + sample.answer_prefix
+        if len(prompt.encode()) + sample.max_new_tokens <= window:
+            return  # a token holds at least one byte
+        tokens = len(tokenizer.encode(prompt, add_special_tokens=False)) + sample.max_new_tokens
+        if tokens > window:
+            raise ValueError(
+                f"ruler: row {sample.id} takes {tokens} tokens, the model's window has {window}, and RULER has no rule to cut prompts; "
+                "read shorter rows or use source=generated"
+            )

@@ -1,0 +1,139 @@
+"""Questions and documents for RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), from the embedded subsets, a local file or the hub.
+
+Source: NVIDIA/RULER scripts/data/synthetic/qa.py at c3f5e3b (which paragraphs go with a question). Embedded: the English part of
+    XQuAD (240 paragraphs of SQuAD) and 61 rows of HotpotQA's distractor set, both CC BY-SA 4.0; see data/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.base import local_file
+
+ORIGINS = ("embedded", "hub")
+_DATA = Path(__file__).with_name("data")
+_SQUAD_HUB, _HOTPOT_HUB = "rajpurkar/squad_v2", "hotpotqa/hotpot_qa"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its answers, and the documents that belong to it."""
+
+    text: str
+    answers: tuple[str, ...]
+    needed: tuple[int, ...]
+    """Documents without which it cannot be answered (indexes into `QuestionSet.documents`)."""
+    related: tuple[int, ...]
+    """Documents that are added before random ones: the rest of the article, or the distractors of the row."""
+    evidence: tuple[tuple[int, int, int], ...]
+    """(document, start, end): characters that hold the answer."""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """All questions of one source."""
+
+    questions: tuple[Question, ...]
+    documents: tuple[str, ...]
+    source: str
+    """For records: which file or hub set this is."""
+    together: bool
+    """Whether needed and related documents always stand together in the original (HotpotQA's ten paragraphs)."""
+
+
+@lru_cache(maxsize=4)
+def load(task: str, origin: str = "embedded", path: str = "") -> QuestionSet:
+    """Questions for `qa_1` or `qa_2`.
+
+    Args:
+        task: "qa_1" (SQuAD) or "qa_2" (HotpotQA).
+        origin: one of `ORIGINS`; "hub" downloads the full development set.
+        path: an official JSON file (dev-v2.0.json, hotpot_dev_distractor_v1.json); when given, it is what is read.
+
+    Raises:
+        ValueError: unknown origin, no file at `path`, or a file of another format.
+    """
+    if origin not in ORIGINS:
+        raise ValueError(f"questions={origin!r} is not known; choose one of {', '.join(ORIGINS)}, or give squad_path and hotpotqa_path")
+    squad = task == "qa_1"
+    if not path and origin == "hub":
+        return _squad(_squad_hub(), f"hub {_SQUAD_HUB}") if squad else _hotpotqa(_hotpot_hub(), f"hub {_HOTPOT_HUB}")
+    name = "squad" if squad else "hotpotqa"
+    file = local_file(path or _DATA / f"{name}.json", f"{name}_path", f"name the official {name} JSON file, or leave {name}_path empty")
+    source = file.name if path else ("XQuAD-en, 240 paragraphs (embedded)" if squad else "HotpotQA distractor, 61 rows (embedded)")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return _squad(content["data"], source) if squad else _hotpotqa(content, source)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{name}_path: {file.resolve()} is not an official {name} JSON file ({type(error).__name__}: {error})") from error
+
+
+def _squad(articles: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
+    articles = list(articles)
+    documents = sorted({paragraph["context"] for article in articles for paragraph in article["paragraphs"]})
+    index = {document: position for position, document in enumerate(documents)}
+    questions = []
+    for article in articles:
+        members = [index[paragraph["context"]] for paragraph in article["paragraphs"]]
+        for paragraph in article["paragraphs"]:
+            own = index[paragraph["context"]]
+            related = tuple(dict.fromkeys(member for member in members if member != own))
+            for row in paragraph["qas"]:
+                if row.get("is_impossible") or not row["answers"]:
+                    continue
+                spans = {(own, answer["answer_start"], answer["answer_start"] + len(answer["text"])) for answer in row["answers"]}
+                answers = tuple(answer["text"] for answer in row["answers"])
+                questions.append(Question(row["question"], answers, (own,), related, tuple(sorted(spans))))
+    return QuestionSet(tuple(questions), tuple(documents), source, together=False)
+
+
+def _hotpotqa(rows: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
+    rows = list(rows)
+    documents = sorted({f"{title}\n{''.join(sentences)}" for row in rows for title, sentences in row["context"]})
+    index = {document: position for position, document in enumerate(documents)}
+    questions = []
+    for row in rows:
+        facts = {(title, number) for title, number in row["supporting_facts"]}
+        needed, related, spans = [], [], []
+        for title, sentences in row["context"]:
+            document = index[f"{title}\n{''.join(sentences)}"]
+            begin = len(title) + 1
+            for number, sentence in enumerate(sentences):
+                if (title, number) in facts:
+                    spans.append((document, begin, begin + len(sentence)))
+                begin += len(sentence)
+            (needed if any(title == fact for fact, _ in facts) else related).append(document)
+        questions.append(Question(row["question"], (row["answer"],), tuple(needed), tuple(related), tuple(spans)))
+    return QuestionSet(tuple(questions), tuple(documents), source, together=True)
+
+
+def _squad_hub() -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    articles: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in load_dataset(_SQUAD_HUB, split="validation"):
+        answers = [{"text": text, "answer_start": start} for text, start in zip(*row["answers"].values(), strict=True)]
+        articles.setdefault(row["title"], {}).setdefault(row["context"], []).append({"question": row["question"], "answers": answers})
+    return [
+        {"title": title, "paragraphs": [{"context": text, "qas": rows} for text, rows in texts.items()]}
+        for title, texts in articles.items()
+    ]
+
+
+def _hotpot_hub() -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    return [
+        {
+            "question": row["question"],
+            "answer": row["answer"],
+            "context": list(zip(row["context"]["title"], row["context"]["sentences"], strict=True)),
+            "supporting_facts": list(zip(row["supporting_facts"]["title"], row["supporting_facts"]["sent_id"], strict=True)),
+        }
+        for row in load_dataset(_HOTPOT_HUB, "distractor", split="validation")
+    ]
