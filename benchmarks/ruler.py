@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks import haystack, ruler_questions, ruler_recipes, ruler_rows
+from benchmarks import haystack, ruler_questions, ruler_rows
 from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
-from benchmarks.ruler_fit import Draft, Fitted, Meter, Recipe, fit
-from benchmarks.ruler_prompts import TASKS, RulerTask, find_evidence
+from benchmarks.ruler_fit import Meter
+from benchmarks.ruler_generator import RulerGenerator
+from benchmarks.ruler_prompts import TASKS
 
 SOURCES = ("generated", "files", "hub")
 _CONTROL = re.compile(r"[\x00-\x1f]")
-_VT_EXAMPLE_TOKENS = 500
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ class RulerBenchmark(Benchmark):
         if self.source == "generated":
             if self.length > window:
                 raise ValueError(f"ruler: length={self.length} exceeds the model's window of {window} tokens; choose a shorter length")
-            meter = Meter(tokenizer)
-            for task in self.tasks:
-                yield from self._generated(task, meter, wanted)
+            yield from self._generated(Meter(tokenizer), wanted)
             return
         folder = Path(self.path).expanduser()
         if self.path and folder.is_dir():
@@ -132,90 +130,17 @@ class RulerBenchmark(Benchmark):
             text = str(row.get("input", ""))
             yield Sample(f"{name}/{line}", name, text, "", references, max_new_tokens=TASKS[name].max_new_tokens), row["pred"]
 
-    def _generated(self, name: str, meter: Meter, wanted: int) -> Iterator[Sample]:
-        task = TASKS[name]
-        budget = self.length - task.max_new_tokens - self.template_tokens
-        origin = {"source": "generated", "seed": self.seed, **self._origin(task, name)}
-        row, shortest = 0, 0
-        for recipes, facts in self._recipes(task, name, meter):
-            fitted = fit(recipes, meter, budget)
-            if isinstance(fitted, Fitted):
-                yield self._sample(task, f"{name}/{row}", name, fitted, {**origin, **facts})
-                row += 1
-            elif task.kind == "qa":
-                shortest = min(shortest or fitted, fitted)  # this question's own documents are too long: take the next one
-            else:
-                shortest = fitted
-                break
-            if row == wanted:
-                return
-        if shortest and not row:
-            needed = shortest + self.length - budget
-            raise ValueError(
-                f"ruler: length={self.length} is too short for {name} with this tokenizer: it takes {needed}; or drop the task"
-            )
-
-    def _sample(self, task: RulerTask, identity: str, name: str, fitted: Fitted, metadata: dict[str, Any]) -> Sample:
-        draft: Draft = fitted.draft
-        evidence = find_evidence(task, draft.context, draft.references) if draft.evidence is None else draft.evidence
-        note = {"note": fitted.note} if fitted.note else {}
-        length = fitted.tokens + task.max_new_tokens + self.template_tokens
-        return Sample(
-            id=identity,
-            task=name,
-            context=draft.context,
-            question=draft.question,
-            references=draft.references,
-            answer_prefix=draft.answer_prefix,
-            max_new_tokens=task.max_new_tokens,
-            evidence=evidence,
-            metadata={**metadata, "length": length, **note, **draft.facts},
-        )
-
-    def _recipes(self, task: RulerTask, name: str, meter: Meter) -> Iterator[tuple[list[Recipe], dict[str, Any]]]:
-        """Recipes of row after row, without end except for questions."""
-        if task.kind == "qa":
-            found = self._questions(name)
-            for position, question in enumerate(found.questions):
-                yield ruler_recipes.question_answering(task, self._label(name, position), question, found), {"question": position}
-            return
-        prose = haystack.load(self.haystack, self.haystack_path) if task.haystack == "essay" else None
-        lines = self._example_lines(task, meter) if task.kind == "vt" else 0
-        row = 0
-        while True:
-            label = self._label(name, row)
-            yield (
-                {
-                    "niah": lambda: ruler_recipes.niah(task, label, prose),
-                    "vt": lambda: ruler_recipes.variable_tracking(task, label, lines),
-                    "cwe": lambda: ruler_recipes.common_words(task, label, self.length),
-                    "fwe": lambda: ruler_recipes.frequent_words(task, label, self.length),
-                }[task.kind](),
-                {},
-            )
-            row += 1
-
-    def _label(self, name: str, row: int | str) -> str:
-        return f"ruler/{self.version}/{self.seed}/{name}/{self.length}/{row}"
-
-    def _example_lines(self, task: RulerTask, meter: Meter) -> int:
-        """Noise sentences of vt's worked example: as many as 500 tokens hold, 5 at least."""
-
-        def build(size: int) -> Draft:
-            return Draft(ruler_recipes.tracking_example(task, self._label("vt", "example"), size), "", "", ())
-
-        fitted = fit([Recipe(lambda size: build(size), minimum=5, unit_tokens=25)], meter, _VT_EXAMPLE_TOKENS)
-        return 5 if isinstance(fitted, int) else fitted.draft.context.count(ruler_recipes.NOISE)
-
-    def _questions(self, name: str) -> ruler_questions.QuestionSet:
-        return ruler_questions.load(name, self.questions, self.squad_path if name == "qa_1" else self.hotpotqa_path)
-
-    def _origin(self, task: RulerTask, name: str) -> dict[str, str]:
-        if task.kind == "qa":
-            return {"questions": self._questions(name).source}
-        if task.haystack == "essay":
-            return {"haystack": haystack.load(self.haystack, self.haystack_path).source}
-        return {}
+    def _generated(self, meter: Meter, wanted: int) -> Iterator[Sample]:
+        for task in self.tasks:
+            prose = haystack.load(self.haystack, self.haystack_path) if TASKS[task].haystack == "essay" else None
+            questions = None
+            if TASKS[task].kind == "qa":
+                path = self.squad_path if task == "qa_1" else self.hotpotqa_path
+                questions = ruler_questions.load(task, self.questions, path)
+            label = f"ruler/{self.version}/{self.seed}/{task}/{self.length}"
+            generator = RulerGenerator(task, self.length, self.template_tokens, label, prose, questions)
+            for sample in generator.samples(meter, wanted):
+                yield replace(sample, metadata={"source": "generated", "seed": self.seed, **sample.metadata})
 
     def _check_window(self, sample: Sample, tokenizer: Tokenizer, window: int) -> None:
         prompt = sample.context + sample.question + sample.answer_prefix

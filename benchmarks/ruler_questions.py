@@ -1,19 +1,24 @@
-"""Questions and documents for RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), from the embedded subsets, a local file or the hub.
+"""Questions among documents: RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), from the embedded subsets, a local file or the hub.
 
 Source: NVIDIA/RULER scripts/data/synthetic/qa.py at c3f5e3b (which paragraphs go with a question). Embedded: the English part of
     XQuAD (240 paragraphs of SQuAD) and 61 rows of HotpotQA's distractor set, both CC BY-SA 4.0; see data/README.md.
+Differs: documents are shuffled anew for every sample (the official permutation is the same within a run, so the answer's place is too).
+    Where the ten paragraphs of a HotpotQA row do not fit, distractors are dropped, where the original never ends.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.base import local_file
+from benchmarks.ruler_fit import Draft, Recipe
+from benchmarks.ruler_prompts import RulerTask
 
 ORIGINS = ("embedded", "hub")
 _DATA = Path(__file__).with_name("data")
@@ -73,6 +78,40 @@ def load(task: str, origin: str = "embedded", path: str = "") -> QuestionSet:
         raise ValueError(f"{name}_path: {file.resolve()} is not an official {name} JSON file ({type(error).__name__}: {error})") from error
 
 
+def question_answering(task: RulerTask, label: str, question: Question, found: QuestionSet) -> list[Recipe]:
+    """The documents that a question needs, those related to it, then random others, shuffled."""
+    rng = random.Random(label)
+    order = [*question.needed, *rng.sample(question.related, len(question.related))]
+    official = len(order) if found.together else 1
+    more = _others(rng, len(found.documents), set(order))
+
+    def build(size: int) -> Draft:
+        while len(order) < size:
+            order.append(next(more))
+        chosen = order[:size]
+        random.Random(f"{label}/{size}").shuffle(chosen)
+        texts, evidence, begin = [], [], len(task.head)
+        for number, document in enumerate(chosen, start=1):
+            title = f"Document {number}:\n"
+            begin += len(title)
+            evidence += [(begin + start, begin + end) for own, start, end in question.evidence if own == document]
+            texts.append(title + found.documents[document])
+            begin += len(found.documents[document]) + 2
+        facts: dict[str, object] = {"documents": size}
+        if size < official:
+            facts["note"] = f"{size} documents instead of the question's {official}"
+        return Draft(
+            task.context("\n\n".join(texts)),
+            task.question.replace("{query}", question.text),
+            task.answer_prefix,
+            question.answers,
+            tuple(sorted(set(evidence))),
+            facts,
+        )
+
+    return [Recipe(build, minimum=len(question.needed), unit_tokens=150)]
+
+
 def _squad(articles: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
     articles = list(articles)
     documents = sorted({paragraph["context"] for article in articles for paragraph in article["paragraphs"]})
@@ -99,7 +138,9 @@ def _hotpotqa(rows: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
     questions = []
     for row in rows:
         facts = {(title, number) for title, number in row["supporting_facts"]}
-        needed, related, spans = [], [], []
+        needed: list[int] = []
+        related: list[int] = []
+        spans = []
         for title, sentences in row["context"]:
             document = index[f"{title}\n{''.join(sentences)}"]
             begin = len(title) + 1
@@ -137,3 +178,14 @@ def _hotpot_hub() -> list[dict[str, Any]]:
         }
         for row in load_dataset(_HOTPOT_HUB, "distractor", split="validation")
     ]
+
+
+def _others(rng: random.Random, n_documents: int, seen: set[int]) -> Iterator[int]:
+    """Documents in random order, those in `seen` only after all others, and so on round and round."""
+    while True:
+        while len(seen) < n_documents:
+            document = rng.randrange(n_documents)
+            if document not in seen:
+                seen.add(document)
+                yield document
+        seen = set()
