@@ -78,8 +78,9 @@ def _scored(benchmark: Benchmark, task: str | None, file: str) -> Iterator[tuple
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         nonlocal line
-        for line, row in read_rows(file):  # noqa: B007 (kept for the message below)
-            yield line, row
+        for number, row in read_rows(file):
+            line = number
+            yield number, row
 
     try:
         for sample, prediction in benchmark.read_predictions(rows(), task):

@@ -29,6 +29,7 @@ _HUB = "emozilla/PaulGrahamEssays"
 _DATA = Path(__file__).with_name("data")
 
 _BOUNDARY = re.compile(r"(?P<word>\S*[.!?]+[\"'”’)\]]*) (?=[\"'“‘(\[]*[A-Z0-9])")
+_FOOTNOTE = re.compile(r"(?<=[.!?])(?=\[\d+\])")  # "end.[1] Next": punkt splits here too, and joining puts a space
 _ABBREVIATION = re.compile(
     r"\W*(?:[A-Z]\.)+$|\W*(?:Mr|Mrs|Ms|Dr|St|Prof|Inc|Ltd|Co|Jr|Sr|vs|etc|No|e\.g|i\.e|cf|pp|p|vol)\.$", re.IGNORECASE
 )
@@ -145,7 +146,7 @@ def _from_path(path: Path) -> Haystack:
 
 
 def _haystack(texts: Iterable[str], source: str) -> Haystack:
-    text = " ".join(" ".join(texts).split())
+    text = " ".join(_FOOTNOTE.sub(" ", " ".join(texts)).split())
     if not text:
         raise ValueError(f"haystack: {source} holds no text")
     return Haystack(text, source)

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.base import Tokenizer
 
+_JOINT = 64  # characters of the context that can decide how its end joins the question
+_MEMORY = 32  # short texts whose counts are kept
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -51,27 +54,32 @@ class Fitted(NamedTuple):
 
 
 class Meter:
-    """Counts tokens of prompts.
+    """Counts tokens of prompts: the larger of what the three parts take one by one and what they take joined.
 
-    Context, question and answer prefix are counted one by one, since that is how a model that compresses the context reads them.
+    A model that compresses the context reads the parts one by one, the original counts them joined; they differ by a token at the joint.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._short: dict[str, int] = {}
+        self._memory: dict[str, int] = {}
 
     def count(self, text: str) -> int:
         """Tokens of one text, without special tokens."""
         return len(self._tokenizer.encode(text, add_special_tokens=False)) if text else 0
 
     def __call__(self, draft: Draft) -> int:
-        """Tokens of a prompt; the question and the answer prefix of one sample are counted once."""
-        total = self.count(draft.context)
-        for text in (draft.question, draft.answer_prefix):
-            if text not in self._short:
-                self._short = {**self._short, text: self.count(text)} if len(self._short) < 16 else {text: self.count(text)}
-            total += self._short[text]
-        return total
+        """Tokens of a prompt; what a sample's sizes share (question, answer prefix, last words of the context) is counted once."""
+        last, rest = draft.context[-_JOINT:], draft.question + draft.answer_prefix
+        apart = self._remembered(draft.question) + self._remembered(draft.answer_prefix)
+        joined = self._remembered(last + rest) - self._remembered(last)
+        return self.count(draft.context) + max(apart, joined)
+
+    def _remembered(self, text: str) -> int:
+        if text not in self._memory:
+            if len(self._memory) >= _MEMORY:
+                self._memory.clear()
+            self._memory[text] = self.count(text)
+        return self._memory[text]
 
 
 def fit(recipes: Sequence[Recipe], meter: Callable[[Draft], int], budget: int) -> Fitted | int:
