@@ -1,0 +1,51 @@
+"""The tokenizer of a GGUF file, built from the file's own tokens and merges.
+
+`AutoTokenizer` takes the embedded model's tokenizer for Code Llama's: it prepends `<|im_start|>`, names the wrong end-of-sequence token,
+adds five tokens beyond the vocabulary, and after saving and reloading reads every space as `<|endoftext|>`. This one gives the ids of
+the original SmolLM2 tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = 3
+"""Token type of control tokens in GGUF."""
+
+
+def is_supported(metadata: Mapping[str, Any]) -> bool:
+    """Whether a GGUF file's tokenizer splits text the way `gguf_tokenizer` does: byte-level BPE with digits apart (SmolLM)."""
+    return metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") == "smollm"
+
+
+def gguf_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that prepends nothing, with the file's special tokens and chat template.
+
+    Args:
+        metadata: of a `GGUFFile` for which `is_supported` holds.
+    """
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    types = metadata["tokenizer.ggml.token_type"]
+    backend.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == SPECIAL]
+    )
+    named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in named.items()}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        **{name: tokens[index] for name, index in ids.items() if index is not None},
+    )
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    return tokenizer
