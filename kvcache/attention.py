@@ -109,7 +109,7 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float) -> Tensor:
     rows, query_heads, n, size = query.shape
     length, heads = layer.longest, layer.tail_keys.shape[1]
     group = query_heads // heads
-    grouped = (query * scaling).view(rows, heads, group * n, size)
+    grouped = (query * scaling).reshape(rows, heads, group * n, size)
     tail_keys, tail_values = layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length]
     own = (grouped @ tail_keys.transpose(2, 3)).view(rows, heads, group, n, length)
     last = layer.lengths[:, None] - n + torch.arange(n, device=query.device)  # (R, n) index of each query in its row's tail

@@ -118,9 +118,10 @@ class CompressedLayer(CacheLayerMixin):
         self.even = True
         self.armed = False
         self.is_initialized = True
+        # zeros: what padding leaves behind a shorter tail is weighted with 0, and 0 times an uninitialised NaN is NaN
         heads, size, value_size = first.shape[0], first.shape[-1], rows[0].storage.values.shape[-1]
-        self.tail_keys = first.new_empty(len(rows), heads, capacity, size)
-        self.tail_values = first.new_empty(len(rows), heads, capacity, value_size)
+        self.tail_keys = first.new_zeros(len(rows), heads, capacity, size)
+        self.tail_values = first.new_zeros(len(rows), heads, capacity, value_size)
 
     @property
     def rows(self) -> int:
@@ -231,7 +232,7 @@ class CompressedLayer(CacheLayerMixin):
     def _grow(self, capacity: int) -> None:
         for name in ("tail_keys", "tail_values"):
             old = getattr(self, name)
-            new = old.new_empty(*old.shape[:2], capacity, old.shape[-1])
+            new = old.new_zeros(*old.shape[:2], capacity, old.shape[-1])
             new[:, :, : self.longest] = old[:, :, : self.longest]
             setattr(self, name, new)
 

@@ -1,0 +1,30 @@
+"""Run a sweep and print its table: `python evaluate.py press=[snapkv,knorm] compression_ratio=[0.25,0.5] benchmark=ruler`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from evaluation.config import register, settings
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
+def main(config: DictConfig) -> None:
+    """Check the configuration, run what is not done yet, print the table."""
+    try:
+        checked = settings(config)
+        from evaluation.runner import EvaluationRunner
+
+        EvaluationRunner(checked).run()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""From the command line to presses, a benchmark and a model: the dataclasses are the schema, YAML only states choices.
+
+Importing this module needs no torch; building presses does.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from benchmarks.base import Benchmark
+from evaluation.catalogue import Entry, benchmarks, find, presses
+
+if TYPE_CHECKING:
+    from pipeline.prefill import Variant
+    from presses.base import BasePress
+
+HELP = """longpress: read a context once, ask every press what it would keep, decode all the answers together.
+
+  python evaluate.py press=snapkv compression_ratio=0.5
+  python evaluate.py press=[snapkv,knorm,adakv] compression_ratio=[0.25,0.5,0.75] benchmark=ruler limit=10
+
+== Presses (press=NAME or press=[NAME,…]; options: presses.NAME.OPTION=VALUE) ==
+
+{presses}
+
+== Benchmarks (benchmark=NAME; options: benchmark.OPTION=VALUE) ==
+
+{benchmarks}
+
+== Models (model=NAME; any other: model=hub model.path=ORGANISATION/NAME) ==
+
+  {models}
+
+== Configuration ==
+
+$CONFIG
+"""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A press under the name that tables show: that of its file, or of a combination in `conf/press/`."""
+
+    label: str
+    press: BasePress
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked configuration.
+
+    Attributes:
+        model: fields of `pipeline.model.ModelConfig`.
+        benchmark: ready to give samples.
+        variants: label and variant of each line of the table, the full cache first.
+        query_aware: whether the question is seen while compressing.
+        limit: samples per task, None for all.
+        results: folder to fill.
+        prefill_chunk: tokens per chunk of the prefill, None for one piece.
+        max_batch_gb: bound on a decode batch, GiB.
+        seed: of benchmark and presses that draw.
+        resolved: the whole configuration, as plain values.
+    """
+
+    model: dict[str, Any]
+    benchmark: Benchmark
+    variants: list[tuple[str, Variant]]
+    query_aware: bool
+    limit: int | None
+    results: Path
+    prefill_chunk: int | None
+    max_batch_gb: float
+    seed: int
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+
+def register() -> None:
+    """Tell Hydra what exists: one option of the group `benchmark` per benchmark, one node under `presses` per press, and the help."""
+    store = ConfigStore.instance()
+    for name, entry in benchmarks().items():
+        store.store(group="benchmark", name=name, node=_schema(entry.load(), name), package="benchmark")
+    store.store(name="presses", node={"presses": {name: _press_node(entry) for name, entry in presses().items()}})
+    store.store(group="hydra/help", name="longpress", node={"app_name": "longpress", "header": "", "footer": "", "template": _help()})
+
+
+def settings(config: DictConfig) -> Settings:
+    """Check everything that can be checked before a model loads.
+
+    Raises:
+        ValueError: one sentence: what was given, what is allowed, what to do.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    limit = plain["limit"]
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1 sample per task, or null for all")
+    benchmark = _benchmark(plain["benchmark"])
+    variants = _variants(plain)
+    name = f"{benchmark.name}-{plain['model']['name']}"
+    safe = "".join(character if character.isalnum() or character in "-._" else "_" for character in name)
+    folder = Path(plain["results"]) if plain["results"] else Path("results") / safe
+    return Settings(
+        plain["model"],
+        benchmark,
+        variants,
+        plain["query_aware"],
+        limit,
+        folder,
+        plain["prefill_chunk"],
+        plain["max_batch_gb"],
+        plain["seed"],
+        plain,
+    )
+
+
+def make_press(choice: Any, options: Mapping[str, Any], entries: Mapping[str, Entry]) -> BasePress:
+    """A press from its name, or from a mapping `{name: …, field: value}`; `options` holds the configured fields of every press.
+
+    Raises:
+        ValueError: unknown name or field, or a value that the press refuses.
+    """
+    chosen = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
+    name = chosen.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"press={choice!r} is neither a name nor a mapping with a name; existing: {', '.join(entries)}")
+    entry = find(name, entries, "press")
+    values = {**options.get(name, {}), **chosen}
+    unknown = sorted(values.keys() - entry.options.keys())
+    if unknown:
+        raise ValueError(f"press {name} has no option {', '.join(unknown)}; it has {', '.join(entry.options) or 'none'}")
+    for key, option in entry.options.items():
+        if option.is_press and key in values:
+            values[key] = make_press(values[key], options, entries)
+        elif isinstance(values.get(key), list):
+            values[key] = tuple(values[key])
+    try:
+        press: BasePress = entry.load()(**values)
+    except TypeError as error:
+        raise ValueError(f"press {name}: {error}") from error
+    return press
+
+
+def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
+    from kvcache.selection import check_ratio
+
+    given = plain["compression_ratio"]
+    ratios = list(dict.fromkeys(check_ratio(_number(ratio)) for ratio in (given if isinstance(given, list) else [given])))
+    if not ratios:
+        raise ValueError("compression_ratio=[] names no ratio; give at least one in [0, 1)")
+    entries = presses(plain["presses_dir"])
+    chosen = plain["press"] if isinstance(plain["press"], list) else [plain["press"]]
+    if not chosen:
+        raise ValueError(f"press=[] names no press; existing: {', '.join(entries)}")
+    labelled = [_labelled(choice, plain["presses"], entries) for choice in chosen]
+    if plain["baseline"]:
+        labelled.insert(0, Labelled("none", make_press("none", {}, entries)))
+    from pipeline.prefill import Variant
+
+    variants = {}
+    for one in labelled:
+        for ratio in [0.0] if one.press.lossless else ratios:
+            variants.setdefault((one.label, one.press.identity(), ratio), (one.label, Variant(one.press, ratio)))
+    return list(variants.values())
+
+
+def _labelled(choice: Any, options: Mapping[str, Any], entries: Mapping[str, Entry]) -> Labelled:
+    if isinstance(choice, str) and choice not in entries:
+        path = combinations().get(choice)
+        if path is None:
+            find(choice, {**entries, **dict.fromkeys(combinations())}, "press")  # type: ignore[dict-item]
+        combination = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[arg-type]
+        return Labelled(choice, make_press(combination, options, entries))
+    press = make_press(choice, options, entries)
+    return Labelled(press.name, press)
+
+
+def combinations() -> dict[str, Path]:
+    """Name -> file of the combinations of presses in `conf/press/`."""
+    return {path.stem: path for path in sorted((Path(__file__).parent.parent / "conf" / "press").glob("*.yaml"))}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _benchmark(node: Mapping[str, Any]) -> Benchmark:
+    values = dict(node)
+    name = values.pop("name")
+    entry = find(name, benchmarks(), "benchmark")
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    benchmark: Benchmark = entry.load()(**lists)
+    return benchmark
+
+
+def _schema(cls: type[Any], name: str) -> Any:
+    """An editable twin of a frozen dataclass, with the types that OmegaConf checks; a field called `seed` follows the run's seed."""
+    hints = typing.get_type_hints(cls)
+    specification: list[Any] = [("name", str, field(default=name))]
+    for one in fields(cls):
+        default = one.default if one.default is not MISSING else (one.default_factory() if one.default_factory is not MISSING else None)
+        kind = hints[one.name]
+        if typing.get_origin(kind) is tuple:
+            kind = list[typing.get_args(kind)[0]]  # type: ignore[misc]
+            default = list(default or ())
+        if one.name == "seed":
+            specification.append((one.name, int, field(default="${seed}")))  # type: ignore[call-overload]
+        elif isinstance(default, list):
+            specification.append((one.name, kind, field(default_factory=lambda value=default: list(value))))
+        else:
+            specification.append((one.name, kind, field(default=default)))
+    return OmegaConf.structured(make_dataclass(f"{cls.__name__}Options", specification))
+
+
+def _press_node(entry: Entry) -> Any:
+    """A press's options with their defaults and types, read from its file without importing it."""
+    known: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
+    specification: list[Any] = []
+    for key, option in entry.options.items():
+        default = option.default
+        if option.is_press:
+            specification.append((key, Any, field(default_factory=lambda value=default: _inside(value))))
+        elif key == "seed":
+            specification.append((key, int, field(default="${seed}")))  # type: ignore[call-overload]
+        elif isinstance(default, tuple | list | dict):
+            plain = list(default) if isinstance(default, tuple) else default
+            specification.append((key, Any, field(default_factory=lambda value=plain: value)))
+        else:
+            base, optional = option.type.removesuffix(" | None"), option.type.endswith("| None")
+            kind = known.get(base, Any)
+            specification.append((key, kind | None if optional and kind is not Any else kind, field(default=default)))
+    return OmegaConf.structured(make_dataclass(f"{entry.class_name}Options", specification))
+
+
+def _inside(default: Any) -> Any:
+    """The default of a field that is a press, as a choice: a name, or a mapping where fields differ from that press's own."""
+    if not isinstance(default, Mapping):
+        return None
+    names = {entry.class_name: name for name, entry in presses().items()}
+    rest = {key: _inside(value) if isinstance(value, Mapping) else value for key, value in default.items() if key != "class"}
+    name = names[default["class"]]
+    return {"name": name, **rest} if rest else name
+
+
+def _help() -> str:
+    def table(entries: Mapping[str, Entry]) -> str:
+        width = max(map(len, entries), default=0)
+        return "\n".join(f"  {name:<{width}}  {entry.summary}".replace("$", "$$") for name, entry in entries.items())
+
+    models = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "model").glob("*.yaml"))
+    text = HELP.replace("$CONFIG", "\0")
+    return text.format(presses=table(presses()), benchmarks=table(benchmarks()), models=", ".join(models)).replace("\0", "$CONFIG")
+
+
+def choices(value: Any) -> Sequence[Any]:
+    """A value as a list."""
+    return value if isinstance(value, list) else [value]

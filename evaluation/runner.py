@@ -1,0 +1,209 @@
+"""The run: what is not done yet, context by context, one record per sample and variant, then the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from omegaconf import OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.base import Sample, group_by_context
+from evaluation.config import Settings
+from evaluation.records import Record, RecordWriter, read_records, record_key
+from evaluation.tables import report
+from pipeline import CompressingPipeline, Question, Variant
+from pipeline.model import LoadedModel, ModelConfig, check_model, load_model
+from pipeline.pipeline import Result
+
+
+class EvaluationRunner:
+    """Runs a checked configuration.
+
+    Attributes:
+        settings: the configuration.
+        pipeline: the model at work; None until it is needed.
+        prefills: forward passes over contexts so far.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Check the model as far as that is possible without loading it.
+
+        Raises:
+            ValueError: the model's configuration is wrong or names nothing that can be loaded.
+        """
+        known = {field.name for field in fields(ModelConfig)}
+        self.settings = settings
+        self.model_config = ModelConfig(**{key: value for key, value in settings.model.items() if key in known})
+        check_model(self.model_config)
+        self.pipeline: CompressingPipeline | None = None
+        self.prefills = 0
+
+    def run(self) -> Path:
+        """Do what is not done yet, write the tables, print them.
+
+        Returns:
+            The folder of the results.
+
+        Raises:
+            ValueError: the benchmark gives no sample, or a press did not meet its budget.
+        """
+        folder = self.settings.results
+        loaded = load_model(self.model_config)
+        samples = list(self.settings.benchmark.samples(loaded.tokenizer, loaded.window, self.settings.limit))
+        if not samples:
+            raise ValueError(f"benchmark {self.settings.benchmark.name} gives no sample with these options")
+        done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
+        keys = {(sample.id, at): self._key(loaded, sample, at) for sample in samples for at in range(len(self.settings.variants))}
+        groups = [group for group in group_by_context(samples) if any(key not in done for key in self._keys(keys, group))]
+        if groups:
+            self._run_inference(loaded, groups, keys, done, folder)
+        else:
+            print(f"nothing to do: all {len(keys)} answers are in {folder}", file=sys.stderr)
+        report([folder])
+        return folder
+
+    def _run_inference(
+        self, loaded: LoadedModel, groups: Sequence[Sequence[Sample]], keys: dict[tuple[str, int], str], done: set[str], folder: Path
+    ) -> None:
+        """Answer every group of samples that share a context, all missing variants together, and append the records."""
+        settings = self.settings
+        self.pipeline = CompressingPipeline(
+            loaded.model,
+            loaded.tokenizer,
+            window=loaded.window,
+            prefill_chunk=settings.prefill_chunk,
+            max_batch_bytes=int(settings.max_batch_gb * 2**30),
+        )
+        self._describe(loaded, folder)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with RecordWriter(folder) as writer, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+            bar = progress.add_task("contexts", total=len(groups))
+            for group in groups:
+                progress.update(bar, description=f"{group[0].task:<16}")
+                missing = [at for at in range(len(settings.variants)) if any(keys[sample.id, at] not in done for sample in group)]
+                asked = [sample for sample in group if any(keys[sample.id, at] not in done for at in missing)]
+                variants = [settings.variants[at][1] for at in missing]
+                for result, sample in self._answers(asked, variants):
+                    at = missing[variants.index(result.variant)]
+                    if keys[sample.id, at] not in done:
+                        writer.append(self._record(loaded, sample, at, result, keys[sample.id, at]))
+                progress.advance(bar)
+
+    def _answers(self, samples: Sequence[Sample], variants: Sequence[Variant]) -> Iterable[tuple[Result, Sample]]:
+        """Every variant's answer to every sample of one context."""
+        assert self.pipeline is not None
+        first = samples[0]
+        questions = [question_of(sample) for sample in samples]
+        answers = self.pipeline(
+            first.context, questions=questions, press=variants, query_aware=self.settings.query_aware, chat_template=first.chat_template
+        )
+        self.prefills += len(questions) if self.settings.query_aware else 1
+        return [(result, samples[result.question]) for result in answers.results]
+
+    def _key(self, loaded: LoadedModel, sample: Sample, at: int) -> str:
+        variant = self.settings.variants[at][1]
+        benchmark = self.settings.benchmark
+        return record_key(
+            {
+                "model": [loaded.name, loaded.revision, loaded.dtype],
+                "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
+                "prompt": prompt_hash(sample),
+                "references": sample.references,
+                "press": [variant.press.name, variant.press.parameters(), variant.compression_ratio],
+                "query_aware": self.settings.query_aware,
+            }
+        )
+
+    @staticmethod
+    def _keys(keys: dict[tuple[str, int], str], group: Sequence[Sample]) -> list[str]:
+        ids = {sample.id for sample in group}
+        return [key for (sample, _), key in keys.items() if sample in ids]
+
+    def _record(self, loaded: LoadedModel, sample: Sample, at: int, result: Result, key: str) -> Record:
+        settings = self.settings
+        label, variant = settings.variants[at]
+        scores = settings.benchmark.score(sample, result.answer.text)
+        metric = next(iter(scores))
+        kept = result.context
+        return Record(
+            key=key,
+            model=loaded.name,
+            revision=loaded.revision,
+            dtype=loaded.dtype,
+            benchmark=settings.benchmark.name,
+            benchmark_version=settings.benchmark.version,
+            task=sample.task,
+            sample_id=sample.id,
+            context_id=sample.context_id,
+            press=label,
+            press_parameters=variant.press.parameters(),
+            compression_ratio=variant.compression_ratio,
+            query_aware=settings.query_aware,
+            metric=metric,
+            score=scores[metric],
+            scores=scores,
+            weight=sample.weight,
+            prediction=result.answer.text,
+            references=list(sample.references),
+            kept_fraction=kept.kept_fraction,
+            kept_entries=[heads[0] if len(set(heads)) == 1 else heads for heads in kept.entries()],
+            cache_bytes=kept.bytes,
+            full_cache_bytes=kept.full_bytes,
+            context_tokens=kept.tokens,
+            question_tokens=result.answer.question_tokens,
+            new_tokens=len(result.answer.token_ids),
+            stop_reason=result.answer.stop_reason,
+            truncated=sample.truncated or result.truncated,
+            prefill_seconds=result.prefill_seconds,
+            observe_seconds=result.observe_seconds,
+            compress_seconds=kept.seconds,
+            decode_seconds=result.answer.seconds,
+            prompt_hash=prompt_hash(sample),
+            evidence_kept=kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
+            data=dict(sample.metadata),
+            seed=settings.seed,
+        )
+
+    def _describe(self, loaded: LoadedModel, folder: Path) -> None:
+        """Write the configuration and the environment beside the records."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.settings.resolved)), encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(environment(loaded), indent=2) + "\n", encoding="utf-8")
+
+
+def question_of(sample: Sample) -> Question:
+    """What the pipeline is asked for a sample."""
+    return Question(sample.question, sample.answer_prefix, sample.max_new_tokens, sample.min_new_tokens, sample.stop, sample.evidence)
+
+
+def prompt_hash(sample: Sample) -> str:
+    """Content hash of everything the model reads, and of when its answer ends."""
+    limits = [sample.max_new_tokens, sample.min_new_tokens, *sample.stop, sample.chat_template]
+    text = json.dumps([sample.context, sample.question, sample.answer_prefix, *limits])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def environment(loaded: LoadedModel) -> dict[str, Any]:
+    """What the numbers depend on besides the configuration."""
+    return {
+        "longpress": version("longpress"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "device": str(loaded.device),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "dtype": loaded.dtype,
+        "threads": torch.get_num_threads(),
+        "model_revision": loaded.revision,
+    }

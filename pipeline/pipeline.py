@@ -1,0 +1,242 @@
+"""Text in, text out, through compressed caches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from kvcache.compressing import chunking
+from kvcache.observation import cache_keyword
+from pipeline.decode import Answer, Row, decode
+from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
+from pipeline.prompt import Prompt, Question
+from presses.base import BasePress
+from presses.none import NonePress
+
+MAX_BATCH_BYTES = 2 * 2**30
+"""Default bound on the tails and work space of one decode batch."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One variant's answer to one question, with what was measured.
+
+    Attributes:
+        variant: press and ratio.
+        question: index of the question.
+        answer: text, tokens, stop reason, seconds.
+        context: what the variant kept.
+        truncated: whether the context was cut to `max_context_tokens`.
+        prefill_seconds: of the one forward pass over the context, shared by all variants.
+        observe_seconds: share of it that this press spent observing.
+    """
+
+    variant: Variant
+    question: int
+    answer: Answer
+    context: CompressedContext
+    truncated: bool
+    prefill_seconds: float
+    observe_seconds: float
+
+
+class Answers(dict[str, Any]):
+    """`{"answer": …}` or `{"answers": […]}`, with everything measured in `results` (variant by variant, question by question)."""
+
+    results: list[Result]
+
+
+class CompressingPipeline:
+    """A model and its tokenizer, answering questions about contexts that presses compress.
+
+    Attributes:
+        model: of transformers, in evaluation mode.
+        tokenizer: of transformers.
+        eos_ids: tokens that end an answer.
+        window: context window of the model in tokens, None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        window: int | None = None,
+        prefill_chunk: int | None = None,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
+    ) -> None:
+        """A pipeline over a loaded model.
+
+        Args:
+            model: of transformers; put into evaluation mode.
+            tokenizer: of transformers.
+            window: context window in tokens; by default the model's own.
+            prefill_chunk: tokens per chunk of the prefill (exact; bounds activation memory), None for one piece.
+            max_batch_bytes: bound on the tails and work space of one decode batch.
+        """
+        self.model, self.tokenizer = model.eval(), tokenizer
+        config: Any = model.config
+        self.window = window or getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.prefill_chunk, self.max_batch_bytes = prefill_chunk, max_batch_bytes
+        self.eos_ids = eos_token_ids(model, tokenizer)
+        self._prompts: dict[bool, Prompt] = {}
+
+    def __call__(
+        self,
+        context: str,
+        question: str | Question | None = None,
+        questions: Sequence[str | Question] | None = None,
+        answer_prefix: str = "",
+        press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None = None,
+        max_new_tokens: int = 50,
+        *,
+        query_aware: bool = False,
+        chat_template: bool = True,
+        max_context_tokens: int | None = None,
+    ) -> Answers:
+        """Answer questions about a context that is read once.
+
+        Args:
+            context: the text to compress.
+            question: one question, or
+            questions: several; each is answered as if it were the only one.
+            answer_prefix: beginning of every answer, for questions given as text.
+            press: a press with its ratio, a list of variants `(press, ratio)`, or None for the full cache.
+            max_new_tokens: limit of every answer, for questions given as text.
+            query_aware: compress context and question together; then every question needs a prefill of its own.
+            chat_template: whether to use the tokenizer's chat template, if it has one.
+            max_context_tokens: cut longer contexts to their first so many tokens, which the results say; by default a prompt that
+                exceeds the model's window is refused.
+
+        Returns:
+            `{"answer": text}` for `question`, `{"answers": [text, …]}` for `questions`; for a list of variants, a list of such per
+            variant. `.results` holds what was measured.
+
+        Raises:
+            ValueError: no question, an empty context, a prompt beyond the window, a budget that was not met.
+        """
+        if (question is None) == (questions is None):
+            raise ValueError("give either question= or questions=")
+        asked = [self._question(one, answer_prefix, max_new_tokens) for one in ([question] if questions is None else questions)]
+        if not asked:
+            raise ValueError("questions=[] asks nothing; give at least one question")
+        prompt = self._prompt(chat_template)
+        results: list[Result] = []
+        for group in [[one] for one in asked] if query_aware else [asked]:
+            read = context + group[0].text if query_aware else context
+            texts = [("" if query_aware else one.text, one) for one in group]
+            results += self._answer(prompt, read, texts, press, max_context_tokens, len(group[0].text) if query_aware else 0, len(results))
+        n_variants = len(results) // len(asked)
+        if query_aware:  # one group per question: bring variants to the outside
+            results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(asked))]
+        texts_out = [[result.answer.text for result in results[v * len(asked) : (v + 1) * len(asked)]] for v in range(n_variants)]
+        single = [row[0] for row in texts_out] if questions is None else texts_out
+        answers = Answers({"answer" if questions is None else "answers": single if isinstance(press, Sequence) else single[0]})
+        answers.results = results
+        return answers
+
+    def sweep(
+        self, context: str, questions: Sequence[str | Question], variants: Sequence[Variant | tuple[BasePress, float]], **options: Any
+    ) -> list[list[str]]:
+        """All answers of all variants from one prefill: `answers[variant][question]`. Options as for calling the pipeline."""
+        answers: list[list[str]] = self(context, questions=questions, press=list(variants), **options)["answers"]
+        return answers
+
+    def _answer(
+        self,
+        prompt: Prompt,
+        context: str,
+        questions: Sequence[tuple[str, Question]],
+        press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None,
+        max_context_tokens: int | None,
+        question_characters: int,
+        first: int,
+    ) -> list[Result]:
+        """Results of all variants for questions about one read text, variant by variant."""
+        ids = prompt.context_ids(context)
+        rows_ids = [prompt.question_ids(text, question.answer_prefix) for text, question in questions]
+        truncated = max_context_tokens is not None and len(ids) > max_context_tokens
+        if truncated and max_context_tokens is not None:
+            tail = prompt.context_ids(context[len(context) - question_characters :]) if question_characters else []
+            ids = ids[: max(1, max_context_tokens - len(tail))] + tail
+        self._check_window(len(ids), rows_ids, questions)
+        watched = [prompt.evidence_tokens(context, question.evidence) if question.evidence else [] for _, question in questions]
+        watched = [[position for position in positions if position < len(ids)] for positions in watched]
+        context_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)  # type: ignore[operator]
+        started = time.perf_counter()
+        measured: list[tuple[Variant, CompressedContext, float]]
+        if press is None or isinstance(press, BasePress):
+            variant = Variant(press or NonePress(), 0.0 if press is None else press.compression_ratio)
+            cache = self._forward(context_ids, variant.press)
+            seconds = time.perf_counter() - started
+            measured = [(variant, compressed_cache(self.model, cache, len(ids)), 0.0)]
+        else:
+            variants = [one if isinstance(one, Variant) else Variant(*one) for one in press]
+            if not variants:
+                raise ValueError("press=[] names no variant; give at least one (press, compression_ratio)")
+            onlooker = Onlooker([variant.press for variant in variants])
+            self._forward(context_ids, onlooker)
+            seconds = time.perf_counter() - started
+            measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
+        for variant, kept, _ in measured:
+            kept.check_budget(variant.press, variant.compression_ratio)
+        rows = [Row(kept, q_ids, question) for _, kept, _ in measured for q_ids, (_, question) in zip(rows_ids, questions, strict=True)]
+        answers = decode(self.model, prompt, rows, self.eos_ids, self.max_batch_bytes)
+        return [
+            Result(variant, first + q, answers[v * len(questions) + q], kept, truncated, seconds, observing)
+            for v, (variant, kept, observing) in enumerate(measured)
+            for q in range(len(questions))
+        ]
+
+    def _forward(self, context_ids: Tensor, press: BasePress) -> DynamicCache:
+        """One prefill of (1, T) ids under a press; the cache it leaves."""
+        config: Any = self.model.config
+        cache = DynamicCache(config=config.get_text_config())
+        with torch.no_grad(), press(self.model), chunking(self.model, self.prefill_chunk):
+            self.model.model(input_ids=context_ids, **{cache_keyword(self.model.model): cache})  # type: ignore[operator, arg-type]
+        return cache
+
+    def _compress(
+        self, prefilled: PrefilledContext, variants: Sequence[Variant], watched: Sequence[Sequence[int]]
+    ) -> list[tuple[Variant, CompressedContext, float]]:
+        """What each variant keeps, in the order given; the variants of a press are compressed together."""
+        found: dict[int, CompressedContext] = {}
+        for identity, press in prefilled.onlooker.presses.items():
+            mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
+            ratios = [variants[at].compression_ratio for at in mine]
+            compressed = dict(zip(dict.fromkeys(ratios), prefilled.compress(press, list(dict.fromkeys(ratios)), watched), strict=True))
+            found.update({at: compressed[ratio] for at, ratio in zip(mine, ratios, strict=True)})
+        seconds = prefilled.onlooker.seconds
+        return [(variant, found[at], seconds[variant.press.identity()]) for at, variant in enumerate(variants)]
+
+    def _check_window(self, context: int, questions: Sequence[Sequence[int]], asked: Sequence[tuple[str, Question]]) -> None:
+        needed = max(context + len(ids) + question.max_new_tokens for ids, (_, question) in zip(questions, asked, strict=True))
+        if self.window is not None and needed > self.window:
+            raise ValueError(
+                f"context, question and answer need {needed} tokens ({context} of them context), but the model's window is {self.window}; "
+                "give max_context_tokens to cut the context, or shorter contexts"
+            )
+
+    def _prompt(self, chat_template: bool) -> Prompt:
+        if chat_template not in self._prompts:
+            self._prompts[chat_template] = Prompt(self.tokenizer, chat_template)
+        return self._prompts[chat_template]
+
+    @staticmethod
+    def _question(question: str | Question | None, answer_prefix: str, max_new_tokens: int) -> Question:
+        if isinstance(question, Question):
+            return question
+        return Question(str(question), answer_prefix, max_new_tokens)
+
+
+def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
+    """All ids that end an answer: those of the generation config and the tokenizer's own."""
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = set(listed if isinstance(listed, list | tuple) else [listed]) | {getattr(tokenizer, "eos_token_id", None)}
+    return sorted(token for token in ids if token is not None)

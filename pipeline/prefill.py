@@ -1,0 +1,230 @@
+"""Read a context once and ask every press what it would keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvcache.cache import CompressedLayer, Kept, Storage
+from kvcache.compressing import Prefill, kept_entries, stack_nested
+from kvcache.observation import LayerObservation, attention_modules, window_of
+from kvcache.selection import Selection, check_ratio
+from presses.base import BasePress, check_positions
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the table: a press and its budget.
+
+    Attributes:
+        press: its own `compression_ratio` is not looked at.
+        compression_ratio: fraction of entries removed, in [0, 1).
+    """
+
+    press: BasePress
+    compression_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a press, and a ratio outside [0, 1)."""
+        if not isinstance(self.press, BasePress):
+            raise ValueError(f"a variant is (press, compression_ratio); {self.press!r} is not a press")
+        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedContext:
+    """What one variant keeps of a context.
+
+    Attributes:
+        layers: per model layer, what is kept.
+        observed: indices of the layers that were compressed; the others are left whole (sliding windows).
+        next_position: at which the question continues.
+        tokens: T, of the context.
+        full_entries: entries of the full cache.
+        full_bytes: bytes of the full cache.
+        evidence_kept: per watched set of positions, the share kept, averaged over compressed layers and heads.
+        seconds: spent selecting and applying, this variant's share.
+    """
+
+    layers: list[Kept]
+    observed: list[int]
+    next_position: int
+    tokens: int
+    full_entries: int
+    full_bytes: int
+    evidence_kept: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def entries(self) -> list[list[int]]:
+        """Measured kept entries per layer and head."""
+        return [kept.entries() for kept in self.layers]
+
+    @property
+    def kept_fraction(self) -> float:
+        """Measured share of the full cache's entries."""
+        return sum(map(sum, self.entries())) / self.full_entries
+
+    @property
+    def bytes(self) -> int:
+        """Measured bytes of the kept entries."""
+        return sum(kept.bytes() for kept in self.layers)
+
+    def check_budget(self, press: BasePress, ratio: float) -> None:
+        """Stop where a press kept fewer or more than it states.
+
+        Raises:
+            ValueError: the measured budget and the stated one.
+        """
+        if not self.observed:
+            return
+        entries = self.entries()
+        kept = sum(sum(entries[index]) for index in self.observed)
+        heads = len(entries[self.observed[0]])
+        fewest, most = press.entries(len(self.observed), heads, self.tokens, ratio)
+        if not fewest <= kept <= most:
+            raise ValueError(
+                f"press {press.name} at compression_ratio={ratio} kept {kept} entries of {len(self.observed)} layers x {heads} heads x "
+                f"{self.tokens} tokens, but states {fewest if fewest == most else f'{fewest} to {most}'}; the press does not meet its budget"
+            )
+
+
+class Onlooker(BasePress):
+    """Looks at a prefill for many presses and compresses nothing.
+
+    Attributes:
+        presses: one per distinct configuration, whatever the ratios.
+        prefill: what was seen, after the forward pass.
+        evidence: per press (by identity), what it observed in each layer.
+        seconds: per press (by identity), spent observing.
+    """
+
+    def __init__(self, presses: Sequence[BasePress]) -> None:
+        """Look on for these presses; equal ones, whatever their ratio, observe once."""
+        self.compression_ratio = 0.0
+        self.presses = {press.identity(): press for press in presses}
+        self.evidence: dict[Hashable, list[Any]] = {identity: [] for identity in self.presses}
+        self.seconds: dict[Hashable, float] = dict.fromkeys(self.presses, 0.0)
+        self.prefill: Prefill | None = None
+
+    def observe(self, layer: LayerObservation) -> dict[Hashable, Any]:
+        """What every press observes in this layer."""
+        seen = {}
+        for identity, press in self.presses.items():
+            started = time.perf_counter()
+            try:
+                seen[identity] = press.observe(layer)
+            except Exception as error:
+                shape = tuple(layer.keys.shape)
+                raise ValueError(f"press {press.name} failed observing layer {layer.index} with keys {shape}: {error}") from error
+            self.seconds[identity] += time.perf_counter() - started
+        return seen
+
+    def compress(self, layer: LayerObservation, prefill: Prefill) -> None:
+        """Keep the evidence; leave the cache whole."""
+        prefill.layers.append(layer.index)
+        for identity, seen in self.observe(layer).items():
+            self.evidence[identity].append(seen)
+
+    def finish(self, prefill: Prefill) -> None:
+        """Keep the full cache."""
+        self.prefill = Prefill(prefill.model, prefill.cache, list(prefill.layers), [])
+
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
+        """Never called: nothing is compressed in the prefill itself."""
+        raise NotImplementedError
+
+
+class PrefilledContext:
+    """A context that was read once: its full cache, and what every press saw."""
+
+    def __init__(self, onlooker: Onlooker, seconds: float) -> None:
+        """Take over the cache of a finished prefill that took `seconds`, observing included."""
+        assert onlooker.prefill is not None
+        self.onlooker, self.prefill, self.seconds = onlooker, onlooker.prefill, seconds
+        self.tokens: int = self.prefill.cache.get_seq_length()
+        self.windows = [window_of(module) for module in attention_modules(self.prefill.model)]
+        self.full = [full_layer(layer.keys, layer.values, self.tokens, w) for layer, w in zip(self.prefill.cache.layers, self.windows, strict=True)]
+
+    def compress(self, press: BasePress, ratios: Sequence[float], watched: Sequence[Sequence[int]] = ()) -> list[CompressedContext]:
+        """What `press` keeps at each ratio; variants with nested kept sets share memory.
+
+        Args:
+            press: one of those that looked on.
+            ratios: fractions removed.
+            watched: sets of positions whose survival is to be measured.
+        """
+        started = time.perf_counter()
+        lossy = [ratio for ratio in ratios if ratio > 0 and not press.lossless]
+        layers: dict[float, list[Kept]] = {ratio: list(self.full) for ratio in ratios}
+        selections: dict[float, list[Selection]] = {}
+        positions = dict.fromkeys(ratios, self.tokens)
+        if lossy and self.prefill.layers:
+            evidence = press.probe(self.prefill, self.onlooker.evidence[press.identity()])
+            selections = {ratio: press.select(evidence, ratio) for ratio in lossy}
+            for ratio in lossy:
+                positions[ratio] = press.next_position(selections[ratio])
+                check_positions(press, positions[ratio], selections[ratio], len(self.prefill.layers) == len(self.full))
+            for at, index in enumerate(self.prefill.layers):
+                chosen = [selections[ratio][at] for ratio in lossy]
+                for ratio, kept in zip(lossy, self._apply(press, index, chosen), strict=True):
+                    layers[ratio][index] = kept
+        seconds = (time.perf_counter() - started) / len(ratios)
+        return [
+            CompressedContext(
+                layers[ratio],
+                self.prefill.layers,
+                positions[ratio],
+                self.tokens,
+                sum(sum(kept.entries()) for kept in self.full),
+                sum(kept.bytes() for kept in self.full),
+                [share_kept(selections.get(ratio, ()), positions) for positions in watched],
+                seconds,
+            )
+            for ratio in ratios
+        ]
+
+    def _apply(self, press: BasePress, index: int, selections: Sequence[Selection]) -> list[Kept]:
+        """What variants of one press keep in one layer."""
+        full, window = self.prefill.cache.layers[index], self.windows[index]
+        if press.gathers:
+            return stack_nested(full.keys[0], full.values[0], [selection.keep[0] for selection in selections], window)
+        applied = [(press.apply(full.keys, full.values, selection), selection) for selection in selections]
+        return [kept_entries(keys[0], values[0], chosen.counts[0], chosen.positions[0], window) for (keys, values), chosen in applied]
+
+
+def full_layer(keys: Tensor, values: Tensor, tokens: int, window: int | None) -> Kept:
+    """All entries (1, H, T', d) of a layer, where they lie; a sliding-window layer may hold the last T' < T only."""
+    positions = None if window is None else torch.arange(tokens - keys.shape[2], tokens, device=keys.device)[None]
+    return Kept(Storage(keys[0], values[0], positions, window))
+
+
+def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedContext:
+    """The cache left by a prefill inside `with press(model)`, as rows can read it."""
+    layers, observed, full_entries, full_bytes = [], [], 0, 0
+    for index, (layer, module) in enumerate(zip(cache.layers, attention_modules(model), strict=True)):
+        if isinstance(layer, CompressedLayer):
+            observed.append(index)
+            block = layer.blocks[0]
+            kept = Kept(block.storage, None if block.counts is None else block.counts[0])
+            heads, _, size = block.storage.keys.shape
+            full_entries += heads * tokens
+            full_bytes += heads * tokens * (size + block.storage.values.shape[-1]) * block.storage.keys.element_size()
+        else:
+            kept = full_layer(layer.keys, layer.values, tokens, window_of(module))
+            full_entries += sum(kept.entries())
+            full_bytes += kept.bytes()
+        layers.append(kept)
+    starts = {int(cache.layers[index].start[0]) for index in observed}
+    return CompressedContext(layers, observed, starts.pop() if starts else tokens, tokens, full_entries, full_bytes)
+
+
+def share_kept(selections: Sequence[Selection], positions: Sequence[int]) -> float:
+    """Share of `positions` kept, averaged over layers and heads; 1 where nothing was removed or nothing is watched."""
+    if not selections or not positions:
+        return 1.0
+    return float(torch.stack([selection.keep[0][:, list(positions)].float().mean() for selection in selections]).mean())
