@@ -1,0 +1,100 @@
+"""`python -m benchmarks`: official prediction files in, scores out, one sentence where something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import find_benchmarks, main
+
+OFFICIAL = Path(__file__).parent / "data" / "ruler" / "official"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def predictions(task: str, part: float) -> list[dict[str, Any]]:
+    lines = (OFFICIAL / task / "validation.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    return [{**row, "pred": "\u2028 ".join(row["outputs"][: round(part * len(row["outputs"]))]), "others": {}} for row in rows]
+
+
+def test_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "vt.jsonl", predictions("vt", 0.6) + predictions("vt", 0))
+    assert main(["ruler/vt", file]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tasks"] == {"vt": {"string_match_all": 30.0, "n": 4, "empty": 2}}
+    assert result["averages"] == {"average": None}  # twelve tasks are missing
+
+
+def test_all_tasks_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.ruler_prompts import TASKS
+
+    rows = [{"task": task, "outputs": ["a", "b", "c"], "pred": "c b" if number else "b"} for task in TASKS for number in range(2)]
+    assert main(["ruler", write(tmp_path / "all.jsonl", rows)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tasks"]["fwe"] == {"string_match_all": 50.0, "n": 2, "empty": 0}
+    assert result["tasks"]["qa_1"] == {"string_match_part": 100.0, "n": 2, "empty": 0}
+    assert result["averages"]["average"] == round((11 * 50 + 2 * 100) / 13, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "message"),
+    [
+        (["rular/vt"], "", "there is no benchmark 'rular'; did you mean ruler? existing: "),
+        (["ruler/vt"], '{"pred": "x", "outputs": ["x"]}\n{"pred"', "file.jsonl, line 2: not JSON"),
+        (["ruler/vt"], '\n\n{"answer": "x"}\n', "file.jsonl, line 3: the field 'pred' is missing"),
+        (["ruler/vt"], "", "holds no prediction"),
+        (["ruler/vt"], "\ufeff[]", "file.jsonl, line 1: a list"),
+        (["ruler/vtt"], '{"pred": "x", "outputs": ["x"]}', "line 1: ruler has no task 'vtt'; its tasks are niah_single_1"),
+        (["niah"], '{"pred": "x"}', "file.jsonl, line 1: the length ''"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(
+    arguments: list[str], content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "file.jsonl").write_text(content, encoding="utf-8")
+    assert main([*arguments, str(file)]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+
+
+def test_missing_and_binary_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ruler/vt", str(tmp_path / "none.jsonl")]) == 2
+    (file := tmp_path / "file.jsonl").write_bytes(b"\xff\xfe\x00")
+    assert main(["ruler/vt", str(file)]) == 2
+    errors = capsys.readouterr().err
+    assert "no file at" in errors and "file.jsonl, line 1: not JSON" in errors
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2 and main(["--help"]) == 0
+    printed = capsys.readouterr()
+    assert "niah, ruler" in printed.err.replace(", ".join(find_benchmarks()), "niah, ruler") and "usage: " in printed.out
+
+
+def test_found_by_their_files() -> None:
+    found = find_benchmarks()
+    assert found["ruler"] == "RulerBenchmark" and found["niah"] == "NiahBenchmark"
+    assert not {"base", "haystack", "jsonl", "ruler_rows"} & set(found)
+
+
+def test_command_needs_neither_torch_nor_the_hub(tmp_path: Path) -> None:
+    file = write(tmp_path / "vt.jsonl", predictions("vt", 1))
+    code = (
+        "import sys, runpy; sys.argv = ['benchmarks', 'ruler/vt', sys.argv[1]]\n"
+        "try: runpy.run_module('benchmarks', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'wonderwords', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", code, file], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tasks"]["vt"]["string_match_all"] == 100.0
