@@ -71,7 +71,7 @@ class GGUFFile:
         """Read everything but the weights.
 
         Raises:
-            ValueError: the file is no little-endian GGUF of version 2 or 3.
+            ValueError: the file is broken, or no little-endian GGUF of version 2 or 3.
         """
         self.path = path
         with path.open("rb") as file:
@@ -80,12 +80,10 @@ class GGUFFile:
                 raise ValueError(f"{path} is no GGUF file of version 2 or 3; download it again or convert it anew")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = len(head)
-        n_tensors, n_values = self._scalar("Q"), self._scalar("Q")
-        self.metadata: dict[str, Any] = {self._string(): self._value(self._scalar("I")) for _ in range(n_values)}
-        infos = [self._tensor_info() for _ in range(n_tensors)]
-        alignment = self.metadata.get("general.alignment", 32)
-        start = math.ceil(self._at / alignment) * alignment
-        self.tensors = {name: StoredTensor(shape, kind, start + offset) for name, shape, kind, offset in infos}
+        try:
+            self.metadata, self.tensors = self._read()
+        except (struct.error, LookupError, ValueError) as error:
+            raise ValueError(f"{path} is a broken GGUF file; download it again") from error
 
     @cached_property
     def sha256(self) -> str:
@@ -141,6 +139,14 @@ class GGUFFile:
         raw = np.frombuffer(self._bytes, dtype=np.uint8, count=n_bytes, offset=stored.offset)
         numbers = dequantize(raw.reshape(*stored.shape[:-1], -1), stored.kind)
         return np.array(numbers, dtype=np.float32, copy=not numbers.flags.writeable).reshape(stored.shape)
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+        n_tensors, n_values = self._scalar("Q"), self._scalar("Q")
+        metadata = {self._string(): self._value(self._scalar("I")) for _ in range(n_values)}
+        infos = [self._tensor_info() for _ in range(n_tensors)]
+        alignment = metadata.get("general.alignment", 32)
+        start = math.ceil(self._at / alignment) * alignment
+        return metadata, {name: StoredTensor(shape, kind, start + offset) for name, shape, kind, offset in infos}
 
     def _scalar(self, letter: str) -> Any:
         (value,) = struct.unpack_from(f"<{letter}", self._bytes, self._at)

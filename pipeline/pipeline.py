@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from kvcache.compressing import chunking
 from kvcache.observation import cache_keyword
 from pipeline.decode import Answer, Row, decode
+from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
 from presses.base import BasePress
@@ -234,9 +235,3 @@ class CompressingPipeline:
             return question
         return Question(str(question), answer_prefix, max_new_tokens)
 
-
-def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
-    """All ids that end an answer: those of the generation config and the tokenizer's own."""
-    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = set(listed if isinstance(listed, list | tuple) else [listed]) | {getattr(tokenizer, "eos_token_id", None)}
-    return sorted(token for token in ids if token is not None)

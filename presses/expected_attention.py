@@ -1,6 +1,6 @@
 """Expected attention: keep what future queries will attend to, taken as normally distributed.
 
-Queries of the context have mean μ and covariance Σ before rotary embedding; R is the mean rotation over the next `n_future` positions.
+Queries of the context have mean μ and covariance Σ before rotary embedding; R is the mean rotation over the next `n_future_positions` positions.
 score_t = softmax_t( (Rμ)·k_t/√d + k_tᵀ RΣRᵀ k_t / 2d ), averaged over the query heads of a group, times (‖v_t‖₂ with + ε inside).
 Source: Devoto et al. 2025, arXiv 2510.00636; kvpress 0.5.5 for ε and the sinks.
 Differs: nothing.
@@ -23,14 +23,14 @@ class ExpectedAttentionPress(ScorerPress):
     """Expected attention of future queries.
 
     Attributes:
-        n_future: positions after the context over which the rotation is averaged.
+        n_future_positions: positions after the context over which the rotation is averaged.
         n_sink: first tokens, always kept and left out of the statistics.
         use_covariance: whether the spread of the queries counts, beside their mean.
         use_vnorm: whether scores are multiplied by the norm of the value.
         epsilon: added to the attention before that, so that values alone can save an entry.
     """
 
-    n_future: int = 512
+    n_future_positions: int = 512
     n_sink: int = 4
     use_covariance: bool = True
     use_vnorm: bool = True
@@ -40,8 +40,8 @@ class ExpectedAttentionPress(ScorerPress):
         """(B, H, T): expected attention, the sinks on top."""
         sinks = min(self.n_sink, layer.tokens - 1)
         attention = layer.once(
-            ("expected attention", self.n_future, sinks, self.use_covariance),
-            lambda: expected_attention(layer, self.n_future, sinks, self.use_covariance),
+            ("expected attention", self.n_future_positions, sinks, self.use_covariance),
+            lambda: expected_attention(layer, self.n_future_positions, sinks, self.use_covariance),
         )
         if self.use_vnorm:
             attention = (attention + self.epsilon) * layer.values[:, :, sinks:].norm(dim=-1)
@@ -58,10 +58,10 @@ def query_statistics(layer: LayerObservation, sinks: int, covariance: bool = Tru
     return mean, centred.transpose(2, 3) @ centred / queries.shape[2]
 
 
-def mean_rotation(layer: LayerObservation, n_future: int) -> Tensor:
-    """(d, d) mean over the positions T … T + n_future - 1 of the rotary embedding as a matrix: R @ q rotates q."""
+def mean_rotation(layer: LayerObservation, n_future_positions: int) -> Tensor:
+    """(d, d) mean over the positions T … T + n_future_positions - 1 of the rotary embedding as a matrix: R @ q rotates q."""
     size = layer.keys.shape[-1]
-    cos, sin = layer.rope(torch.arange(layer.tokens, layer.tokens + n_future, device=layer.keys.device))
+    cos, sin = layer.rope(torch.arange(layer.tokens, layer.tokens + n_future_positions, device=layer.keys.device))
     cos, sin = cos[0].mean(0), sin[0].mean(0)  # (r,), r < d where only part of a head is rotated
     half = cos.shape[0] // 2
     rotation = torch.eye(size, dtype=cos.dtype, device=cos.device)
@@ -72,10 +72,10 @@ def mean_rotation(layer: LayerObservation, n_future: int) -> Tensor:
     return rotation.to(layer.keys.dtype)
 
 
-def expected_attention(layer: LayerObservation, n_future: int, sinks: int, use_covariance: bool) -> Tensor:
+def expected_attention(layer: LayerObservation, n_future_positions: int, sinks: int, use_covariance: bool) -> Tensor:
     """(B, H, T - sinks): expected attention weights of the positions behind the sinks, averaged over the query heads of a group."""
     mean, covariance = query_statistics(layer, sinks, use_covariance)
-    rotation = mean_rotation(layer, n_future)
+    rotation = mean_rotation(layer, n_future_positions)
     size, group = layer.keys.shape[-1], layer.group
     keys = layer.keys[:, :, sinks:]  # (B, H, n, d)
     rotated = (mean @ rotation.T).unflatten(1, (-1, group))  # (B, H, G, d)
