@@ -10,7 +10,10 @@ from omegaconf import DictConfig
 
 from evaluation.config import register, settings
 
-register()
+try:
+    register(sys.argv[1:])
+except ValueError as error:
+    sys.exit(f"error: {error}")
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")

@@ -26,7 +26,7 @@ HELP = """longpress: read a context once, ask every press what it would keep, de
   python evaluate.py press=snapkv compression_ratio=0.5
   python evaluate.py press=[snapkv,knorm,adakv] compression_ratio=[0.25,0.5,0.75] benchmark=ruler limit=10
 
-== Presses (press=NAME or press=[NAME,…]; options: presses.NAME.OPTION=VALUE) ==
+== Presses (press=NAME or press=[NAME,…]; options of a chosen press: presses.NAME.OPTION=VALUE) ==
 
 {presses}
 
@@ -42,14 +42,6 @@ HELP = """longpress: read a context once, ask every press what it would keep, de
 
 $CONFIG
 """
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A press under the name that tables show: that of its file, or of a combination in `conf/press/`."""
-
-    label: str
-    press: BasePress
 
 
 @dataclass(frozen=True)
@@ -81,12 +73,23 @@ class Settings:
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
-def register() -> None:
-    """Tell Hydra what exists: one option of the group `benchmark` per benchmark, one node under `presses` per press, and the help."""
+def register(arguments: Sequence[str] = ()) -> None:
+    """Tell Hydra what exists: an option of the group `benchmark` per benchmark, of the group `press` per press, and the help.
+
+    A chosen press has its options under `presses.<name>`; choosing several (`press=[a,b]`) gives several such nodes.
+
+    Args:
+        arguments: of the command line, searched for `presses_dir=`, whose presses are options too.
+
+    Raises:
+        ValueError: `presses_dir` is no folder, or repeats a name.
+    """
     store = ConfigStore.instance()
     for name, entry in benchmarks().items():
         store.store(group="benchmark", name=name, node=_schema(entry.load(), name), package="benchmark")
-    store.store(name="presses", node={"presses": {name: _press_node(entry) for name, entry in presses().items()}})
+    folders = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("presses_dir=")]
+    for name, entry in presses(folders[-1] if folders and folders[-1] != "null" else None).items():
+        store.store(group="press", name=name, node=_press_node(entry), package=f"presses.{name}")
     store.store(group="hydra/help", name="longpress", node={"app_name": "longpress", "header": "", "footer": "", "template": _help()})
 
 
@@ -119,24 +122,23 @@ def settings(config: DictConfig) -> Settings:
     )
 
 
-def make_press(choice: Any, options: Mapping[str, Any], entries: Mapping[str, Entry]) -> BasePress:
-    """A press from its name, or from a mapping `{name: …, field: value}`; `options` holds the configured fields of every press.
+def make_press(choice: Any, entries: Mapping[str, Entry]) -> BasePress:
+    """A press from its name, or from a mapping `{name: …, field: value}`, presses inside likewise.
 
     Raises:
         ValueError: unknown name or field, or a value that the press refuses.
     """
-    chosen = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
-    name = chosen.pop("name", None)
+    values = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
+    name = values.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"press={choice!r} is neither a name nor a mapping with a name; existing: {', '.join(entries)}")
     entry = find(name, entries, "press")
-    values = {**options.get(name, {}), **chosen}
     unknown = sorted(values.keys() - entry.options.keys())
     if unknown:
         raise ValueError(f"press {name} has no option {', '.join(unknown)}; it has {', '.join(entry.options) or 'none'}")
     for key, option in entry.options.items():
         if option.is_press and key in values:
-            values[key] = make_press(values[key], options, entries)
+            values[key] = make_press(values[key], entries)
         elif isinstance(values.get(key), list):
             values[key] = tuple(values[key])
     try:
@@ -147,51 +149,29 @@ def make_press(choice: Any, options: Mapping[str, Any], entries: Mapping[str, En
 
 
 def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
-    from kvcache.selection import check_ratio
-
     given = plain["compression_ratio"]
-    ratios = list(dict.fromkeys(check_ratio(_number(ratio)) for ratio in (given if isinstance(given, list) else [given])))
-    if not ratios:
+    if given == []:
         raise ValueError("compression_ratio=[] names no ratio; give at least one in [0, 1)")
     entries = presses(plain["presses_dir"])
-    chosen = plain["press"] if isinstance(plain["press"], list) else [plain["press"]]
-    if not chosen:
-        raise ValueError(f"press=[] names no press; existing: {', '.join(entries)}")
-    labelled = [_labelled(choice, plain["presses"], entries) for choice in chosen]
+    chosen: dict[str, Any] = plain.get("presses") or {}
     if plain["baseline"]:
-        labelled.insert(0, Labelled("none", make_press("none", {}, entries)))
+        chosen = {"none": "none"} | chosen
+    if not chosen:
+        raise ValueError(f"press=[] with baseline=false names no press; existing: {', '.join(entries)}")
+    from kvcache.selection import check_ratio
     from pipeline.prefill import Variant
 
-    variants = {}
-    for one in labelled:
-        for ratio in [0.0] if one.press.lossless else ratios:
-            variants.setdefault((one.label, one.press.identity(), ratio), (one.label, Variant(one.press, ratio)))
-    return list(variants.values())
-
-
-def _labelled(choice: Any, options: Mapping[str, Any], entries: Mapping[str, Entry]) -> Labelled:
-    if isinstance(choice, str) and choice not in entries:
-        path = combinations().get(choice)
-        if path is None:
-            find(choice, {**entries, **dict.fromkeys(combinations())}, "press")  # type: ignore[dict-item]
-        combination = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[arg-type]
-        return Labelled(choice, make_press(combination, options, entries))
-    press = make_press(choice, options, entries)
-    return Labelled(press.name, press)
-
-
-def combinations() -> dict[str, Path]:
-    """Name -> file of the combinations of presses in `conf/press/`."""
-    return {path.stem: path for path in sorted((Path(__file__).parent.parent / "conf" / "press").glob("*.yaml"))}
+    ratios = list(dict.fromkeys(check_ratio(_number(ratio)) for ratio in (given if isinstance(given, list) else [given])))
+    labelled = [(label, make_press(choice, entries)) for label, choice in chosen.items()]
+    return [(label, Variant(press, ratio)) for label, press in labelled for ratio in ([0.0] if press.lossless else ratios)]
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    """A number that the command line gave as text, or the value itself."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _benchmark(node: Mapping[str, Any]) -> Benchmark:
@@ -225,7 +205,7 @@ def _schema(cls: type[Any], name: str) -> Any:
 def _press_node(entry: Entry) -> Any:
     """A press's options with their defaults and types, read from its file without importing it."""
     known: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
-    specification: list[Any] = []
+    specification: list[Any] = [("name", str, field(default=entry.name))]
     for key, option in entry.options.items():
         default = option.default
         if option.is_press:
@@ -261,7 +241,3 @@ def _help() -> str:
     text = HELP.replace("$CONFIG", "\0")
     return text.format(presses=table(presses()), benchmarks=table(benchmarks()), models=", ".join(models)).replace("\0", "$CONFIG")
 
-
-def choices(value: Any) -> Sequence[Any]:
-    """A value as a list."""
-    return value if isinstance(value, list) else [value]

@@ -43,7 +43,7 @@ class LayerObservation:
         cos: (B or 1, T, r) rotary factors of the context's positions.
         sin: like cos.
         rope: positions (n,) to (cos, sin), each (1, n, r), for this layer's kind of rotary embedding.
-        fingerprint: 32-bit content hash of the context's token ids, for seeded randomness.
+        fingerprints: per batch row, 32-bit content hash of the context's token ids, for seeded randomness.
     """
 
     index: int
@@ -54,13 +54,17 @@ class LayerObservation:
     cos: Tensor
     sin: Tensor
     rope: Callable[[Tensor], tuple[Tensor, Tensor]]
-    fingerprint: int
+    fingerprints: tuple[int, ...]
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:
         """Number T of context tokens."""
         return self.keys.shape[2]
+
+    def generators(self, seed: int) -> list[torch.Generator]:
+        """Per batch row, a random generator on the CPU of its own for this seed, layer and context."""
+        return [torch.Generator().manual_seed((seed * 1_000_003 + self.index) * 2**32 + row) for row in self.fingerprints]
 
     @property
     def kv_heads(self) -> int:
@@ -247,7 +251,8 @@ def observing(
         if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
             raise ValueError("padded batches cannot be compressed together: give one context at a time, or contexts of equal length without padding")
         if past == 0:
-            prefill.update(tokens=inputs.shape[1], fingerprint=zlib.crc32(inputs.detach().cpu().float().numpy().tobytes()))
+            rows = inputs.detach().cpu().float().numpy()
+            prefill.update(tokens=inputs.shape[1], fingerprints=tuple(zlib.crc32(row.tobytes()) for row in rows))
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cache = _cache(kwargs)
@@ -266,7 +271,7 @@ def observing(
         hidden, cos, sin = (tensors[0] if len(seen) == 1 else torch.cat(tensors, 1) for tensors in zip(*parts.pop(index), strict=True))
         stored, rope = cache.layers[index], _rope(decoder, module, hidden)
         with torch.no_grad():
-            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, prefill["fingerprint"]), cache)
+            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, prefill["fingerprints"]), cache)
 
     def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if "cache" in prefill and on_end is not None:

@@ -14,8 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from kvcache.observation import LayerObservation
-from presses.scorer import ScorerPress
 from kvcache.selection import Selection
+from presses.scorer import ScorerPress
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,7 @@ class NonePress(ScorerPress):
     def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
         """Everything, whatever the ratio."""
         return super().select(evidence, 0.0)
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """Everything, whatever the ratio."""
+        return super().entries(layers, heads, tokens, 0.0)

@@ -30,5 +30,5 @@ class RandomPress(ScorerPress):
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) uniform numbers."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + layer.index) * 2**32 + layer.fingerprint)
-        return torch.rand(layer.keys.shape[:3], generator=generator).to(layer.keys.device)
+        rows = [torch.rand(layer.keys.shape[1:3], generator=generator) for generator in layer.generators(self.seed)]
+        return torch.stack(rows).to(layer.keys.device)
