@@ -1,0 +1,142 @@
+"""The compressed cache against attention written out by hand."""
+
+import pytest
+import torch
+from tiny_models import tiny_ids, tiny_model
+from transformers import DynamicCache
+
+from kvcache.attention import attention_forward, attending
+from kvcache.cache import CompressedLayer, Kept, Storage
+from kvcache.compressing import stack_nested
+from kvcache.observation import cache_keyword
+from kvcache.selection import Selection, budget, check_ratio
+from presses import AdaKVPress, KnormPress, SnapKVPress
+
+H, G, D = 2, 3, 8
+
+
+def storage(length: int, seed: int) -> Storage:
+    generator = torch.Generator().manual_seed(seed)
+    return Storage(torch.randn(H, length, D, generator=generator), torch.randn(H, length, D, generator=generator))
+
+
+def by_hand(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """One row, one KV head, one query (D,) over (n, D)."""
+    return torch.softmax(keys @ query / D**0.5, 0) @ values
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_ragged_attention_equals_attention_over_what_each_row_and_head_keeps(n: int) -> None:
+    shared, other = storage(11, 0), storage(7, 1)
+    rows = [Kept(shared, torch.tensor([11, 3])), Kept(shared, torch.tensor([5, 0])), Kept(other), Kept(shared)]
+    layer = CompressedLayer(rows, 20)
+    torch.manual_seed(2)
+    first, second = torch.randn(4, H, 3, D), torch.randn(4, H, n, D)
+    layer.armed = True
+    layer.update(first, first + 1)
+    layer.set_lengths([3, 1, 2, 3])
+    layer.armed = True
+    layer.update(second, second + 1)
+    query = torch.randn(4, H * G, n, D)
+    out, _ = attention_forward(torch.nn.Module(), query, second, second, None, scaling=D**-0.5, ragged=layer)
+    for row, (kept, tail) in enumerate(zip(rows, [3, 1, 2, 3], strict=True)):
+        for head in range(H):
+            count = kept.entries()[head]
+            for i in range(n):
+                keys = torch.cat((kept.storage.keys[head, :count], first[row, head, :tail], second[row, head, : i + 1]))
+                values = torch.cat((kept.storage.values[head, :count], first[row, head, :tail] + 1, second[row, head, : i + 1] + 1))
+                for group in range(G):
+                    at = head * G + group
+                    torch.testing.assert_close(out[row, i, at], by_hand(query[row, at, i], keys, values))
+
+
+def test_rows_leave_without_changing_the_others() -> None:
+    shared = storage(11, 0)
+    rows = [Kept(shared, torch.tensor([11 - row, row + 1])) for row in range(4)]
+    layer = CompressedLayer(rows, 11)
+    tail = torch.randn(4, H, 5, D)
+    layer.armed = True
+    layer.update(tail, tail)
+    keys, valid = layer.keys, layer.valid
+    layer.keep_rows([1, 3])
+    assert torch.equal(layer.valid[..., -5:], valid[[1, 3]][..., -5:])
+    for new, old in enumerate([1, 3]):
+        for head in range(H):
+            assert torch.equal(layer.keys[new, head][layer.valid[new, head]], keys[old, head][valid[old, head]])
+
+
+def test_nested_variants_share_memory_and_others_do_not() -> None:
+    full = storage(20, 0)
+    scores = torch.rand(1, H, 20)
+    nested = [Selection.top(scores, n).keep[0] for n in (15, 10, 2)]
+    odd = Selection.top(torch.rand(1, H, 20), 9).keep[0]
+    kept = stack_nested(full.keys, full.values, nested, None)
+    assert len({id(one.storage) for one in kept}) == 1
+    assert kept[0].storage.keys.shape[1] == 15
+    mixed = stack_nested(full.keys, full.values, [*nested, odd], None)
+    for one, mask in zip([*kept, *mixed], [*nested, *nested, odd], strict=True):
+        for head, count in enumerate(one.entries()):
+            expected = {tuple(row.tolist()) for row in full.keys[head, mask[head]]}
+            assert {tuple(row.tolist()) for row in one.storage.keys[head, :count]} == expected
+
+
+def test_memory_shrinks_for_head_wise_budgets() -> None:
+    full = storage(100, 0)
+    keep = Selection.top(torch.rand(1, H, 100), torch.tensor([[40, 10]])).keep[0]
+    (kept,) = stack_nested(full.keys, full.values, [keep], None)
+    assert kept.entries() == [40, 10]
+    assert kept.bytes() == 50 * 2 * D * 4
+
+
+def test_a_uniform_compressed_cache_is_read_by_any_attention() -> None:
+    model = tiny_model("llama")
+    keyword = cache_keyword(model)
+    cache = DynamicCache()
+    ids, question = tiny_ids(60), tiny_ids(5, seed=1)
+    with torch.no_grad(), KnormPress(0.5)(model):
+        model(ids, **{keyword: cache})
+        kept = [(layer.keys, layer.values) for layer in cache.layers]
+        inside = model(question, **{keyword: cache}).logits
+    cache.crop(-5)
+    assert all(torch.equal(layer.keys, keys) for layer, (keys, _) in zip(cache.layers, kept, strict=True))
+    with torch.no_grad():
+        outside = model(question, **{keyword: cache}).logits
+    torch.testing.assert_close(inside, outside, rtol=1e-4, atol=1e-4)
+    assert cache.get_seq_length() == 65
+
+
+def test_a_ragged_cache_outside_says_what_to_do() -> None:
+    model = tiny_model("llama")
+    keyword, cache = cache_keyword(model), DynamicCache()
+    with torch.no_grad(), AdaKVPress(KnormPress(0.5))(model):
+        model(tiny_ids(90), **{keyword: cache})
+    with pytest.raises(ValueError, match="inside `with press"):
+        model(tiny_ids(5), **{keyword: cache})
+    with torch.no_grad(), attending(model):
+        assert model(tiny_ids(5), **{keyword: cache}).logits.isfinite().all()
+
+
+def test_generate_works_inside() -> None:
+    model = tiny_model("llama")
+    with AdaKVPress(SnapKVPress(0.5))(model):
+        generated = model.generate(tiny_ids(90), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert generated.shape == (1, 96)
+
+
+def test_padded_batches_are_refused() -> None:
+    model = tiny_model("llama")
+    mask = torch.ones(2, 30, dtype=torch.long)
+    mask[0, :4] = 0
+    with pytest.raises(ValueError, match="padded batches"), KnormPress(0.5)(model):
+        model(tiny_ids(30, batch=2), attention_mask=mask)
+
+
+def test_budget_truncates_as_published_numbers_do() -> None:
+    assert (budget(1000, 0.9), budget(1000, 0.5), budget(3, 0.9), budget(701, 0.25)) == (99, 500, 1, 525)
+    assert check_ratio(0.1 + 0.2) == 0.3
+
+
+def test_selection_breaks_ties_by_position_and_orders_positions() -> None:
+    selection = Selection.top(torch.tensor([[[1.0, 2.0, 2.0, 2.0, 0.0]]]), 2)
+    assert selection.positions.tolist() == [[[1, 2]]]
+    assert selection.counts.tolist() == [[2]]
