@@ -93,7 +93,8 @@ class GGUFFile:
     @property
     def is_llama(self) -> bool:
         """Whether `config` and `weights` understand this file."""
-        return self.metadata.get("general.architecture") == "llama" and "llama.expert_count" not in self.metadata
+        beyond = ("llama.expert_count", "llama.rope.scaling.type")
+        return self.metadata.get("general.architecture") == "llama" and not any(key in self.metadata for key in beyond)
 
     def config(self) -> LlamaConfig:
         """The architecture as transformers describes it."""

@@ -155,7 +155,7 @@ def one_sentence(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
+        first = str(error).strip().split("\n")[0].rstrip(".") + (" is missing" if isinstance(error, KeyError) else "")
         hint = "" if config.is_local or config.path in EMBEDDED else "; check id, model.revision and network, or `hf auth login` if gated"
         raise ValueError(f"model.path={config.path} cannot be loaded: {first}{hint}") from error
 
