@@ -204,7 +204,7 @@ def test_device_map(llama):
 def test_gguf_file_with_an_untied_head(tmp_path):
     """Written as llama.cpp's converter writes a Llama: rotary pairs of queries and keys side by side, weights in two formats."""
     torch.manual_seed(0)
-    config = LlamaConfig(**TINY | {"vocab_size": 64}, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5)
+    config = LlamaConfig(**TINY | {"vocab_size": 64}, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=2**-17)
     model = LlamaForCausalLM(config).half().float().eval()
     writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
     writer.add_context_length(256)
@@ -214,7 +214,7 @@ def test_gguf_file_with_an_untied_head(tmp_path):
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_rope_dimension_count(8)
-    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_layer_norm_rms_eps(2**-17)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list([*string.ascii_letters, *string.digits, "ab", "<|end|>"])
