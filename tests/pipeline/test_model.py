@@ -205,7 +205,9 @@ def test_gguf_file_with_an_untied_head(tmp_path):
     """Written as llama.cpp's converter writes a Llama: rotary pairs of queries and keys side by side, weights in two formats."""
     torch.manual_seed(0)
     config = LlamaConfig(**TINY | {"vocab_size": 64}, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=2**-17)
-    model = LlamaForCausalLM(config).half().float().eval()
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
     writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
     writer.add_context_length(256)
     writer.add_embedding_length(32)
