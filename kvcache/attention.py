@@ -129,12 +129,13 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float) -> Tensor:
 
 def _block(query: Tensor, own: Tensor, tail_values: Tensor, block: Block, at: Tensor, group: int) -> Tensor:
     """Rows that share a storage: query (r, H, G * n, d), logits of the tail (r, H, G, n, t), positions of the queries (r, n)."""
-    rows, heads, _, size = query.shape
+    rows, heads = query.shape[:2]
     n, length = own.shape[3], own.shape[4]
     storage, counts = block.storage, block.counts
     kept = storage.keys.shape[1]
-    keys = storage.keys
-    shared = query.transpose(0, 1).reshape(heads, rows * group * n, size) @ keys.transpose(1, 2)
+    if storage.channels is not None:
+        query = query.gather(-1, storage.channels[None, :, None].expand(rows, -1, query.shape[2], -1))
+    shared = query.transpose(0, 1).reshape(heads, rows * group * n, -1) @ storage.keys.transpose(1, 2)
     logits = torch.cat((shared.view(heads, rows, group, n, kept), own.transpose(0, 1)), dim=-1)  # (H, r, G, n, K + t)
     if counts is not None:
         absent = torch.arange(kept, device=query.device) >= counts.T[..., None]  # (H, r, K)

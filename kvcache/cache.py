@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,16 +21,43 @@ class Storage:
     """Context entries of one layer in memory, possibly read by several variants.
 
     Attributes:
-        keys: (H, K, d).
+        keys: (H, K, d), or (H, K, c) where only some channels are stored.
         values: (H, K, d).
         positions: (H or 1, K) position of each entry in the context; only where the layer attends within a sliding window.
         window: tokens that the layer attends to, None for full attention.
+        channels: (H, c) index of each stored channel of the keys; the others are 0. None: all are stored.
+        key_size: d, of a whole key, where `channels` is given.
     """
 
     keys: Tensor
     values: Tensor
     positions: Tensor | None = None
     window: int | None = None
+    channels: Tensor | None = None
+    key_size: int | None = None
+
+    @classmethod
+    def without_zero_channels(cls, keys: Tensor, values: Tensor, positions: Tensor | None, window: int | None) -> Self:
+        """Entries (H, K, d), of whose keys the channels that are 0 throughout a head are not stored."""
+        used = keys.ne(0).any(dim=1)  # (H, d)
+        n_used = int(used.sum(-1).max())
+        if n_used in (0, keys.shape[-1]):
+            return cls(keys, values, positions, window)
+        channels = used.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[:, :n_used]
+        stored = keys.gather(-1, channels[:, None].expand(-1, keys.shape[1], -1))
+        return cls(stored, values, positions, window, channels, keys.shape[-1])
+
+    @property
+    def size(self) -> int:
+        """Size d of a whole key."""
+        return self.keys.shape[-1] if self.key_size is None else self.key_size
+
+    def whole_keys(self) -> Tensor:
+        """(H, K, d): the keys with all their channels."""
+        if self.channels is None:
+            return self.keys
+        heads, length, _ = self.keys.shape
+        return self.keys.new_zeros(heads, length, self.size).scatter_(-1, self.channels[:, None].expand(-1, length, -1), self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +78,10 @@ class Kept:
         return [length] * heads if self.counts is None else self.counts.tolist()
 
     def bytes(self) -> int:
-        """Bytes of the kept keys and values."""
-        keys, values = self.storage.keys, self.storage.values
-        return sum(self.entries()) * (keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size())
+        """Bytes of the kept keys and values, and of the index of stored channels."""
+        keys, values, channels = self.storage.keys, self.storage.values, self.storage.channels
+        index = 0 if channels is None else channels.numel() * channels.element_size()
+        return sum(self.entries()) * (keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size()) + index
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +147,7 @@ class CompressedLayer(CacheLayerMixin):
         self.armed = False
         self.is_initialized = True
         # zeros: what padding leaves behind a shorter tail is weighted with 0, and 0 times an uninitialised NaN is NaN
-        heads, size, value_size = first.shape[0], first.shape[-1], rows[0].storage.values.shape[-1]
+        heads, size, value_size = first.shape[0], rows[0].storage.size, rows[0].storage.values.shape[-1]
         self.tail_keys = first.new_zeros(len(rows), heads, capacity, size)
         self.tail_values = first.new_zeros(len(rows), heads, capacity, value_size)
 
@@ -221,7 +249,7 @@ class CompressedLayer(CacheLayerMixin):
             exists = torch.arange(length, device=self.device) < (length if block.counts is None else block.counts[..., None])
             valid[block.start : block.stop, :, :length] = exists
             if entries is not None:
-                source = block.storage.keys if what == "keys" else block.storage.values
+                source = block.storage.whole_keys() if what == "keys" else block.storage.values
                 entries[block.start : block.stop, :, :length] = source[:, :length]
         if entries is None:
             in_tail = torch.arange(self.longest, device=self.device) < self.lengths[:, None]

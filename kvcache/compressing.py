@@ -60,7 +60,7 @@ class Press(Protocol):
 
 def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None) -> Kept:
     """Entries (H, K, d) of which head h keeps the first `counts[h]`, as stored in one layer for one variant."""
-    storage = Storage(keys, values, positions if window is not None else None, window)
+    storage = Storage.without_zero_channels(keys, values, positions if window is not None else None, window)
     return Kept(storage, None if bool((counts == keys.shape[1]).all()) else counts)
 
 

@@ -94,7 +94,7 @@ def row_bytes(model: nn.Module, row: Row) -> int:
     """Bytes that a row adds to its batch: its tail in every layer, one layer's attention for one query, and the logits."""
     tail = len(row.question_ids) + row.question.max_new_tokens
     entries = [kept.storage.keys.shape[1] for kept in row.context.layers]
-    sizes = [kept.storage.keys.shape[0] * kept.storage.keys.shape[2] * kept.storage.keys.element_size() for kept in row.context.layers]
+    sizes = [kept.storage.keys.shape[0] * kept.storage.size * kept.storage.keys.element_size() for kept in row.context.layers]
     return 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr]
 
 

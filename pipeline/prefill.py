@@ -66,8 +66,8 @@ class CompressedContext:
 
     @property
     def kept_fraction(self) -> float:
-        """Measured share of the full cache's entries."""
-        return sum(map(sum, self.entries())) / self.full_entries
+        """Measured share of the full cache: of its entries, an entry with fewer channels counting as the part that is stored."""
+        return self.bytes / self.full_bytes
 
     @property
     def bytes(self) -> int:
@@ -211,7 +211,7 @@ def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedCon
             observed.append(index)
             block = layer.blocks[0]
             kept = Kept(block.storage, None if block.counts is None else block.counts[0])
-            heads, _, size = block.storage.keys.shape
+            heads, size = block.storage.keys.shape[0], block.storage.size
             full_entries += heads * tokens
             full_bytes += heads * tokens * (size + block.storage.values.shape[-1]) * block.storage.keys.element_size()
         else:

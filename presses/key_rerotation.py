@@ -29,9 +29,11 @@ class Moved(Selection):
     """A selection whose entries move together.
 
     Attributes:
+        inner: as the press inside made it.
         rope: positions (n,) to (cos, sin), each (1, n, r).
     """
 
+    inner: Selection
     rope: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -54,12 +56,12 @@ class KeyRerotationPress(WrapperPress):
     def select(self, evidence: Sequence[tuple[Any, Any]], ratio: float) -> list[Selection]:
         """What the press inside selects."""
         inner = self.press.select([seen for seen, _ in evidence], ratio)
-        return [Moved(selection.keep, rope) for selection, (_, rope) in zip(inner, evidence, strict=True)]
+        return [Moved(selection.keep, selection, rope) for selection, (_, rope) in zip(inner, evidence, strict=True)]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys turned from their old to their new positions; values as the press inside gives them."""
-        keys, values = self.press.apply(keys, values, selection)
         assert isinstance(selection, Moved)
+        keys, values = self.press.apply(keys, values, selection.inner)
         old = selection.positions  # (B, H, K), rising
         cos, sin = selection.rope(torch.arange(selection.keep.shape[-1], device=keys.device))
         cos, sin = cos[0].float(), sin[0].float()  # (T, r)

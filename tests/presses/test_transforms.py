@@ -5,10 +5,12 @@ import torch
 from tiny_models import tiny_ids, tiny_model
 from transformers import DynamicCache
 
-from kvcache.observation import cache_keyword
+from kvcache.attention import attending
+from kvcache.cache import CompressedCache, CompressedLayer, Kept, Storage
+from kvcache.observation import cache_keyword, observing
 from kvcache.selection import Selection
 from pipeline.prefill import Onlooker, PrefilledContext
-from presses import AdaKVPress, KeyRerotationPress, KnormPress, MergingPress, SnapKVPress
+from presses import AdaKVPress, ComposedPress, KeyRerotationPress, KnormPress, MergingPress, SnapKVPress, ThinKPress
 from presses.base import BasePress
 
 
@@ -28,6 +30,14 @@ def entries(heads: int = 2, tokens: int = 40, dtype: torch.dtype = torch.float32
 def random_selection(keys: torch.Tensor, counts: list[int]) -> Selection:
     scores = torch.rand(keys.shape[:3], generator=torch.Generator().manual_seed(1))
     return Selection.top(scores, torch.tensor(counts).expand(keys.shape[0], -1))
+
+
+def logits(model, layers: list[Kept], start: int) -> torch.Tensor:
+    cache = CompressedCache([CompressedLayer([kept], start) for kept in layers])
+    ids = tiny_ids(5, seed=9)
+    with torch.no_grad(), attending(model):
+        positions = torch.arange(start, start + 5)[None]
+        return model(input_ids=ids, position_ids=positions, **{cache_keyword(model): cache}).logits
 
 
 def merged_one_by_one(keys, values, keep, threshold=0.0):
@@ -118,3 +128,133 @@ def test_merging_over_head_wise_budgets_and_new_positions() -> None:
 def test_merging_refuses_what_makes_no_sense(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MergingPress(**options)
+
+
+def unimportant_channels(family: str, removed: int, tokens: int = 203) -> list[torch.Tensor]:
+    """Per layer (H, d) bool, the formula of ThinK's docstring."""
+    model, found = tiny_model(family), []
+
+    def look(layer, cache) -> None:
+        queries = layer.queries()[0, :, -32:].square().mean(1).view(2, 2, -1).mean(1)
+        importance = queries * layer.keys[0].square().mean(1)
+        found.append(torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, importance.argsort(-1)[:, :removed], True))
+
+    with torch.no_grad(), observing(model, look):
+        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+def test_think_reads_as_if_the_least_important_channels_were_zero(family: str) -> None:
+    model, press = tiny_model(family), ThinKPress()
+    read_ = read(model, press)
+    (context,) = read_.compress(press, [0.5])
+    zeroed = []
+    for full, gone in zip(read_.full, unimportant_channels(family, 8), strict=True):
+        zeroed.append(Kept(Storage(full.storage.keys.masked_fill(gone[:, None], 0), full.storage.values)))
+    for kept, reference in zip(context.layers, zeroed, strict=True):
+        assert torch.equal(kept.storage.whole_keys(), reference.storage.keys)
+        assert kept.storage.keys.shape == (2, 203, 8)
+    torch.testing.assert_close(logits(model, context.layers, 203), logits(model, zeroed, 203), rtol=1e-4, atol=1e-4)
+
+
+def test_think_saves_what_it_says_and_no_more() -> None:
+    press = ThinKPress()
+    half, most = read(tiny_model("llama"), press).compress(press, [0.5, 0.9])
+    full = 3 * 2 * 203 * 32 * 4  # layers, heads, tokens, channels of key and value, bytes
+    assert half.bytes == full * 3 // 4 + 3 * 2 * 8 * 8  # and the index of 8 channels per head
+    assert most.bytes == full * 18 // 32 + 3 * 2 * 2 * 8
+    assert half.kept_fraction == half.bytes / full
+    assert half.entries() == [[203, 203]] * 3
+
+
+def test_think_with_a_fixed_fraction() -> None:
+    press = ThinKPress(key_channel_compression_ratio=0.25)
+    assert press.compression_ratio == 0.25
+    contexts = read(tiny_model("llama"), press).compress(press, [0.0, 0.5])
+    assert [context.layers[0].storage.keys.shape[-1] for context in contexts] == [16, 12]
+
+
+def test_think_keeps_an_ordinary_cache_readable_by_any_attention() -> None:
+    model, cache = tiny_model("llama"), DynamicCache()
+    with torch.no_grad(), ThinKPress(0.5)(model):
+        model(tiny_ids(50), **{cache_keyword(model): cache})
+    assert cache.layers[0].keys.shape == (1, 2, 50, 16)
+    with torch.no_grad():
+        outside = model(tiny_ids(3, seed=2), **{cache_keyword(model): cache}).logits
+    assert bool(outside.isfinite().all())
+
+
+@pytest.mark.parametrize("options", [{"window_size": 0}, {"key_channel_compression_ratio": 1.0}])
+def test_think_refuses_what_makes_no_sense(options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options)).split("_")[-1]):
+        ThinKPress(**options)
+
+
+def test_composed_fractions_multiply_and_are_measured() -> None:
+    press = ComposedPress(SnapKVPress(0.5), KnormPress(0.3))
+    assert press.compression_ratio == 0.5
+    (context,) = read(tiny_model("llama"), press, 200).compress(press, [0.5])
+    context.check_budget(press, 0.5)
+    assert context.entries() == [[70, 70]] * 3
+    assert context.kept_fraction == 0.35
+    with pytest.raises(ValueError, match="states 600"):
+        context.check_budget(SnapKVPress(), 0.5)
+
+
+def test_composed_chooses_among_what_is_left() -> None:
+    model = tiny_model("llama")
+    first, press = SnapKVPress(), ComposedPress(SnapKVPress(), KnormPress(0.5))
+    evidence = read(model, press).onlooker.evidence[press.identity()]
+    for chosen, all_left, (_, norms) in zip(
+        press.select(evidence, 0.25), first.select([a for a, _ in evidence], 0.25), evidence, strict=True
+    ):
+        assert bool((chosen.keep <= all_left.keep).all())
+        lowest_kept = norms.masked_fill(~chosen.keep, float("inf")).amin(-1)
+        gone = norms.masked_fill(~all_left.keep | chosen.keep, float("-inf")).amax(-1)
+        assert bool((lowest_kept >= gone).all())
+
+
+def test_composed_with_think_removes_entries_and_channels() -> None:
+    press = ComposedPress(SnapKVPress(window_size=16), ThinKPress(0.5))
+    read_ = read(tiny_model("llama"), press, 200)
+    (context,) = read_.compress(press, [0.5])
+    assert context.layers[0].storage.keys.shape == (2, 100, 8)
+    assert context.kept_fraction == pytest.approx(0.5 * 0.75, abs=0.01)
+
+
+def test_composed_keeps_head_wise_budgets_where_channels_follow_or_they_come_last() -> None:
+    model = tiny_model("llama")
+    ada = AdaKVPress(SnapKVPress(window_size=16))
+    for press in (ComposedPress(ada, ThinKPress(0.5)), ComposedPress(KnormPress(), ada)):
+        (context,) = read(model, press).compress(press, [0.5])
+        context.check_budget(press, 0.5)
+        assert len(set(context.entries()[1])) == 2
+        assert bool(logits(model, context.layers, 203).isfinite().all())
+    press = ComposedPress(ada, KnormPress())
+    with pytest.raises(ValueError, match="put adakv second"):
+        read(model, press).compress(press, [0.5])
+
+
+def test_composed_positions_move_first_or_around_but_not_second() -> None:
+    model, rerotated = tiny_model("llama"), KeyRerotationPress(KnormPress())
+    for press in (ComposedPress(rerotated, ThinKPress(0.5)), KeyRerotationPress(ComposedPress(KnormPress(), SnapKVPress(0.01)))):
+        (context,) = read(model, press).compress(press, [0.5])
+        assert context.next_position in (101, 99)  # int(101 * 0.99) = 99
+    press = ComposedPress(SnapKVPress(), rerotated)
+    with pytest.raises(ValueError, match="must come first"):
+        read(model, press).compress(press, [0.5])
+
+
+def test_composed_of_other_second_ratios_are_other_presses() -> None:
+    a, b = ComposedPress(SnapKVPress(), KnormPress(0.5)), ComposedPress(SnapKVPress(), KnormPress(0.25))
+    assert a.identity() != b.identity()
+    assert a.parameters() != b.parameters()
+    with pytest.raises(ValueError, match="takes two presses"):
+        ComposedPress(SnapKVPress(), [KnormPress()])  # type: ignore[arg-type]
+
+
+def test_three_presses_compose() -> None:
+    press = ComposedPress(SnapKVPress(0.5), ComposedPress(KnormPress(0.5), ThinKPress(0.5)))
+    (context,) = read(tiny_model("llama"), press, 200).compress(press, [0.5])
+    assert context.layers[2].storage.keys.shape == (2, 50, 8)

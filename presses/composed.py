@@ -1,0 +1,140 @@
+"""Composed: two presses one after the other, the second on what the first keeps.
+
+Retained fractions multiply: (1 - r₁)(1 - r₂). For more than two presses, compose again: `ComposedPress(a, ComposedPress(b, c))`.
+Source: kvpress 0.5.5.
+Differs: what a press observes comes from the full context and is then narrowed to the entries that are left, so presses that need
+hidden states may come second (kvpress gives them keys that no longer fit). Head-wise and global budgets may come last, or first where
+the second press removes channels only.
+Cost: the sum of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcache.compressing import Prefill
+from kvcache.observation import LayerObservation
+from kvcache.selection import Selection
+from presses.base import BasePress
+from presses.snapkv import SnapKVPress
+from presses.think import ThinKPress
+from presses.wrapper import WrapperPress
+
+
+@dataclass(frozen=True)
+class Chained(Selection):
+    """What is left after two selections.
+
+    Attributes:
+        first: over the context.
+        second: over the entries that `first` keeps.
+    """
+
+    first: Selection
+    second: Selection
+
+
+@dataclass(frozen=True)
+class ComposedPress(WrapperPress):
+    """A press, and another one on what it keeps.
+
+    Attributes:
+        press: the first.
+        then: the second; its own compression ratio if it has one above 0, else that of the first.
+        compression_ratio: of the first press, in [0, 1).
+    """
+
+    press: BasePress = SnapKVPress()
+    then: BasePress = ThinKPress(key_channel_compression_ratio=0.5)
+    compression_ratio: float | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a press."""
+        super().__post_init__()
+        if not isinstance(self.then, BasePress):
+            raise ValueError(f"ComposedPress(press, then) takes two presses, got {self.then!r}; nest it for more")
+
+    def observe(self, layer: LayerObservation) -> tuple[Any, Any]:
+        """What both observe."""
+        return self.press.observe(layer), self.then.observe(layer)
+
+    def probe(self, prefill: Prefill, evidence: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
+        """What both probe, on the full cache."""
+        first = self.press.probe(prefill, [seen for seen, _ in evidence])
+        return list(zip(first, self.then.probe(prefill, [seen for _, seen in evidence]), strict=True))
+
+    def select(self, evidence: Sequence[tuple[Any, Any]], ratio: float) -> list[Selection]:
+        """The second press's selection among what the first keeps.
+
+        Raises:
+            ValueError: heads keep different numbers, and the second press would choose among them; or it moves positions.
+        """
+        firsts = self.press.select([seen for seen, _ in evidence], ratio)
+        narrowed = [narrow(seen, first) for (_, seen), first in zip(evidence, firsts, strict=True)]
+        seconds = self.then.select(narrowed, self._second_ratio(ratio))
+        if self.then.next_position(seconds) != seconds[0].keep.shape[-1]:
+            raise ValueError(f"{self.then.name} moves entries to new positions, so it must come first, or around the composed press")
+        return [self._chained(first, second) for first, second in zip(firsts, seconds, strict=True)]
+
+    def _chained(self, first: Selection, second: Selection) -> Selection:
+        exists = torch.arange(first.positions.shape[-1], device=first.keep.device) < first.counts[..., None]
+        if not bool(exists.all()) and bool((second.keep != exists).any()):
+            raise ValueError(
+                f"{self.press.name} keeps different numbers of entries per head, among which {self.then.name} cannot choose; "
+                f"put {self.press.name} second"
+            )
+        keep = torch.zeros_like(first.keep).scatter_(-1, first.positions, second.keep)
+        return Chained(keep, first, second)
+
+    def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """As the first press does, and then the second."""
+        assert isinstance(selection, Chained)
+        return self.then.apply(*self.press.apply(keys, values, selection.first), selection.second)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether neither press changes entries."""
+        return self.press.gathers and self.then.gathers
+
+    def next_position(self, selections: Sequence[Selection]) -> int:
+        """As the first press does."""
+        return self.press.next_position([selection.first for selection in selections if isinstance(selection, Chained)])
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """Exact where the first press keeps as much in every head, else at most as many as it keeps."""
+        fewest, most = self.press.entries(layers, heads, tokens, ratio)
+        per_head, rest = divmod(most, layers * heads)
+        if fewest == most and not rest:
+            return self.then.entries(layers, heads, per_head, self._second_ratio(ratio))
+        return 0, most
+
+    def parameters(self) -> dict[str, Any]:
+        """All fields but the ratio; the second press's own ratio belongs to what it is."""
+        parameters = super().parameters()
+        return {**parameters, "then": {**parameters["then"], "compression_ratio": self.then.compression_ratio}}
+
+    def identity(self) -> Hashable:
+        """Presses of different second ratios are different presses."""
+        return (super().identity(), self.then.compression_ratio)
+
+    def _second_ratio(self, ratio: float) -> float:
+        return self.then.compression_ratio or ratio
+
+
+def narrow(seen: Any, kept: Selection) -> Any:
+    """What was observed of T entries, reduced to the kept ones: of every tensor (B, H, T, …) the kept rows, all else as it is.
+
+    Of masks, what stands behind a head's own number of kept entries is False.
+    """
+    if isinstance(seen, tuple | list):
+        return type(seen)(narrow(part, kept) for part in seen)
+    if not isinstance(seen, Tensor) or seen.dim() < 3 or seen.shape[:3] != kept.keep.shape:
+        return seen
+    index = kept.positions.reshape(*kept.positions.shape, *[1] * (seen.dim() - 3)).expand(*kept.positions.shape, *seen.shape[3:])
+    rows = seen.gather(2, index)
+    return rows & kept.keep.gather(-1, kept.positions) if rows.dtype == torch.bool else rows
