@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +198,7 @@ def _schema(cls: type[Any], name: str) -> Any:
         if one.name == "seed":
             specification.append((one.name, int, field(default="${seed}")))  # type: ignore[call-overload]
         elif isinstance(default, list):
-            specification.append((one.name, kind, field(default_factory=lambda value=default: list(value))))
+            specification.append((one.name, kind, field(default_factory=partial(list, default))))
         else:
             specification.append((one.name, kind, field(default=default)))
     return OmegaConf.structured(make_dataclass(f"{cls.__name__}Options", specification))
@@ -209,12 +211,12 @@ def _press_node(entry: Entry) -> Any:
     for key, option in entry.options.items():
         default = option.default
         if option.is_press:
-            specification.append((key, Any, field(default_factory=lambda value=default: _inside(value))))
+            specification.append((key, Any, field(default_factory=partial(_inside, default))))
         elif key == "seed":
             specification.append((key, int, field(default="${seed}")))  # type: ignore[call-overload]
         elif isinstance(default, tuple | list | dict):
             plain = list(default) if isinstance(default, tuple) else default
-            specification.append((key, Any, field(default_factory=lambda value=plain: value)))
+            specification.append((key, Any, field(default_factory=partial(copy, plain))))
         else:
             base, optional = option.type.removesuffix(" | None"), option.type.endswith("| None")
             kind = known.get(base, Any)
@@ -240,4 +242,3 @@ def _help() -> str:
     models = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "model").glob("*.yaml"))
     text = HELP.replace("$CONFIG", "\0")
     return text.format(presses=table(presses()), benchmarks=table(benchmarks()), models=", ".join(models)).replace("\0", "$CONFIG")
-

@@ -98,7 +98,9 @@ class LayerObservation:
         def compute() -> Tensor:
             scores = scorer.score(self)
             if scores.shape != self.keys.shape[:3]:
-                raise ValueError(f"{type(scorer).__name__}.score must return (B, H, T)={tuple(self.keys.shape[:3])}, got {tuple(scores.shape)}")
+                raise ValueError(
+                    f"{type(scorer).__name__}.score must return (B, H, T)={tuple(self.keys.shape[:3])}, got {tuple(scores.shape)}"
+                )
             if scores.isnan().any():
                 raise ValueError(f"{type(scorer).__name__}.score gave NaN in layer {self.index}")
             return scores
@@ -229,8 +231,10 @@ def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
 def observing(
     model: nn.Module, on_layer: Callable[[LayerObservation, Any], None], on_end: Callable[[Any], None] | None = None
 ) -> Iterator[None]:
-    """Inside, every prefill (a forward pass on an empty cache) calls `on_layer(observation, cache)` after each compressible layer's
-    attention, and `on_end(cache)` after the pass. Decoding steps call nothing. Hidden states are kept for one layer at a time.
+    """Inside, every prefill (a forward pass on an empty cache) is watched; decoding steps call nothing.
+
+    `on_layer(observation, cache)` is called after each compressible layer's attention, `on_end(cache)` after the pass. Hidden states are
+    kept for one layer at a time.
 
     Raises:
         ValueError: a batch with padding (contexts of different lengths cannot share a prefill).
@@ -249,7 +253,9 @@ def observing(
         inputs = kwargs["inputs_embeds"] if inputs is None else inputs
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
-            raise ValueError("padded batches cannot be compressed together: give one context at a time, or contexts of equal length without padding")
+            raise ValueError(
+                "padded batches cannot be compressed together: give one context at a time, or contexts of equal length without padding"
+            )
         if past == 0:
             rows = inputs.detach().cpu().float().numpy()
             prefill.update(tokens=inputs.shape[1], fingerprints=tuple(zlib.crc32(row.tobytes()) for row in rows))

@@ -8,22 +8,22 @@ import torch
 from torch import Tensor, nn
 
 
-def head_size(module: nn.Module) -> int:
+def head_size(module: Any) -> int:
     """Size d of one head. Configurations of Qwen2 and Phi3 do not name it, their attention modules do."""
-    return int(module.head_dim)  # type: ignore[arg-type]
+    return int(module.head_dim)
 
 
-def query_heads(module: nn.Module) -> int:
+def query_heads(module: Any) -> int:
     """Number H * G of query heads."""
-    return int(module.config.num_attention_heads)  # type: ignore[union-attr]
+    return int(module.config.num_attention_heads)
 
 
-def kv_heads(module: nn.Module) -> int:
+def kv_heads(module: Any) -> int:
     """Number H of KV heads."""
-    return int(module.config.num_key_value_heads)  # type: ignore[union-attr]
+    return int(module.config.num_key_value_heads)
 
 
-def queries_before_rope(module: nn.Module, hidden: Tensor) -> Tensor:
+def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:
     """(B, T, D) hidden states, after the layer's input norm, to queries (B, H * G, T, d) before rotary embedding."""
     n_heads, size = query_heads(module), head_size(module)
     if hasattr(module, "q_proj"):
@@ -35,7 +35,7 @@ def queries_before_rope(module: nn.Module, hidden: Tensor) -> Tensor:
     return _heads(flat, size, getattr(module, "q_norm", None))
 
 
-def keys_before_rope(module: nn.Module, hidden: Tensor) -> Tensor:
+def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
     """(B, T, D) hidden states, after the layer's input norm, to keys (B, H, T, d) before rotary embedding."""
     n_heads, size = kv_heads(module), head_size(module)
     if hasattr(module, "k_proj"):
@@ -49,10 +49,10 @@ def keys_before_rope(module: nn.Module, hidden: Tensor) -> Tensor:
     return _heads(flat, size, getattr(module, "k_norm", None))
 
 
-def output_weight(module: nn.Module) -> Tensor:
+def output_weight(module: Any) -> Tensor:
     """(H * G, d, D): the slice of the output projection that each query head's result passes through."""
-    weight = module.o_proj.weight  # type: ignore[union-attr]
-    return weight.T.reshape(query_heads(module), head_size(module), -1)  # type: ignore[union-attr, operator, no-any-return]
+    weight = module.o_proj.weight
+    return weight.T.reshape(query_heads(module), head_size(module), -1)
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -75,12 +75,12 @@ def _heads(flat: Tensor, size: int, norm: nn.Module | None) -> Tensor:
     if norm is not None and weight is not None and weight.shape[-1] == flat.shape[-1] != size:
         flat, norm = norm(flat), None
     split = flat.unflatten(-1, (-1, size))
-    return (norm(split) if norm is not None else split).transpose(1, 2)  # type: ignore[no-any-return]
+    return (norm(split) if norm is not None else split).transpose(1, 2)
 
 
 def _slice(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
     return None if bias is None else bias[start:stop]
 
 
-def _unknown(module: nn.Module, wanted: str) -> str:
+def _unknown(module: Any, wanted: str) -> str:
     return f"{type(module).__name__} has no {wanted}: longpress does not know how this attention computes its queries and keys"

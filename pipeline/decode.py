@@ -95,7 +95,8 @@ def row_bytes(model: nn.Module, row: Row) -> int:
     tail = len(row.question_ids) + row.question.max_new_tokens
     entries = [kept.storage.keys.shape[1] for kept in row.context.layers]
     sizes = [kept.storage.keys.shape[0] * kept.storage.size * kept.storage.keys.element_size() for kept in row.context.layers]
-    return 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr]
+    config: Any = model.config
+    return 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(config.get_text_config().vocab_size)
 
 
 def _attention_bytes(model: nn.Module, length: int) -> int:
@@ -153,7 +154,9 @@ class _Batch:
         """(R, D): hidden state of each question's last token. Shorter questions are padded behind their end, and the padding forgotten."""
         lengths = [len(row.question_ids) for row in self.rows]
         longest = max(lengths)
-        ids = torch.tensor([row.question_ids + [row.question_ids[-1]] * (longest - len(row.question_ids)) for row in self.rows], device=self.device)
+        ids = torch.tensor(
+            [row.question_ids + [row.question_ids[-1]] * (longest - len(row.question_ids)) for row in self.rows], device=self.device
+        )
         entries = max(kept.storage.keys.shape[1] for row in self.rows for kept in row.context.layers)
         piece = max(1, self.max_bytes // (len(self.rows) * _attention_bytes(self.model, entries + longest)))
         last: list[Tensor | None] = [None] * len(self.rows)

@@ -89,7 +89,7 @@ class CompressedContext:
         if not fewest <= kept <= most:
             raise ValueError(
                 f"press {press.name} at compression_ratio={ratio} kept {kept} entries of {len(self.observed)} layers x {heads} heads x "
-                f"{self.tokens} tokens, but states {fewest if fewest == most else f'{fewest} to {most}'}; the press does not meet its budget"
+                f"{self.tokens} tokens, but states {fewest if fewest == most else f'{fewest} to {most}'}; it does not meet its budget"
             )
 
 
@@ -148,7 +148,9 @@ class PrefilledContext:
         self.onlooker, self.prefill, self.seconds = onlooker, onlooker.prefill, seconds
         self.tokens: int = self.prefill.cache.get_seq_length()
         self.windows = [window_of(module) for module in attention_modules(self.prefill.model)]
-        self.full = [full_layer(layer.keys, layer.values, self.tokens, w) for layer, w in zip(self.prefill.cache.layers, self.windows, strict=True)]
+        self.full = [
+            full_layer(layer.keys, layer.values, self.tokens, w) for layer, w in zip(self.prefill.cache.layers, self.windows, strict=True)
+        ]
 
     def compress(self, press: BasePress, ratios: Sequence[float], watched: Sequence[Sequence[int]] = ()) -> list[CompressedContext]:
         """What `press` keeps at each ratio; variants with nested kept sets share memory.

@@ -1,6 +1,7 @@
 """Expected attention: keep what future queries will attend to, taken as normally distributed.
 
-Queries of the context have mean μ and covariance Σ before rotary embedding; R is the mean rotation over the next `n_future_positions` positions.
+Queries of the context have mean μ and covariance Σ before rotary embedding; R is the mean rotation over the next
+`n_future_positions` positions.
 score_t = softmax_t( (Rμ)·k_t/√d + k_tᵀ RΣRᵀ k_t / 2d ), averaged over the query heads of a group, times (‖v_t‖₂ with + ε inside).
 Source: Devoto et al. 2025, arXiv 2510.00636; kvpress 0.5.5 for ε and the sinks.
 Differs: nothing.

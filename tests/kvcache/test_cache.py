@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_ids, tiny_model
 from transformers import DynamicCache
 
-from kvcache.attention import attention_forward, attending
+from kvcache.attention import attending, attention_forward
 from kvcache.cache import CompressedLayer, Kept, Storage
 from kvcache.compressing import stack_nested
 from kvcache.observation import cache_keyword

@@ -51,7 +51,9 @@ def test_a_sweep_reads_the_context_once_and_answers_as_separate_runs(monkeypatch
     assert len(counted) == 1
     assert len(answers) == len(VARIANTS)
     for (press, ratio), row in zip(VARIANTS, answers, strict=True):
-        alone = [pipeline(CONTEXT, question=q, press=replace(press, compression_ratio=ratio), max_new_tokens=8)["answer"] for q in QUESTIONS]
+        alone = [
+            pipeline(CONTEXT, question=q, press=replace(press, compression_ratio=ratio), max_new_tokens=8)["answer"] for q in QUESTIONS
+        ]
         assert row == alone, (press.name, ratio)
 
 
@@ -85,7 +87,9 @@ def test_question_two_after_question_one_equals_question_two_alone() -> None:
     assert together == alone
 
 
-@pytest.mark.parametrize("options", [{"prefill_chunk": 37}, {"prefill_chunk": 100}, {"max_batch_bytes": 1}, {"max_batch_bytes": 300_000}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"prefill_chunk": 37}, {"prefill_chunk": 100}, {"max_batch_bytes": 1}, {"max_batch_bytes": 300_000}], ids=str
+)
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_chunks_and_batch_sizes_change_no_answer(options: dict, family: str) -> None:
     variants = [variant for variant in VARIANTS if family == "llama" or variant[0].name != "key_rerotation"]
@@ -206,11 +210,15 @@ def test_rows_with_limits_of_their_own_share_a_batch() -> None:
 
 def test_query_aware_compression_sees_the_question() -> None:
     pipeline = make_pipeline()
-    output = pipeline(CONTEXT, questions=QUESTIONS, press=[(SnapKVPress(window_size=8), 0.5), (NonePress(), 0)], query_aware=True, max_new_tokens=5)
+    output = pipeline(
+        CONTEXT, questions=QUESTIONS, press=[(SnapKVPress(window_size=8), 0.5), (NonePress(), 0)], query_aware=True, max_new_tokens=5
+    )
     plain = pipeline(CONTEXT, questions=QUESTIONS, press=[(NonePress(), 0)], max_new_tokens=5)
     assert output["answers"][1] == plain["answers"][0]
     prompt = pipeline._prompt(True)
-    assert [result.context.tokens for result in output.results[:2]] == [len(prompt.context_ids(CONTEXT + question)) for question in QUESTIONS]
+    assert [result.context.tokens for result in output.results[:2]] == [
+        len(prompt.context_ids(CONTEXT + question)) for question in QUESTIONS
+    ]
 
 
 def test_truncation_is_explicit_recorded_and_spares_the_question() -> None:

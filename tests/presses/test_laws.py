@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_a_higher_ratio_keeps_a_subset(name: str) -> None:
     evidence = read(model_of("llama"), [press]).onlooker.evidence[press.identity()]
     ratios = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
     levels = [torch.stack([selection.keep for selection in press.select(evidence, ratio)]) for ratio in ratios]
-    assert all(bool((small <= large).all()) for large, small in zip(levels, levels[1:], strict=False))
+    assert all(bool((small <= large).all()) for large, small in pairwise(levels))
 
 
 @pytest.mark.parametrize("name", SCORERS)

