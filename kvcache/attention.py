@@ -35,7 +35,7 @@ def attention_forward(
     ragged: CompressedLayer | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (R, H * G, n, d), key and value (R, H, *, d) to ((R, n, H * G, d), None).
+    """Transformers' attention interface: query (R, H * G, n, d), key and value (R, H, *, d) to ((R, n, H * G, d), None).
 
     Args:
         module: the attention module; tells its sliding window.

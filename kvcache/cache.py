@@ -190,7 +190,9 @@ class CompressedLayer(CacheLayerMixin):
             self.armed = False
             return key_states, value_states
         if self.is_ragged:
-            raise ValueError("this cache keeps different numbers of entries per head: read it inside `with press(model)` or `attending(model)`")
+            raise ValueError(
+                "this cache keeps different numbers of entries per head: read it inside `with press(model)` or `attending(model)`"
+            )
         return self.keys, self.values
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
@@ -225,7 +227,7 @@ class CompressedLayer(CacheLayerMixin):
 
     @keys.setter
     def keys(self, value: Any) -> None:
-        """transformers' constructors assign None here; the entries live in `blocks`."""
+        """Transformers' constructors assign None here; the entries live in `blocks`."""
 
     @property
     def values(self) -> Tensor:
@@ -234,7 +236,7 @@ class CompressedLayer(CacheLayerMixin):
 
     @values.setter
     def values(self, value: Any) -> None:
-        """transformers' constructors assign None here; the entries live in `blocks`."""
+        """Transformers' constructors assign None here; the entries live in `blocks`."""
 
     def _padded(self, what: str | None) -> Tensor:
         heads = self.tail_keys.shape[1]

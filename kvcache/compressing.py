@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +16,21 @@ from kvcache.observation import LayerObservation, attention_modules, decoder_of,
 from kvcache.selection import Selection
 
 
+@dataclass(frozen=True)
+class Framing:
+    """The prompt around a context, in token ids, for presses that let the model read more on top of it.
+
+    Attributes:
+        before: number of tokens in front of the context's own.
+        after: ids between what a user says and the model's answer.
+        encode: ids of a text.
+    """
+
+    before: int
+    after: Sequence[int]
+    encode: Callable[[str], Sequence[int]]
+
+
 @dataclass
 class Prefill:
     """One forward pass over a context while a press looks on.
@@ -25,12 +40,16 @@ class Prefill:
         cache: the transformers cache being filled.
         layers: index in the model of each layer observed so far.
         evidence: what the press observed in each of them.
+        token_ids: (B, T) of the context, None where the model was given embeddings.
+        framing: the prompt around the context, where it is known.
     """
 
     model: nn.Module
     cache: Any = None
     layers: list[int] = field(default_factory=list)
     evidence: list[Any] = field(default_factory=list)
+    token_ids: Tensor | None = None
+    framing: Framing | None = None
 
     def collect(self, layer: LayerObservation, evidence: Any) -> None:
         """Remember what was observed in a layer, for when all layers are known."""
@@ -41,7 +60,9 @@ class Prefill:
         """Put the kept entries (B, H, K, d) in the place of layer `index`'s full ones."""
         self.cache.layers[index] = CompressedLayer(
             [
-                kept_entries(keys[row], values[row], selection.counts[row], selection.positions[row], window_of(attention_modules(self.model)[index]))
+                kept_entries(
+                    keys[row], values[row], selection.counts[row], selection.positions[row], window_of(attention_modules(self.model)[index])
+                )
                 for row in range(keys.shape[0])
             ],
             next_position,
@@ -65,18 +86,24 @@ def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor
 
 
 @contextmanager
-def compressing(model: nn.Module, press: Press) -> Iterator[nn.Module]:
+def compressing(model: nn.Module, press: Press, framing: Framing | None = None) -> Iterator[nn.Module]:
     """Inside, every prefill of `model` (a forward pass on an empty cache) leaves a cache compressed by `press`.
 
     Decoding and `model.generate` work inside the block. Hidden states keep their full length; only the cache shrinks.
+
+    Args:
+        model: of transformers.
+        press: that compresses.
+        framing: the prompt around the contexts, for presses that let the model read more on top of them.
     """
-    prefill = Prefill(model)
+    prefill = Prefill(model, framing=framing)
 
     def on_layer(layer: LayerObservation, cache: Any) -> None:
         if prefill.cache is not cache:
             prefill.cache = cache
             prefill.layers.clear()
             prefill.evidence.clear()
+            prefill.token_ids = layer.token_ids
         press.forward_hook(layer, prefill)
 
     def on_end(cache: Any) -> None:

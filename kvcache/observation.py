@@ -44,6 +44,7 @@ class LayerObservation:
         sin: like cos.
         rope: positions (n,) to (cos, sin), each (1, n, r), for this layer's kind of rotary embedding.
         fingerprints: per batch row, 32-bit content hash of the context's token ids, for seeded randomness.
+        token_ids: (B, T) of the context; None where the model was given embeddings.
     """
 
     index: int
@@ -55,6 +56,7 @@ class LayerObservation:
     sin: Tensor
     rope: Callable[[Tensor], tuple[Tensor, Tensor]]
     fingerprints: tuple[int, ...]
+    token_ids: Tensor | None = None
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -258,7 +260,8 @@ def observing(
             )
         if past == 0:
             rows = inputs.detach().cpu().float().numpy()
-            prefill.update(tokens=inputs.shape[1], fingerprints=tuple(zlib.crc32(row.tobytes()) for row in rows))
+            fingerprints = tuple(zlib.crc32(row.tobytes()) for row in rows)
+            prefill.update(tokens=inputs.shape[1], ids=inputs if inputs.dim() == 2 else None, fingerprints=fingerprints)
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cache = _cache(kwargs)
@@ -275,9 +278,10 @@ def observing(
         if sum(part[0].shape[1] for part in seen) < prefill["tokens"]:
             return
         hidden, cos, sin = (tensors[0] if len(seen) == 1 else torch.cat(tensors, 1) for tensors in zip(*parts.pop(index), strict=True))
-        stored, rope = cache.layers[index], _rope(decoder, module, hidden)
+        stored, rope = cache.layers[index], rope_of(decoder, module, hidden)
+        known = prefill["fingerprints"], prefill["ids"]
         with torch.no_grad():
-            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, prefill["fingerprints"]), cache)
+            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, *known), cache)
 
     def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if "cache" in prefill and on_end is not None:
@@ -299,7 +303,7 @@ def _cache(kwargs: dict[str, Any]) -> Any:
     return kwargs.get("past_key_values") if cache is None else cache
 
 
-def _rope(decoder: nn.Module, module: nn.Module, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def rope_of(decoder: nn.Module, module: nn.Module, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The model's own rotary embedding for any positions; Gemma3 keeps one per kind of layer."""
     embedding: Any = decoder.rotary_emb
     kind = getattr(module, "layer_type", None)

@@ -174,7 +174,7 @@ class CompressingPipeline:
         measured: list[tuple[Variant, CompressedContext, float]]
         if press is None or isinstance(press, BasePress):
             variant = Variant(press or NonePress(), 0.0 if press is None else press.compression_ratio)
-            cache = self._forward(context_ids, variant.press)
+            cache = self._forward(context_ids, variant.press, prompt)
             seconds = time.perf_counter() - started
             measured = [(variant, compressed_cache(self.model, cache, len(ids)), 0.0)]
         else:
@@ -182,7 +182,7 @@ class CompressingPipeline:
             if not variants:
                 raise ValueError("press=[] names no variant; give at least one (press, compression_ratio)")
             onlooker = Onlooker([variant.press for variant in variants])
-            self._forward(context_ids, onlooker)
+            self._forward(context_ids, onlooker, prompt)
             seconds = time.perf_counter() - started
             measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
         for variant, kept, _ in measured:
@@ -195,11 +195,11 @@ class CompressingPipeline:
             for q in range(len(questions))
         ]
 
-    def _forward(self, context_ids: Tensor, press: BasePress) -> DynamicCache:
+    def _forward(self, context_ids: Tensor, press: BasePress, prompt: Prompt) -> DynamicCache:
         """One prefill of (1, T) ids under a press; the cache it leaves."""
         config: Any = self.model.config
         cache = DynamicCache(config=config.get_text_config())
-        with torch.no_grad(), press(self.model), chunking(self.model, self.prefill_chunk):
+        with torch.no_grad(), press(self.model, prompt.framing()), chunking(self.model, self.prefill_chunk):
             self.model.model(input_ids=context_ids, **{cache_keyword(self.model.model): cache})  # type: ignore[operator, arg-type]
         return cache
 
@@ -234,4 +234,3 @@ class CompressingPipeline:
         if isinstance(question, Question):
             return question
         return Question(str(question), answer_prefix, max_new_tokens)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ class Onlooker(BasePress):
 
     def finish(self, prefill: Prefill) -> None:
         """Keep the full cache."""
-        self.prefill = Prefill(prefill.model, prefill.cache, list(prefill.layers), [])
+        self.prefill = replace(prefill, layers=list(prefill.layers), evidence=[])
 
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """Never called: nothing is compressed in the prefill itself."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvcache.compressing import Framing
+
 
 @dataclass(frozen=True)
 class Question:
@@ -81,6 +83,10 @@ class Prompt:
         if not ids:
             raise ValueError("question, chat template and answer prefix are all empty; give a question")
         return ids
+
+    def framing(self) -> Framing:
+        """What a press may know of the prompt around a context."""
+        return Framing(len(self._encode(self.before)), self._encode(self.after), self._encode)
 
     def evidence_tokens(self, context: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Positions of the context's tokens (template included) that overlap the character spans."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kvcache.compressing import Prefill, compressing
+from kvcache.compressing import Framing, Prefill, compressing
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, budget, gather
 
@@ -66,7 +66,9 @@ class BasePress(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """All fields but the ratio, as JSON values; a press inside is given as its name and parameters."""
-        return {name: {"press": value.name, **value.parameters()} if isinstance(value, BasePress) else value for name, value in self._options()}
+        return {
+            name: {"press": value.name, **value.parameters()} if isinstance(value, BasePress) else value for name, value in self._options()
+        }
 
     def identity(self) -> Hashable:
         """Equal for presses that differ in nothing but their ratio."""
@@ -75,9 +77,14 @@ class BasePress(ABC):
     def _options(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "compression_ratio"]  # type: ignore[arg-type]
 
-    def __call__(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """`with press(model): model(ids, past_key_values=cache)` compresses the cache of that prefill."""
-        return compressing(model, self)
+    def __call__(self, model: nn.Module, framing: Framing | None = None) -> AbstractContextManager[nn.Module]:
+        """`with press(model): model(ids, past_key_values=cache)` compresses the cache of that prefill.
+
+        Args:
+            model: of transformers.
+            framing: the prompt around the context; only presses that let the model read on (`probe`) make use of it.
+        """
+        return compressing(model, self, framing)
 
     def forward_hook(self, layer: LayerObservation, prefill: Prefill) -> None:
         """Runs after the attention of `layer`, in the prefill only."""

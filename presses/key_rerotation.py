@@ -76,5 +76,3 @@ class KeyRerotationPress(WrapperPress):
     def next_position(self, selections: Sequence[Selection]) -> int:
         """The number of kept entries (of the fullest head)."""
         return max(int(selection.counts.max()) for selection in selections)
-
-

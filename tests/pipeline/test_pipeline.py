@@ -36,9 +36,9 @@ def count_prefills(pipeline: CompressingPipeline, monkeypatch: pytest.MonkeyPatc
     counted: list[int] = []
     forward = pipeline._forward
 
-    def counting(context_ids, press):
+    def counting(*arguments):
         counted.append(context_ids.shape[1])
-        return forward(context_ids, press)
+        return forward(*arguments)
 
     monkeypatch.setattr(pipeline, "_forward", counting)
     return counted

@@ -1,0 +1,146 @@
+"""Letting the model read more on top of a cached context, without a trace: the full cache stays as it is, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from kvcache.attention import attending
+from kvcache.compressing import Prefill
+from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, rope_of
+
+
+class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
+    """A full layer, read only, with the tokens of a replay behind it.
+
+    Attributes:
+        context: the full layer.
+        own_keys: (B, H, n, d) of the tokens replayed so far.
+        own_values: (B, H, n, d).
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, context: Any, start: int) -> None:
+        """On top of a full layer; `start` is the position of the first replayed token."""
+        self.context, self.start = context, start
+        self.keys, self.values = context.keys, context.values
+        self.own_keys, self.own_values = (tensor[:, :, :0] for tensor in (context.keys, context.values))
+        self.device, self.dtype = context.keys.device, context.keys.dtype
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Context and replayed tokens together, in new tensors."""
+        self.own_keys = torch.cat((self.own_keys, key_states), dim=2)
+        self.own_values = torch.cat((self.own_values, value_states), dim=2)
+        return torch.cat((self.keys, self.own_keys), dim=2), torch.cat((self.values, self.own_values), dim=2)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the layer is made whole."""
+
+    def get_seq_length(self) -> int:
+        """Position at which the next token continues."""
+        return self.start + int(self.own_keys.shape[2])
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """(entries that a mask must span, offset of the first)."""
+        n = query_length if isinstance(query_length, int) else query_length.shape[0]
+        held = int(self.keys.shape[2])
+        return held + int(self.own_keys.shape[2]) + n, self.start - held
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+
+def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> None:
+    """One forward pass over `token_ids` (B, n), which continue the context of `prefill`.
+
+    Calls `on_layer` after the attention of every observed layer. Its observation is of the replay: hidden states, queries and rotary
+    factors of the tokens that the layer has just read, keys and values of all replayed so far. The context's entries are in
+    `prefill.cache.layers[observation.index]`.
+    """
+    with torch.no_grad():
+        _run(prefill, token_ids, lambda observation, _: on_layer(observation))
+
+
+def sensitivity(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> dict[int, Tensor]:
+    """`replay`, and how much the last layer's output hangs on what each attention adds.
+
+    Returns:
+        Per observed layer (B, n): ‖∂Φ/∂a_i‖₂ for the attention's output a_i at each replayed token, Φ = Σ_i ‖h_i‖² over the outputs h_i
+        of the last decoder layer, before the final norm.
+    """
+    outputs: dict[int, list[Tensor]] = {}
+    last: list[Tensor] = []
+
+    def keep(observation: LayerObservation, output: Tensor) -> None:
+        output.retain_grad()
+        outputs.setdefault(observation.index, []).append(output)
+        with torch.no_grad():
+            on_layer(observation)
+
+    def result(module: nn.Module, args: Any, output: Any) -> None:
+        last.append(output[0] if isinstance(output, tuple) else output)
+
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(prefill.model):
+        hook = decoder_of(prefill.model).layers[-1].register_forward_hook(result)  # type: ignore[union-attr, index]
+        try:
+            _run(prefill, token_ids.clone(), keep, with_gradient=True)
+        finally:
+            hook.remove()
+        last[-1].float().square().sum().backward()  # type: ignore[no-untyped-call]
+    gradients = {index: torch.cat([_gradient(part) for part in parts], dim=1) for index, parts in outputs.items()}
+    return {index: gradient.float().norm(dim=-1) for index, gradient in gradients.items()}
+
+
+def _gradient(output: Tensor) -> Tensor:
+    return torch.zeros_like(output) if output.grad is None else output.grad
+
+
+def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation, Tensor], None], with_gradient: bool = False) -> None:
+    decoder, modules = decoder_of(prefill.model), attention_modules(prefill.model)
+    start = prefill.cache.get_seq_length()
+    layers = [ReplayLayer(layer, start) for layer in prefill.cache.layers]
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        index: int = module.layer_idx  # type: ignore[assignment]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cos, sin = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]
+        own = layers[index]
+        hidden, keys, values, cos, sin = (tensor.detach() for tensor in (hidden, own.own_keys, own.own_values, cos, sin))
+        on_layer(
+            LayerObservation(index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), token_ids), output[0]
+        )
+
+    given: dict[str, Any] = {"input_ids": token_ids}
+    if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
+        given = {"inputs_embeds": prefill.model.get_input_embeddings()(token_ids).detach().requires_grad_()}  # type: ignore[operator]
+    positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)[None]
+    with ExitStack() as stack:
+        stack.enter_context(attending(prefill.model))
+        for index in prefill.layers:
+            stack.callback(modules[index].register_forward_hook(watch, with_kwargs=True).remove)
+        decoder(**given, position_ids=positions, use_cache=True, **{cache_keyword(decoder): Cache(layers=layers)})
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter asks for gradients."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
