@@ -8,69 +8,90 @@ Run it in an environment with kvpress 0.5.5 (README.md beside this file says how
 
 Presses run through kvpress's public interface, `with press(model): model(ids, past_key_values=cache)`. The full cache of the very same
 forward pass is copied by a hook that runs before the press; where the press gathers, a kept entry is found by the equality of its key
-(its value, for presses that move keys); where it masks per head, by `masked_key_indices`.
+(its value, for presses that change keys); where it masks per head, by `masked_key_indices`.
 """
 
 import argparse
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy
 import torch
 from kvpress import (
     AdaKVPress,
     BasePress,
+    BlockPress,
+    CAMPress,
+    CapPress,
     ChunkKVPress,
+    ChunkPress,
+    CompactorPress,
+    ComposedPress,
+    CompressionRatioDecodingPress,
+    CriticalAdaKVPress,
+    CriticalKVPress,
+    CURPress,
+    DecodingPress,
+    DMSPress,
+    EntropyGatedChunkKVPress,
     ExpectedAttentionPress,
+    FinchPress,
     KeyDiffPress,
     KeyRerotationPress,
     KnormPress,
+    KVComposePress,
+    LagKVPress,
+    LeverageScorePress,
+    MergingPress,
+    NonCausalAttnPress,
     ObservedAttentionPress,
+    PerLayerCompressionPress,
+    PrefillDecodingPress,
     PyramidKVPress,
+    SimLayerKVPress,
     SnapKVPress,
     StreamingLLMPress,
+    ThinKPress,
     TOVAPress,
 )
+from kvpress.presses import duo_attention_press
+from pandas import DataFrame
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tiny_models import FAMILIES, smollm2_ids, tiny_ids, tiny_model
+from tiny_models import FAMILIES, HEAD_DIM, KV_HEADS, LAYERS, smollm2_ids, tiny_ids, tiny_model
 
-from peer.goldens import DATA, FIRST, SMOLLM2, Case, Goldens, save_goldens
+from peer import made_up, weights
+from peer.decoding import TOTAL, record_decoding
+from peer.goldens import DATA, FIRST, MORE, SMOLLM2, Case, Goldens, save_goldens
+from peer.recording import OWN, Recipe, new_goldens, note_failure, record_recipes, shaken
 
 LENGTHS = (701, 90)
-RATIOS = (0.25, 0.5, 0.9)
-ROUNDING = 5e-7
-"""Relative size of the noise on weights that shows which decisions hang on rounding."""
-
-Make = Callable[[float], BasePress]
+FINCH_DELIMITER, FINCH_WINDOW = 3, 20
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a press configuration is built and run.
-
-    Attributes:
-        make: The press for a ratio.
-        eager: Whether it needs the attention probabilities of the model.
-        ratios: Ratios to run; (0.0,) for presses with a parameter of their own.
-        moves_keys: Whether it changes keys, so that entries are found by their values.
-    """
-
-    make: Make
-    eager: bool = False
-    ratios: tuple[float, ...] = RATIOS
-    moves_keys: bool = False
+def on_llama(case: Case) -> bool:
+    """The cases of which kept keys or values are stored."""
+    return case.family == "llama" and case[2:] in ((90, 0.5), (701, 0.9))
 
 
+def rerotated(case: Case) -> bool:
+    """A long context on Llama, and a short one everywhere."""
+    return case[2:] == (90, 0.5) or case == (case.label, "llama", 701, 0.9)
+
+
+def scores_on_llama(case: Case) -> bool:
+    """The cases of which scores are stored: they do not depend on the ratio."""
+    return case.family == "llama" and case.ratio in (0.5, 0.0)
+
+
+EA = ExpectedAttentionPress
 FIRST_GROUP = {
     "Knorm": Recipe(KnormPress),
     "KeyDiff": Recipe(KeyDiffPress),
@@ -78,173 +99,213 @@ FIRST_GROUP = {
     "SnapKV": Recipe(SnapKVPress),
     "SnapKV(window_size=16, kernel_size=7)": Recipe(partial(SnapKVPress, window_size=16, kernel_size=7)),
     "TOVA": Recipe(TOVAPress),
-    "ExpectedAttention": Recipe(ExpectedAttentionPress),
-    "ExpectedAttention(use_vnorm=False)": Recipe(partial(ExpectedAttentionPress, use_vnorm=False)),
-    "ExpectedAttention(use_covariance=False)": Recipe(partial(ExpectedAttentionPress, use_covariance=False)),
-    "ExpectedAttention(use_covariance=False, use_vnorm=False)": Recipe(
-        partial(ExpectedAttentionPress, use_covariance=False, use_vnorm=False)
-    ),
-    "ExpectedAttention(epsilon=0.01)": Recipe(partial(ExpectedAttentionPress, epsilon=1e-2)),
+    "ExpectedAttention": Recipe(EA),
+    "ExpectedAttention(use_vnorm=False)": Recipe(partial(EA, use_vnorm=False)),
+    "ExpectedAttention(use_covariance=False)": Recipe(partial(EA, use_covariance=False)),
+    "ExpectedAttention(use_covariance=False, use_vnorm=False)": Recipe(partial(EA, use_covariance=False, use_vnorm=False)),
+    "ExpectedAttention(epsilon=0.01)": Recipe(partial(EA, epsilon=1e-2)),
     "ObservedAttention": Recipe(ObservedAttentionPress, eager=True),
     "SnapKV(eager)": Recipe(SnapKVPress, eager=True),
     "AdaKV(SnapKV)": Recipe(lambda ratio: AdaKVPress(SnapKVPress(ratio))),
-    "AdaKV(ExpectedAttention(epsilon=0.01))": Recipe(lambda ratio: AdaKVPress(ExpectedAttentionPress(ratio, epsilon=1e-2))),
+    "AdaKV(ExpectedAttention(epsilon=0.01))": Recipe(lambda ratio: AdaKVPress(EA(ratio, epsilon=1e-2))),
     "AdaKV(Knorm, alpha_safeguard=0)": Recipe(lambda ratio: AdaKVPress(KnormPress(ratio), alpha_safeguard=0.0)),
     "PyramidKV": Recipe(PyramidKVPress),
     "PyramidKV(window_size=16, beta=4)": Recipe(partial(PyramidKVPress, window_size=16, beta=4)),
     "ChunkKV(SnapKV)": Recipe(lambda ratio: ChunkKVPress(SnapKVPress(ratio), chunk_length=20)),
     "ChunkKV(Knorm, chunk_length=8)": Recipe(lambda ratio: ChunkKVPress(KnormPress(ratio), chunk_length=8)),
-    "KeyRerotation(Knorm)": Recipe(lambda ratio: KeyRerotationPress(KnormPress(ratio)), moves_keys=True),
-    "KeyRerotation(SnapKV)": Recipe(lambda ratio: KeyRerotationPress(SnapKVPress(ratio)), moves_keys=True),
+    "KeyRerotation(Knorm)": Recipe(
+        lambda ratio: KeyRerotationPress(KnormPress(ratio)), changes_keys=True, stores=rerotated, array="keys"
+    ),
+    "KeyRerotation(SnapKV)": Recipe(
+        lambda ratio: KeyRerotationPress(SnapKVPress(ratio)), changes_keys=True, stores=on_llama, array="keys"
+    ),
 }
-REROTATED = ({("KeyRerotation(Knorm)", family, 90, 0.5) for family in FAMILIES}) | {
-    ("KeyRerotation(Knorm)", "llama", 701, 0.9),
-    ("KeyRerotation(SnapKV)", "llama", 701, 0.9),
+
+SCORERS = {
+    "LagKV": Recipe(LagKVPress, stores=scores_on_llama, array="scores", note="ranks of partitions tie: compare the scores of what is kept"),
+    "LagKV(lag_size=32)": Recipe(partial(LagKVPress, lag_size=32), note="ranks of partitions tie: compare the scores of what is kept"),
+    "LagKV(lag_size=32, cross_scoring=True)": Recipe(partial(LagKVPress, lag_size=32, cross_scoring=True)),
+    "CUR": Recipe(CURPress),
+    "CUR(leverage_type=key)": Recipe(partial(CURPress, leverage_type="key")),
+    "CUR(leverage_type=value)": Recipe(partial(CURPress, leverage_type="value")),
+    "CUR(leverage_type=kv_avg)": Recipe(partial(CURPress, leverage_type="kv_avg")),
+    "CUR(use_local_approximation=False)": Recipe(partial(CURPress, use_local_approximation=False)),
+    "CUR(use_random_leverage=True)": Recipe(
+        partial(CURPress, use_random_leverage=True), seed=0, note="array `sketch CUR`: one standard normal (d, 20) a layer, over sqrt(20)"
+    ),
+    "NonCausalAttn": Recipe(NonCausalAttnPress),
+    "NonCausalAttn(chunk_size=64)": Recipe(partial(NonCausalAttnPress, chunk_size=64)),
+    "LeverageScore": Recipe(
+        LeverageScorePress, seed=0, note="array `sketch LeverageScore`: one standard normal (1, heads, d, 48) a layer, over sqrt(48)"
+    ),
+    "Compactor": Recipe(CompactorPress, seed=0, note="draws as LeverageScore, once a layer; blends by the ratio"),
+    "Compactor(blending=0.35)": Recipe(partial(CompactorPress, blending=0.35), seed=0, note="draws as LeverageScore, once a layer"),
+    "Cap": Recipe(CapPress),
+    "QFilter": Recipe(made_up.QFilter, note="weights.q_filters"),
+    "KVzap(model_type=linear)": Recipe(partial(made_up.KVzap, model_type="linear"), note="weights.kvzap_state"),
+    "KVzap(model_type=mlp)": Recipe(partial(made_up.KVzap, model_type="mlp"), note="weights.kvzap_state"),
+    "ExpectedAttentionStats": Recipe(made_up.ExpectedAttentionStats, note="weights.query_statistics"),
+    "CriticalKV(SnapKV)": Recipe(lambda ratio: CriticalKVPress(SnapKVPress(ratio))),
+    "CriticalKV(ExpectedAttention(use_vnorm=False))": Recipe(lambda ratio: CriticalKVPress(EA(ratio, use_vnorm=False))),
+    "CriticalKV(Knorm)": Recipe(lambda ratio: CriticalKVPress(KnormPress(ratio))),
 }
-"""Cases whose re-rotated keys are stored, as "keys LABEL FAMILY LENGTH RATIO" (layers, heads, kept, d), in order of position."""
+
+WRAPPERS = {
+    "CriticalAdaKV(SnapKV)": Recipe(lambda ratio: CriticalAdaKVPress(SnapKVPress(ratio))),
+    "CriticalAdaKV(ExpectedAttention(use_vnorm=False))": Recipe(lambda ratio: CriticalAdaKVPress(EA(ratio, use_vnorm=False))),
+    "LUKV": Recipe(lambda ratio: made_up.LUKV(compression_ratio=ratio), note="weights.budget_curve"),
+    "LUKV(Knorm)": Recipe(lambda ratio: made_up.LUKV(KnormPress(), compression_ratio=ratio), note="weights.budget_curve"),
+    "Chunk(Knorm, chunk_length=256)": Recipe(lambda ratio: ChunkPress(KnormPress(ratio), chunk_length=256)),
+    "Chunk(Knorm, chunk_length=50)": Recipe(lambda ratio: ChunkPress(KnormPress(ratio), chunk_length=50)),
+    "Chunk(KeyDiff, chunk_length=256)": Recipe(lambda ratio: ChunkPress(KeyDiffPress(ratio), chunk_length=256)),
+    "Chunk(SnapKV, chunk_length=256)": Recipe(
+        lambda ratio: ChunkPress(SnapKVPress(ratio), chunk_length=256),
+        note="known wrong: queries of all chunks but the last are rotated as if they stood at the context's end",
+    ),
+    "EntropyGatedChunkKV(SnapKV)": Recipe(lambda ratio: EntropyGatedChunkKVPress(SnapKVPress(ratio))),
+    "EntropyGatedChunkKV(Knorm)": Recipe(lambda ratio: EntropyGatedChunkKVPress(KnormPress(ratio))),
+    "EntropyGatedChunkKV(ExpectedAttention)": Recipe(lambda ratio: EntropyGatedChunkKVPress(EA(ratio))),
+    "Block(KeyDiff)": Recipe(lambda ratio: BlockPress(KeyDiffPress(ratio), block_size=128)),
+    "Block(KeyDiff, block_size=16)": Recipe(lambda ratio: BlockPress(KeyDiffPress(ratio), block_size=16)),
+    "Block(Knorm)": Recipe(lambda ratio: BlockPress(KnormPress(ratio), block_size=128), note="equals plain Knorm"),
+    "Merging(SnapKV)": Recipe(lambda ratio: MergingPress(SnapKVPress(ratio)), stores=on_llama, array="values"),
+    "Merging(Knorm)": Recipe(lambda ratio: MergingPress(KnormPress(ratio)), stores=on_llama, array="values"),
+    "Merging(Knorm, similarity_threshold=0.3, merge_fraction=0.75)": Recipe(
+        lambda ratio: MergingPress(KnormPress(ratio), similarity_threshold=0.3, merge_fraction=0.75), stores=on_llama, array="values"
+    ),
+    "PerLayerCompression(Knorm, 0.25, 0.5, 0.75)": Recipe(
+        lambda ratio: PerLayerCompressionPress(KnormPress(), [0.25, 0.5, 0.75]), ratios=OWN, note="one ratio a layer"
+    ),
+    **{
+        f"ThinK(key_channel_compression_ratio={share})": Recipe(
+            lambda ratio, share=share: ThinKPress(share), ratios=OWN, changes_keys=True, zeroes_channels=True
+        )
+        for share in (0.25, 0.5, 0.9)
+    },
+    "Composed(SnapKV, ThinK(key_channel_compression_ratio=0.5))": Recipe(
+        lambda ratio: ComposedPress([SnapKVPress(ratio), ThinKPress(0.5)]), changes_keys=True, zeroes_channels=True
+    ),
+    "Composed(KeyDiff, Knorm)": Recipe(
+        lambda ratio: ComposedPress([KeyDiffPress(ratio / 2), KnormPress(ratio / 2)]), note="each at half the ratio"
+    ),
+    **{
+        f"SimLayerKV(lazy_threshold={threshold}, n_recent={recent})": Recipe(
+            lambda ratio, threshold=threshold, recent=recent: SimLayerKVPress(threshold, n_recent=recent), ratios=OWN
+        )
+        for threshold in (0.05, 0.2, 0.4)
+        for recent in (32, 256)
+    },
+    **{
+        f"DMS(Knorm, threshold={threshold})": Recipe(
+            lambda ratio, threshold=threshold: DMSPress(KnormPress(), threshold=threshold, sliding_window_size=64), ratios=OWN
+        )
+        for threshold in (-6.0, -5.4, -5.0)
+    },
+    **{
+        f"DMS(KVzap(model_type={kind}), threshold={threshold})": Recipe(
+            lambda ratio, kind=kind, threshold=threshold: DMSPress(made_up.KVzap(model_type=kind), threshold=threshold),
+            ratios=OWN,
+            note="weights.kvzap_state",
+        )
+        for kind in ("linear", "mlp")
+        for threshold in (-0.5, 0.2)
+    },
+    **{
+        f"DuoAttention(head_compression_ratio={share})": Recipe(
+            lambda ratio, share=share: made_up.DuoAttention(share), ratios=OWN, note="weights.head_scores, DUO_SINK, DUO_RECENT"
+        )
+        for share in (0.25, 0.5, 0.9)
+    },
+}
 
 
-def describe(press: Any) -> Any:
-    """Class and parameters of a press, without its ratio, as JSON values."""
-    if isinstance(press, BasePress):
-        given = {name: describe(value) for name, value in vars(press).items() if not name.startswith("_") and name != "compression_ratio"}
-        return {"class": type(press).__name__, **{name: value for name, value in given.items() if value is not NotImplemented}}
-    if isinstance(press, list | tuple):
-        return [describe(item) for item in press]
-    return press if isinstance(press, str | int | float | bool | None) else NotImplemented
+def with_delimiter(ids: Tensor) -> Tensor:
+    """The context with Finch's delimiter before its last tokens, which are then the question; kvpress takes it out again."""
+    return torch.cat([ids[:, :-FINCH_WINDOW], torch.full((len(ids), 1), FINCH_DELIMITER), ids[:, -FINCH_WINDOW:]], dim=1)
 
 
-@dataclass
-class Run:
-    """One context, once through a model under a press."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    cache: DynamicCache
-    model: PreTrainedModel
-
-    def kept(self, moves_keys: bool) -> numpy.ndarray:
-        """Mask (layers, heads, length) of what the press keeps of batch row 0."""
-        return numpy.stack([self._kept(layer, moves_keys) for layer in range(len(self.keys))])
-
-    def _kept(self, layer: int, moves_keys: bool) -> numpy.ndarray:
-        full = (self.values if moves_keys else self.keys)[layer][0]
-        now = (self.cache.layers[layer].values if moves_keys else self.cache.layers[layer].keys)[0]
-        mask = numpy.zeros(full.shape[:2], dtype=bool)
-        for head in range(full.shape[0]):
-            mask[head, positions(full[head], now[head])] = True
-        masked = getattr(self.model.model.layers[layer].self_attn, "masked_key_indices", None)
-        if masked is not None:
-            batch, heads, tokens = (index.numpy() for index in masked)
-            mask[heads[batch == 0], tokens[batch == 0]] = False
-        return mask
+def finch(ratio: float, **parameters: Any) -> BasePress:
+    """Finch with a delimiter that is in the vocabulary already."""
+    press = FinchPress(ratio, **parameters)
+    press.delimiter_token_id = FINCH_DELIMITER
+    press.window_size = FINCH_WINDOW
+    return press
 
 
-def positions(full: Tensor, kept: Tensor) -> list[int]:
-    """Row of `full` (T, d) that equals each row of `kept` bit by bit.
+FINCH = {
+    "Finch": Recipe(finch, changes_keys=True, stores=on_llama, array="keys"),
+    "Finch(rerotate_keys=False)": Recipe(partial(finch, rerotate_keys=False)),
+    "Finch(normalize_scores=False)": Recipe(partial(finch, normalize_scores=False), changes_keys=True),
+    "Finch(chunk_length=256)": Recipe(partial(finch, chunk_length=256), changes_keys=True),
+}
+FINCH = {
+    label: Recipe(**{**vars(recipe), "context": with_delimiter, "note": f"the last {FINCH_WINDOW} tokens are the question"})
+    for label, recipe in FINCH.items()
+}
 
-    Raises:
-        ValueError: rows of `full` are not distinct.
-    """
-    where = {row.numpy().tobytes(): index for index, row in enumerate(full)}
-    if len(where) != len(full):
-        raise ValueError("equal entries in the cache: positions cannot be told apart")
-    return [where[row.numpy().tobytes()] for row in kept]
-
-
-@torch.no_grad()
-def run(model: PreTrainedModel, press: BasePress, ids: Tensor) -> Run:
-    """Prefill `ids` under `press`."""
-    layers = [layer.self_attn for layer in model.model.layers]
-    for layer in layers:
-        layer.masked_key_indices = None
-    cache = DynamicCache()  # without a configuration, so that no layer drops entries beyond its window by itself
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-
-    def copy(module: Any, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if len(keys) < len(layers):
-            keys.append(kwargs["past_key_values"].layers[module.layer_idx].keys.clone())
-            values.append(kwargs["past_key_values"].layers[module.layer_idx].values.clone())
-
-    hooks = [layer.register_forward_hook(copy, with_kwargs=True) for layer in layers]
-    try:
-        with press(model):
-            model.model(input_ids=ids, past_key_values=cache)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Run(keys, values, cache, model)
-
-
-def shaken(model: PreTrainedModel) -> None:
-    """Move every weight by about one rounding error."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1 + ROUNDING * torch.randn(parameter.shape, generator=generator))
-
-
-def ties(press: BasePress, length: int) -> bool:
-    """Whether the window that SnapKV protects with one common score is cut, so that the choice inside it is arbitrary."""
-    inner = press
-    while not isinstance(inner, SnapKVPress):
-        inner = getattr(inner, "press", None)
-        if inner is None:
-            return False
-    return not isinstance(press, ChunkKVPress) and max(1, int(length * (1 - inner.compression_ratio))) < inner.window_size
-
-
-def record_case(goldens: Goldens, case: Case, recipe: Recipe, model: PreTrainedModel, shaken_model: PreTrainedModel, ids: Tensor) -> None:
-    """Run one case on the model and on its shaken copy, and put down what is kept, or why it fails."""
-    press = recipe.make(case.ratio)
-    goldens.metadata["presses"].setdefault(case.label, {**describe(press), "eager": recipe.eager})
-    try:
-        result = run(model, press, ids)
-        mask = result.kept(recipe.moves_keys)
-        again = run(shaken_model, recipe.make(case.ratio), ids).kept(recipe.moves_keys)
-    except Exception as error:  # a failure of kvpress is a finding, to be recorded like any other
-        failure = {"label": case.label, "family": case.family, "length": case.length, "error": f"{type(error).__name__}: {error}"}
-        if failure not in goldens.metadata["failures"]:
-            goldens.metadata["failures"].append(failure)
-            print(failure)
-        return
-    details: dict[str, Any] = {}
-    if unstable := int((mask != again).sum()):
-        details["unstable"] = unstable
-    if ties(press, case.length):
-        details["tied"] = True
-    goldens.masks[case] = mask
-    goldens.details[case] = details
-    if tuple(case) in REROTATED:
-        stack = torch.stack([layer.keys[0] for layer in result.cache.layers]).numpy()
-        goldens.arrays["keys " + " ".join(map(str, case))] = stack
-
-
-def new_goldens() -> Goldens:
-    """An empty recording that says where it comes from."""
-    return Goldens(
-        metadata={
-            "origin": "kvpress (Apache-2.0), run over the models of tests/tiny_models.py by tests/peer/record_kvpress.py",
-            "versions": {name: version(name) for name in ("kvpress", "torch", "transformers", "numpy")},
-            "presses": {},
-            "failures": [],
-        }
-    )
-
-
-def record_recipes(
-    goldens: Goldens, recipes: dict[str, Recipe], family: str, load: Callable[[str], PreTrainedModel], contexts: Sequence[Tensor]
-) -> None:
-    """Run all recipes at their ratios on one model, given a function that loads it with an attention implementation."""
-    for attention in ("sdpa", "eager"):
-        model, copy = load(attention), load(attention)
-        shaken(copy)
-        for ids in contexts:
-            for label, recipe in recipes.items():
-                if recipe.eager == (attention == "eager"):
-                    for ratio in recipe.ratios:
-                        record_case(goldens, Case(label, family, ids.shape[1], ratio), recipe, model, copy, ids)
+REPLAYS = {
+    "KVzip": Recipe(lambda ratio: made_up.KVzip(ratio), tokenizer="plain", stores=scores_on_llama, array="scores"),
+    "KVzip(template)": Recipe(
+        lambda ratio: made_up.KVzip(ratio),
+        tokenizer="template",
+        stores=scores_on_llama,
+        array="scores",
+        note="the first token is the prefix",
+    ),
+    "KVzip(chunk_size=256)": Recipe(lambda ratio: made_up.KVzip(ratio, chunk_size=256), tokenizer="plain"),
+    "KVzip(chunk_size=256, template)": Recipe(
+        lambda ratio: made_up.KVzip(ratio, chunk_size=256), tokenizer="template", note="the first token is the prefix"
+    ),
+    "KVzip(layerwise=True)": Recipe(lambda ratio: made_up.KVzip(ratio, layerwise=True), tokenizer="plain"),
+    "KVzip(kvzip_plus_normalization=True)": Recipe(
+        lambda ratio: made_up.KVzip(ratio, kvzip_plus_normalization=True), tokenizer="plain", stores=scores_on_llama, array="scores"
+    ),
+    "KVzip(kvzip_plus_normalization=True, layerwise=True)": Recipe(
+        lambda ratio: made_up.KVzip(ratio, kvzip_plus_normalization=True, layerwise=True), tokenizer="plain"
+    ),
+    "KVgrad": Recipe(lambda ratio: made_up.KVgrad(ratio), tokenizer="plain", stores=scores_on_llama, array="scores"),
+    "KVgrad(chunk_size=256)": Recipe(lambda ratio: made_up.KVgrad(ratio, chunk_size=256), tokenizer="plain"),
+}
+OTHERS = {
+    "FastKVzip": Recipe(made_up.FastKVzip, note="weights.gate_states", stores=scores_on_llama, array="scores"),
+    "FastKVzip(layerwise=True)": Recipe(lambda ratio: made_up.FastKVzip(ratio, layerwise=True), note="weights.gate_states"),
+    "KVCompose": Recipe(lambda ratio: KVComposePress(compression_ratio=ratio)),
+    "KVCompose(structured=False)": Recipe(lambda ratio: KVComposePress(structured=False, compression_ratio=ratio)),
+    "KVCompose(agg_task=mean, add_v_norm=True)": Recipe(
+        lambda ratio: KVComposePress(compression_ratio=ratio, agg_task="mean", add_v_norm=True),
+        note="fails: the norms are those of twice the context",
+    ),
+    "KVCompose(agg_task=mean, add_mean_across_heads=False)": Recipe(
+        lambda ratio: KVComposePress(compression_ratio=ratio, agg_task="mean", add_mean_across_heads=False)
+    ),
+}
+DECODING = {
+    "Decoding(Knorm)": Recipe(lambda ratio: DecodingPress(KnormPress(), compression_interval=8, target_size=64)),
+    "Decoding(KeyDiff)": Recipe(lambda ratio: DecodingPress(KeyDiffPress(), compression_interval=8, target_size=64)),
+    "Decoding(StreamingLLM)": Recipe(lambda ratio: DecodingPress(StreamingLLMPress(), compression_interval=7, target_size=50)),
+    "Decoding(AdaKV(Knorm))": Recipe(lambda ratio: DecodingPress(AdaKVPress(KnormPress()), compression_interval=16, target_size=64)),
+    "Decoding(TOVA)": Recipe(lambda ratio: DecodingPress(TOVAPress(), compression_interval=8, target_size=64, hidden_states_buffer_size=1)),
+    "CompressionRatioDecoding(Knorm)": Recipe(lambda ratio: CompressionRatioDecodingPress(KnormPress(), compression_interval=8)),
+    "CompressionRatioDecoding(KeyDiff, target_compression_ratio=0.3)": Recipe(
+        lambda ratio: CompressionRatioDecodingPress(KeyDiffPress(), compression_interval=8, target_compression_ratio=0.3)
+    ),
+    "PrefillDecoding(Knorm, Decoding(KeyDiff))": Recipe(
+        lambda ratio: PrefillDecodingPress(KnormPress(0.4), DecodingPress(KeyDiffPress(), compression_interval=8, target_size=48)),
+        note="the prefill is compressed at ratio 0.4",
+    ),
+    "CAM(Knorm)": Recipe(
+        lambda ratio: CAMPress(KnormPress(), compression_interval=8, target_size=64, merge_budget=8), note="coin: chance >= 0.5"
+    ),
+    "CAM(KeyDiff)": Recipe(
+        lambda ratio: CAMPress(KeyDiffPress(), compression_interval=1, target_size=64, merge_budget=32), note="coin: chance >= 0.5"
+    ),
+    **{
+        f"DMS(Knorm, threshold={threshold}, decoding=True)": Recipe(
+            lambda ratio, threshold=threshold: DMSPress(KnormPress(), threshold=threshold, sliding_window_size=32, decoding=True)
+        )
+        for threshold in (-6.0, -5.4)
+    },
+}
 
 
 def record_first() -> None:
@@ -255,8 +316,91 @@ def record_first() -> None:
     save_goldens(goldens, DATA / FIRST)
 
 
+def record_more() -> None:
+    """The rest of the catalogue."""
+    goldens = new_goldens()
+    contexts = [tiny_ids(length) for length in LENGTHS]
+    with tempfile.TemporaryDirectory() as folder:
+        made_up.save_tokenizers(Path(folder))
+        for family in FAMILIES:
+            record_recipes(goldens, {**SCORERS, **WRAPPERS, **FINCH, **OTHERS}, family, partial(tiny_model, family), contexts)
+            for kind in ("plain", "template"):
+                recipes = {label: recipe for label, recipe in REPLAYS.items() if recipe.tokenizer == kind}
+                record_recipes(goldens, recipes, family, partial(named_model, family, Path(folder) / kind), contexts)
+            goldens.arrays[f"hidden {family}"] = last_hidden_state(tiny_model(family), contexts[0])
+            record_decoding(goldens, DECODING, family, partial(tiny_model, family), shaken, tiny_ids(TOTAL))
+            record_head_scores(goldens, family, Path(folder) / "plain")
+        record_replays(goldens, Path(folder), contexts)
+    record_sketches(goldens, contexts[0])
+    save_goldens(goldens, DATA / MORE)
+
+
+@torch.no_grad()
+def last_hidden_state(model: PreTrainedModel, ids: Tensor) -> Any:
+    """What the model makes of the last token (hidden size), to tell a changed model from a changed press."""
+    return model.model(input_ids=ids, use_cache=False).last_hidden_state[0, -1].numpy()
+
+
+def named_model(family: str, name: Path, attention: str) -> PreTrainedModel:
+    """A tiny model whose tokenizer is found at `name`."""
+    model = tiny_model(family, attention)
+    model.config.name_or_path = str(name)
+    return model
+
+
+def record_replays(goldens: Goldens, folder: Path, contexts: list[Tensor]) -> None:
+    """The token ids that KVzip and KVgrad feed again, as "replay LABEL LENGTH CHUNK", and the length of the template's prefix."""
+    for label, recipe in REPLAYS.items():
+        model = named_model("llama", folder / str(recipe.tokenizer), "sdpa")
+        for ids in contexts:
+            press = recipe.make(0.5)
+            with torch.no_grad(), press(model):
+                model.model(input_ids=ids, past_key_values=DynamicCache())
+            goldens.metadata["recipes"][label]["prefix"] = press.recorded_prefix
+            for chunk, fed in enumerate(press.recorded_replays):
+                goldens.arrays[f"replay {label} {ids.shape[1]} {chunk}"] = fed.numpy()
+
+
+def record_sketches(goldens: Goldens, ids: Tensor) -> None:
+    """The Gaussian draws of LeverageScore and CUR, "sketch LABEL" (layers, ...): they start from the seed and nothing else draws.
+
+    Raises:
+        RuntimeError: something else draws.
+    """
+    shapes = {"LeverageScore": (1, KV_HEADS, HEAD_DIM, 48), "CUR": (HEAD_DIM, 20)}
+    users = {"LeverageScore": ("LeverageScore", "Compactor"), "CUR": ("CUR(use_random_leverage=True)",)}
+    model = tiny_model("llama")
+    for name, shape in shapes.items():
+        torch.manual_seed(0)
+        goldens.arrays[f"sketch {name}"] = torch.stack([torch.randn(shape) for _ in range(LAYERS)]).numpy()
+        after = torch.random.get_rng_state()
+        for label in users[name]:
+            press = SCORERS[label].make(0.5)
+            torch.manual_seed(0)
+            with torch.no_grad(), press(model):
+                model.model(input_ids=ids, past_key_values=DynamicCache())
+            if not torch.equal(torch.random.get_rng_state(), after):
+                raise RuntimeError(f"{label} draws otherwise than expected")
+
+
+def record_head_scores(goldens: Goldens, family: str, tokenizer: Path) -> None:
+    """DuoAttention's scores on the fly (layers, heads), "head scores FAMILY", over `weights.calibration_texts`."""
+
+    class Texts:
+        def to_pandas(self) -> DataFrame:
+            return DataFrame({"chapter": weights.calibration_texts()})
+
+    model = named_model(family, tokenizer, "sdpa")
+    duo_attention_press.cache.clear()
+    try:
+        with patch.object(duo_attention_press, "load_dataset", lambda *arguments, **keywords: Texts()):
+            goldens.arrays[f"head scores {family}"] = duo_attention_press.duo_attention_on_the_fly(model)
+    except Exception as error:  # a finding
+        note_failure(goldens, Case("DuoAttention(on_the_fly_scoring=True)", family, 0, 0.0), error)
+
+
 def record_smollm2(folder: Path) -> None:
-    """The same presses on a trained model, whose layers differ more than random ones."""
+    """The first group on a trained model, whose layers differ more than random ones."""
     (file,) = folder.glob("*.gguf")
 
     def load(attention: str) -> PreTrainedModel:
@@ -265,6 +409,7 @@ def record_smollm2(folder: Path) -> None:
 
     goldens = new_goldens()
     goldens.metadata["model"] = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    goldens.arrays["hidden smollm2"] = last_hidden_state(load("sdpa"), smollm2_ids(LENGTHS[0]))
     record_recipes(goldens, FIRST_GROUP, "smollm2", load, [smollm2_ids(LENGTHS[0])])
     save_goldens(goldens, DATA / SMOLLM2)
 
@@ -279,7 +424,9 @@ def main() -> None:
     logging.getLogger("kvpress").setLevel(logging.ERROR)
     if arguments.group == "first":
         record_first()
-    elif arguments.group == "smollm2":
+    elif arguments.group == "more":
+        record_more()
+    else:
         record_smollm2(arguments.folder)
 
 
