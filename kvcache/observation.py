@@ -159,7 +159,7 @@ class LayerObservation:
         """Refuse an attention family whose projections we would recompute wrongly: recomputed keys must equal the cached ones."""
 
         def compute() -> bool:
-            n = min(2, self.tokens)
+            n = min(2, self.hidden.shape[1])
             again = rotate(keys_before_rope(self.module, self.hidden[:, -n:]), self.cos[:, -n:], self.sin[:, -n:])
             close = torch.allclose(again.float(), self.keys[:, :, -n:].float(), rtol=2e-2, atol=2e-2 * float(self.keys.abs().max()))
             if not close:

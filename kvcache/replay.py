@@ -14,6 +14,12 @@ from kvcache.attention import attending
 from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, rope_of
 
+LARGEST = 1e20
+"""Gradient norms are cut here, where float16 overflows in the backward pass."""
+
+PIECE = 4096
+"""Tokens of a replay that are read in one forward pass, so that activations do not grow with its length. Exact."""
+
 
 class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
     """A full layer, read only, with the tokens of a replay behind it.
@@ -63,11 +69,11 @@ class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> None:
-    """One forward pass over `token_ids` (B, n), which continue the context of `prefill`.
+    """Let the model read `token_ids` (B, n), which continue the context of `prefill`.
 
-    Calls `on_layer` after the attention of every observed layer. Its observation is of the replay: hidden states, queries and rotary
-    factors of the tokens that the layer has just read, keys and values of all replayed so far. The context's entries are in
-    `prefill.cache.layers[observation.index]`.
+    Calls `on_layer` after the attention of every observed layer, once per piece of the replay (of `PIECE` tokens, or less). Its
+    observation is of the replay: hidden states, queries and rotary factors of the tokens that the layer has just read, keys and values
+    of all replayed so far. The context's entries are in `prefill.cache.layers[observation.index]`.
     """
     with torch.no_grad():
         _run(prefill, token_ids, lambda observation, _: on_layer(observation))
@@ -98,9 +104,11 @@ def sensitivity(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerOb
             _run(prefill, token_ids.clone(), keep, with_gradient=True)
         finally:
             hook.remove()
-        last[-1].float().square().sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([part.float().square().sum() for part in last]).sum().backward()  # type: ignore[no-untyped-call]
     gradients = {index: torch.cat([_gradient(part) for part in parts], dim=1) for index, parts in outputs.items()}
-    return {index: gradient.float().norm(dim=-1) for index, gradient in gradients.items()}
+    return {
+        index: gradient.float().norm(dim=-1).nan_to_num(nan=0.0, posinf=LARGEST).clamp(max=LARGEST) for index, gradient in gradients.items()
+    }
 
 
 def _gradient(output: Tensor) -> Tensor:
@@ -122,15 +130,17 @@ def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservati
             LayerObservation(index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), token_ids), output[0]
         )
 
-    given: dict[str, Any] = {"input_ids": token_ids}
-    if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
-        given = {"inputs_embeds": prefill.model.get_input_embeddings()(token_ids).detach().requires_grad_()}  # type: ignore[operator]
-    positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)[None]
+    cache = Cache(layers=layers)
     with ExitStack() as stack:
         stack.enter_context(attending(prefill.model))
         for index in prefill.layers:
             stack.callback(modules[index].register_forward_hook(watch, with_kwargs=True).remove)
-        decoder(**given, position_ids=positions, use_cache=True, **{cache_keyword(decoder): Cache(layers=layers)})
+        for piece in token_ids.split(PIECE, dim=1):
+            given: dict[str, Any] = {"input_ids": piece}
+            if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
+                given = {"inputs_embeds": prefill.model.get_input_embeddings()(piece).detach().requires_grad_()}  # type: ignore[operator]
+            positions = torch.arange(piece.shape[1], device=piece.device)[None] + cache.get_seq_length()
+            decoder(**given, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache})
 
 
 @contextmanager

@@ -36,9 +36,9 @@ def count_prefills(pipeline: CompressingPipeline, monkeypatch: pytest.MonkeyPatc
     counted: list[int] = []
     forward = pipeline._forward
 
-    def counting(*arguments):
+    def counting(context_ids, *others):
         counted.append(context_ids.shape[1])
-        return forward(*arguments)
+        return forward(context_ids, *others)
 
     monkeypatch.setattr(pipeline, "_forward", counting)
     return counted

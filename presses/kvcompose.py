@@ -1,0 +1,143 @@
+"""KVCompose: let the layers compete for the budget by composite tokens, each head filling them with its own best entries.
+
+The context is read again on top of its cache; an entry's score is the highest attention it gets, averaged over the query heads of a
+group, plus the mean of that over the KV heads. Composite token i of a layer counts the mean over heads of the i-th best score; the best
+composite tokens of all layers stay, and each head of a layer keeps as many of its own best entries. No layer keeps more than the first.
+Source: Akulov et al. 2025, arXiv 2509.05165.
+Differs: the second reading leaves nothing in the cache and needs no eager attention; batches of several contexts are allowed; layers
+with sliding windows are left whole. Every layer keeps at least one entry per head.
+Cost: one more pass over the context on top of its cache, and its attention once more in blocks, once for all ratios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcache.compressing import Prefill
+from kvcache.observation import LayerObservation
+from kvcache.replay import replay
+from kvcache.selection import Selection, budget, check_ratio
+from presses.base import BasePress
+
+LOGITS = 2**26
+"""Attention logits that are held at once."""
+
+FIRST = 1e9
+"""Added to the scores of what every layer keeps in any case."""
+
+
+@dataclass(frozen=True)
+class KVComposePress(BasePress):
+    """Composite tokens.
+
+    Attributes:
+        compression_ratio: fraction of entries removed, in [0, 1).
+        structured: whether all heads of a layer keep the same number; otherwise heads compete as layers do.
+        agg_task: over the tokens of the second reading, "max" or "mean".
+        agg_group: over the query heads of a group.
+        agg_head: over the KV heads of a layer, for composite tokens.
+        add_v_norm: whether scores are multiplied by the norm of the value.
+        add_mean_across_heads: whether the mean over the KV heads is added to each head's score.
+        keep_token_lower_bound: entries that every head of every layer keeps, as far as the budget goes.
+    """
+
+    compression_ratio: float = 0.0
+    structured: bool = True
+    agg_task: str = "max"
+    agg_group: str = "mean"
+    agg_head: str = "mean"
+    add_v_norm: bool = False
+    add_mean_across_heads: bool = True
+    keep_token_lower_bound: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a ratio outside [0, 1) and unknown aggregations."""
+        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        for name in ("agg_task", "agg_group", "agg_head"):
+            if getattr(self, name) not in ("max", "mean"):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be 'max' or 'mean'")
+        if self.keep_token_lower_bound < 0:
+            raise ValueError(f"keep_token_lower_bound={self.keep_token_lower_bound} must not be negative")
+
+    def observe(self, layer: LayerObservation) -> None:
+        """Nothing: the context is looked at when it is read again."""
+
+    def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> list[Tensor]:
+        """Per layer the scores (B, H, T), from one second reading.
+
+        Raises:
+            ValueError: the model was given embeddings, which cannot be read again.
+        """
+        if prefill.token_ids is None:
+            raise ValueError(
+                "kvcompose lets the model read the context again, for which it needs token ids; the model was given embeddings"
+            )
+        received: dict[int, Tensor] = {}
+
+        def look(seen: LayerObservation) -> None:
+            found = self._received(prefill.cache.layers[seen.index].keys, seen)
+            if seen.index in received:
+                found = torch.maximum(found, received[seen.index]) if self.agg_task == "max" else found + received[seen.index]
+            received[seen.index] = found
+
+        replay(prefill, prefill.token_ids, look)
+        return [self._scores(received[index], prefill.cache.layers[index].values) for index in prefill.layers]
+
+    def _received(self, keys: Tensor, seen: LayerObservation) -> Tensor:
+        """(B, H, G, T): attention that the context's entries get from the tokens just read: the highest, or the sum."""
+        tokens, own = keys.shape[2], seen.tokens
+        everything = torch.cat((keys, seen.keys), dim=2)[:, :, None].transpose(3, 4)  # (B, H, 1, d, T + own)
+        queries = seen.queries(seen.hidden.shape[1]).unflatten(1, (-1, seen.group))  # (B, H, G, n, d)
+        n = queries.shape[3]
+        block = max(1, LOGITS // (queries[..., 0, 0].numel() * (tokens + own)))
+        total = queries.new_zeros(*queries.shape[:3], tokens, dtype=torch.float32)
+        for start in range(0, n, block):
+            logits = queries[:, :, :, start : start + block] @ everything * seen.scale
+            at = own - n + start + torch.arange(logits.shape[3], device=keys.device)
+            logits[..., tokens:].masked_fill_(torch.arange(own, device=keys.device) > at[:, None], float("-inf"))
+            weights = logits.softmax(-1, dtype=torch.float32)[..., :tokens]
+            total = torch.maximum(total, weights.amax(3)) if self.agg_task == "max" else total + weights.sum(3)
+        return total
+
+    def _scores(self, received: Tensor, values: Tensor) -> Tensor:
+        """(B, H, T) from (B, H, G, T)."""
+        if self.agg_task == "mean":
+            received = received / received.shape[-1]
+        scores = _aggregate(received, self.agg_group, 2)
+        if self.add_v_norm:
+            scores = scores * values.float().norm(dim=-1)
+        return scores + scores.mean(1, keepdim=True) if self.add_mean_across_heads else scores
+
+    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+        """Each head's best entries, as many as composite tokens of its layer (or of itself) are among the best of all."""
+        ranked = torch.stack(list(evidence), dim=1).sort(dim=-1, descending=True).values  # (B, L, H, T)
+        if self.structured:
+            ranked = _aggregate(ranked, self.agg_head, 2)[:, :, None]  # (B, L, 1, T)
+        ranked[..., : self.keep_token_lower_bound] += FIRST
+        if self.structured:
+            ranked[:, 0] = ranked.amax(1)
+        best = Selection.top(ranked.flatten(1)[:, None], budget(ranked[0].numel(), ratio)).keep
+        counts = best.view_as(ranked).sum(-1)  # (B, L, H or 1)
+        if self.structured:
+            counts = counts.clamp(min=self._floor(ranked.shape[-1]))
+        return [Selection.top(scores, counts[:, at].expand(scores.shape[:2])) for at, scores in enumerate(evidence)]
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """The budget of all composite tokens, and what layers keep in any case."""
+        if not self.structured:
+            exact = budget(layers * heads * tokens, ratio)
+            return exact, exact
+        fewest = heads * budget(layers * tokens, ratio)
+        return fewest, min(layers * heads * tokens, fewest + heads * (layers - 1) * self._floor(tokens))
+
+    def _floor(self, tokens: int) -> int:
+        return min(tokens, max(1, self.keep_token_lower_bound))
+
+
+def _aggregate(scores: Tensor, how: str, dim: int) -> Tensor:
+    return scores.amax(dim) if how == "max" else scores.mean(dim)
