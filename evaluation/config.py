@@ -165,7 +165,14 @@ def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
 
     ratios = list(dict.fromkeys(check_ratio(_number(ratio)) for ratio in (given if isinstance(given, list) else [given])))
     labelled = [(label, make_press(choice, entries)) for label, choice in chosen.items()]
-    return [(label, Variant(press, ratio)) for label, press in labelled for ratio in ([0.0] if press.lossless else ratios)]
+    return [(label, Variant(press, ratio)) for label, press in labelled for ratio in _ratios(press, ratios)]
+
+
+def _ratios(press: BasePress, asked: list[float]) -> list[float]:
+    """The ratios at which a press runs: those asked for; once, where it has no ratio or a field of its own sets its budget."""
+    if press.lossless:
+        return [0.0]
+    return [press.compression_ratio] if press.own_budget else asked
 
 
 def _number(value: Any) -> Any:

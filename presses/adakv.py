@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ from torch import Tensor
 from kvcache.selection import Selection, budget
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
-from presses.wrapper import WrapperPress
+from presses.wrapper import ScoreWrapperPress
 
 
 @dataclass(frozen=True)
-class AdaKVPress(WrapperPress):
+class AdaKVPress(ScoreWrapperPress):
     """Head-wise budgets; the total of a layer is that of the even split.
 
     Attributes:
@@ -40,9 +41,9 @@ class AdaKVPress(WrapperPress):
         if not 0 <= self.alpha_safeguard <= 1:
             raise ValueError(f"alpha_safeguard={self.alpha_safeguard} must lie in [0, 1]: it is a share of the even budget")
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The best entries over all heads of a layer, `H * budget(T, ratio)` of them."""
-        return [self._select(scores, budget(scores.shape[-1], ratio)) for scores in evidence]
+        return [self._select(scores, budget(scores.shape[-1], ratio)) for scores in self.press.scores_at(evidence, ratio)]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:
         safe = max(1, int(kept * self.alpha_safeguard)) if self.alpha_safeguard else 0

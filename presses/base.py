@@ -29,6 +29,11 @@ class BasePress(ABC):
     lossless: ClassVar[bool] = False
     """Whether the press keeps everything, so that a sweep runs it once, at ratio 0."""
 
+    @property
+    def own_budget(self) -> bool:
+        """Whether a field of the press sets its budget: then every ratio above 0 means that budget, and a sweep runs the press once."""
+        return False
+
     @abstractmethod
     def observe(self, layer: LayerObservation) -> Any:
         """What the press wants to remember of a layer: ratio-free, small, no hidden states. Called once per layer and context."""

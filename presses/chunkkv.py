@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,11 @@ from torch import Tensor
 from kvcache.selection import Selection, budget
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
-from presses.wrapper import WrapperPress
+from presses.wrapper import ScoreWrapperPress
 
 
 @dataclass(frozen=True)
-class ChunkKVPress(WrapperPress):
+class ChunkKVPress(ScoreWrapperPress):
     """Semantic chunks instead of single tokens.
 
     Attributes:
@@ -42,11 +43,12 @@ class ChunkKVPress(WrapperPress):
         if self.chunk_length < 1:
             raise ValueError(f"chunk_length={self.chunk_length} must be at least 1 token")
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The best chunks, whole; a context shorter than one chunk is left to the press inside."""
-        if evidence[0].shape[-1] < self.chunk_length:
+        ranked = self.press.scores_at(evidence, ratio)
+        if ranked[0].shape[-1] < self.chunk_length:
             return self.press.select(evidence, ratio)
-        return [self._select(scores, ratio) for scores in evidence]
+        return [self._select(scores, ratio) for scores in ranked]
 
     def _select(self, scores: Tensor, ratio: float) -> Selection:
         tokens = scores.shape[-1]

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from kvcache.selection import Selection
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
-from presses.wrapper import WrapperPress
+from presses.wrapper import ScoreWrapperPress
 
 
 @dataclass(frozen=True)
-class PyramidKVPress(WrapperPress):
+class PyramidKVPress(ScoreWrapperPress):
     """Layer-wise budgets on the scores of another press.
 
     Attributes:
@@ -54,10 +53,11 @@ class PyramidKVPress(WrapperPress):
             return [max(1, round(even))] * layers
         return [round(high - layer * (high - low) / (layers - 1)) for layer in range(layers)]
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The top entries of every head, as many as the layer's place in the pyramid allows."""
-        counts = self.layer_budgets(len(evidence), evidence[0].shape[-1], ratio)
-        return [Selection.top(scores, count) for scores, count in zip(evidence, counts, strict=True)]
+        ranked = self.press.scores_at(evidence, ratio)
+        counts = self.layer_budgets(len(ranked), ranked[0].shape[-1], ratio)
+        return [Selection.top(scores, count) for scores, count in zip(ranked, counts, strict=True)]
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """The sum over the pyramid; roundings make it differ from the even budget by less than one token per layer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,13 +34,17 @@ class ScorerPress(BasePress):
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) scores, higher is kept longer; must not depend on any ratio."""
 
-    def observe(self, layer: LayerObservation) -> Tensor:
+    def observe(self, layer: LayerObservation) -> Any:
         """The scores (B, H, T), computed once per layer even if other presses are built on them."""
         return layer.score(self)
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def scores_at(self, evidence: Sequence[Any], ratio: float) -> Sequence[Tensor]:
+        """Per layer the scores (B, H, T) at `ratio`: what was observed, except for methods that weigh it by the budget."""
+        return evidence
+
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The top `budget(T, ratio)` entries of every head."""
-        return [Selection.top(scores, budget(scores.shape[-1], ratio)) for scores in evidence]
+        return [Selection.top(scores, budget(scores.shape[-1], ratio)) for scores in self.scores_at(evidence, ratio)]
 
     def compress(self, layer: LayerObservation, prefill: Prefill) -> None:
         """Compress this layer at once: no other layer is needed."""
@@ -52,15 +57,15 @@ class ScorerPress(BasePress):
 def pin(scores: Tensor, first: int = 0, last: int = 0) -> Tensor:
     """A copy of `scores` (B, H, T) in float32 with the first and last positions above all others, later ones above earlier ones.
 
-    The highest score + 1, as in kvpress; a thousandth more towards the end, so that a budget smaller than the pinned part keeps its
-    most recent entries instead of arbitrary ones.
+    The highest score of the row + 1, as in kvpress; a thousandth more towards the end, so that a budget smaller than the pinned part
+    keeps its most recent entries instead of arbitrary ones.
     """
     tokens = scores.shape[-1]
     pinned = scores.float().clone()
-    rising = scores.float().amax() + 1 + 1e-3 * torch.arange(1, tokens + 1, device=scores.device) / tokens
-    pinned[..., :first] = rising[:first]
+    rising = scores.float().amax((1, 2), keepdim=True) + 1 + 1e-3 * torch.arange(1, tokens + 1, device=scores.device) / tokens  # (B, 1, T)
+    pinned[..., :first] = rising[..., :first]
     if last:
-        pinned[..., -last:] = rising[-last:]
+        pinned[..., -last:] = rising[..., -last:]
     return pinned
 
 

@@ -11,6 +11,7 @@ from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, check_ratio
 from presses.base import BasePress
+from presses.scorer import ScorerPress
 
 
 class WrapperPress(BasePress):
@@ -32,6 +33,11 @@ class WrapperPress(BasePress):
     def observe(self, layer: LayerObservation) -> Any:
         """What the press inside observes."""
         return self.press.observe(layer)
+
+    @property
+    def own_budget(self) -> bool:
+        """As the press inside."""
+        return self.press.own_budget
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
         """What the press inside probes."""
@@ -57,3 +63,15 @@ class WrapperPress(BasePress):
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """As the press inside does."""
         return self.press.entries(layers, heads, tokens, ratio)
+
+
+class ScoreWrapperPress(WrapperPress):
+    """A press built on the scores of another: `self.press.scores_at(evidence, ratio)`."""
+
+    press: ScorerPress
+
+    def __post_init__(self) -> None:
+        """Refuse a press without scores."""
+        super().__post_init__()
+        if not hasattr(self.press, "scores_at"):
+            raise ValueError(f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press such as snapkv")
