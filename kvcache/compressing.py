@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,11 +24,13 @@ class Framing:
         before: number of tokens in front of the context's own.
         after: ids between what a user says and the model's answer.
         encode: ids of a text.
+        question: number of tokens at the end of what is read that are a question; 0 where contexts are read without one.
     """
 
     before: int
     after: Sequence[int]
     encode: Callable[[str], Sequence[int]]
+    question: int = 0
 
 
 @dataclass
@@ -104,7 +106,7 @@ def compressing(model: nn.Module, press: Press, framing: Framing | None = None) 
             prefill.layers.clear()
             prefill.evidence.clear()
             prefill.token_ids = layer.token_ids
-        press.forward_hook(layer, prefill)
+        press.forward_hook(layer if framing is None else replace(layer, question=framing.question), prefill)
 
     def on_end(cache: Any) -> None:
         prefill.cache = cache

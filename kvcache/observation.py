@@ -45,6 +45,7 @@ class LayerObservation:
         rope: positions (n,) to (cos, sin), each (1, n, r), for this layer's kind of rotary embedding.
         fingerprints: per batch row, 32-bit content hash of the context's token ids, for seeded randomness.
         token_ids: (B, T) of the context; None where the model was given embeddings.
+        question: number of tokens at the end of the context that are a question, where one is read with it.
     """
 
     index: int
@@ -57,6 +58,7 @@ class LayerObservation:
     rope: Callable[[Tensor], tuple[Tensor, Tensor]]
     fingerprints: tuple[int, ...]
     token_ids: Tensor | None = None
+    question: int = 0
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kvcache.compressing import chunking
+from kvcache.compressing import Framing, chunking
 from kvcache.observation import cache_keyword
 from pipeline.decode import Answer, Row, decode
 from pipeline.model import eos_token_ids
@@ -170,11 +170,12 @@ class CompressingPipeline:
         watched = [prompt.evidence_tokens(context, question.evidence) if question.evidence else [] for _, question in questions]
         watched = [[position for position in positions if position < len(ids)] for positions in watched]
         context_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)  # type: ignore[operator]
+        framing = prompt.framing(min(len(ids), len(prompt.question_tokens(context, question_characters))))
         started = time.perf_counter()
         measured: list[tuple[Variant, CompressedContext, float]]
         if press is None or isinstance(press, BasePress):
             variant = Variant(press or NonePress(), 0.0 if press is None else press.compression_ratio)
-            cache = self._forward(context_ids, variant.press, prompt)
+            cache = self._forward(context_ids, variant.press, framing)
             seconds = time.perf_counter() - started
             measured = [(variant, compressed_cache(self.model, cache, len(ids)), 0.0)]
         else:
@@ -182,7 +183,7 @@ class CompressingPipeline:
             if not variants:
                 raise ValueError("press=[] names no variant; give at least one (press, compression_ratio)")
             onlooker = Onlooker([variant.press for variant in variants])
-            self._forward(context_ids, onlooker, prompt)
+            self._forward(context_ids, onlooker, framing)
             seconds = time.perf_counter() - started
             measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
         for variant, kept, _ in measured:
@@ -195,11 +196,11 @@ class CompressingPipeline:
             for q in range(len(questions))
         ]
 
-    def _forward(self, context_ids: Tensor, press: BasePress, prompt: Prompt) -> DynamicCache:
+    def _forward(self, context_ids: Tensor, press: BasePress, framing: Framing) -> DynamicCache:
         """One prefill of (1, T) ids under a press; the cache it leaves."""
         config: Any = self.model.config
         cache = DynamicCache(config=config.get_text_config())
-        with torch.no_grad(), press(self.model, prompt.framing()), chunking(self.model, self.prefill_chunk):
+        with torch.no_grad(), press(self.model, framing), chunking(self.model, self.prefill_chunk):
             self.model.model(input_ids=context_ids, **{cache_keyword(self.model.model): cache})  # type: ignore[operator, arg-type]
         return cache
 

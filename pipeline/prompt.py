@@ -84,9 +84,13 @@ class Prompt:
             raise ValueError("question, chat template and answer prefix are all empty; give a question")
         return ids
 
-    def framing(self) -> Framing:
-        """What a press may know of the prompt around a context."""
-        return Framing(len(self._encode(self.before)), self._encode(self.after), self._encode)
+    def framing(self, question: int = 0) -> Framing:
+        """What a press may know of the prompt around a context whose last `question` tokens are a question."""
+        return Framing(len(self._encode(self.before)), self._encode(self.after), self._encode, question)
+
+    def question_tokens(self, context: str, characters: int) -> list[int]:
+        """Positions of the tokens that overlap the last `characters` of the context."""
+        return self.evidence_tokens(context, [(len(context) - characters, len(context))]) if characters else []
 
     def evidence_tokens(self, context: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Positions of the context's tokens (template included) that overlap the character spans."""

@@ -62,17 +62,22 @@ class KeyRerotationPress(WrapperPress):
         """Kept keys turned from their old to their new positions; values as the press inside gives them."""
         assert isinstance(selection, Moved)
         keys, values = self.press.apply(keys, values, selection.inner)
-        old = selection.positions  # (B, H, K), rising
-        cos, sin = selection.rope(torch.arange(selection.keep.shape[-1], device=keys.device))
-        cos, sin = cos[0].float(), sin[0].float()  # (T, r)
-        size = torch.hypot(cos[0, 0], sin[0, 0])  # attention scaling of YaRN and its kin, already in the cached keys
-        new = torch.arange(old.shape[-1], device=keys.device)
-        # cos(new - old) and sin(new - old), from the model's own tables
-        turn_cos = (cos[new] * cos[old] + sin[new] * sin[old]) / size**2  # (B, H, K, r)
-        turn_sin = (sin[new] * cos[old] - cos[new] * sin[old]) / size**2
-        turned = rotate(keys.flatten(0, 1)[:, None], turn_cos.flatten(0, 1), turn_sin.flatten(0, 1))
-        return turned.view_as(keys).to(keys.dtype), values
+        return turned(keys, selection), values
 
     def next_position(self, selections: Sequence[Selection]) -> int:
         """The number of kept entries (of the fullest head)."""
         return max(int(selection.counts.max()) for selection in selections)
+
+
+def turned(keys: Tensor, selection: Moved) -> Tensor:
+    """Kept keys (B, H, K, d), in the order of their positions, at the positions 0 … K - 1."""
+    old = selection.positions  # (B, H, K), rising
+    cos, sin = selection.rope(torch.arange(selection.keep.shape[-1], device=keys.device))
+    cos, sin = cos[0].float(), sin[0].float()  # (T, r)
+    size = torch.hypot(cos[0, 0], sin[0, 0])  # attention scaling of YaRN and its kin, already in the cached keys
+    new = torch.arange(old.shape[-1], device=keys.device)
+    # cos(new - old) and sin(new - old), from the model's own tables
+    turn_cos = (cos[new] * cos[old] + sin[new] * sin[old]) / size**2  # (B, H, K, r)
+    turn_sin = (sin[new] * cos[old] - cos[new] * sin[old]) / size**2
+    rotated = rotate(keys.flatten(0, 1)[:, None], turn_cos.flatten(0, 1), turn_sin.flatten(0, 1))
+    return rotated.view_as(keys).to(keys.dtype)
