@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +26,13 @@ SCHEMA = 1
 
 BASELINE = "none"
 """Name of the press that keeps everything: the full-cache row of every table."""
+
+_BREAKS = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+"""Characters that some readers take for a line break, and lone surrogates, which UTF-8 cannot hold."""
+
+
+class NewerRecordError(ValueError):
+    """A record was written by a newer version of longpress: skipping it would drop results silently."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
     """Provenance of the sample: source, revision, haystack, seed."""
     seed: int = 0
+    benchmark_parameters: dict[str, Any] = field(default_factory=dict)
+    """Options of the benchmark that shape its prompts (length, seed, source), without `tasks`; rows of different ones stay apart."""
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -103,27 +114,57 @@ class Record:
         Raises:
             ValueError: a number is not finite.
         """
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+        line = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        return _BREAKS.sub(lambda match: f"\\u{ord(match.group()):04x}", line)
 
     @classmethod
     def from_json(cls, line: str) -> Self:
         """Inverse of `to_json`. Unknown fields are ignored, missing ones take their default.
 
         Raises:
-            ValueError: not a record, or one written by a newer version.
+            NewerRecordError: a record written by a newer version.
+            ValueError: not a record: no JSON, a field missing, of another type, or not finite.
         """
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError("a record is a JSON object")
-        if not isinstance(row.get("schema"), int) or row["schema"] > SCHEMA:
-            raise ValueError(f"record schema {row.get('schema')!r} is not known here (up to {SCHEMA}); update longpress")
         try:
-            record = cls(**{name.name: row[name.name] for name in fields(cls) if name.name in row})
+            row = json.loads(line)
+        except RecursionError:
+            raise ValueError("not a record: nested too deeply") from None
+        if not isinstance(row, dict) or not isinstance(row.get("schema"), int):
+            raise ValueError("a record is a JSON object with a schema")
+        if row["schema"] > SCHEMA:
+            raise NewerRecordError(f"record schema {row['schema']} is not known here (up to {SCHEMA}); update longpress")
+        try:
+            record = cls(**{name: row[name] for name in _names() if name in row})
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
-        if record.score is not None and not (isinstance(record.score, int | float) and 0 <= record.score <= 1 and math.isfinite(record.score)):
+        values = record.__dict__
+        for kind, names in _KINDS:
+            for name in names:
+                if not isinstance(values[name], kind):
+                    raise ValueError(f"not a record: {name}={values[name]!r}")
+        for name in _NUMBERS:
+            if not math.isfinite(values[name]):
+                raise ValueError(f"not a record: {name}={values[name]!r}")
+        if record.score is not None and not 0 <= record.score <= 1:
             raise ValueError(f"score {record.score!r} does not lie in [0, 1]")
         return record
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(one.name for one in fields(Record))
+
+
+_NUMBERS = ("kept_fraction", "cache_bytes", "full_cache_bytes", "prefill_seconds", "decode_seconds", "weight", "new_tokens")
+_KINDS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (str, ("key", "model", "benchmark", "benchmark_version", "task", "sample_id", "context_id", "press", "metric")),
+    (str, ("prediction", "dtype", "revision", "prompt_hash")),
+    ((str, type(None)), ("error",)),
+    ((int, float), _NUMBERS),
+    ((int, float, type(None)), ("compression_ratio", "score")),
+    (dict, ("press_parameters", "benchmark_parameters")),
+)
+"""Types that reading checks, since tables rely on them."""
 
 
 def record_key(parts: Mapping[str, Any]) -> str:
@@ -164,24 +205,24 @@ def read_records(folders: Iterable[Path]) -> Iterator[Record]:
     Lines that do not parse (a torn last line, a corrupt one) are skipped: their samples count as not done.
 
     Raises:
-        ValueError: a record comes from a newer version of longpress.
+        NewerRecordError: a record comes from a newer version of longpress; the message names its file.
+        OSError: a file cannot be read.
     """
     seen: dict[str, Record] = {}
     for folder in folders:
         for path in sorted((folder / "records").glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                record = _parse(line)
-                if record is not None and (record.key not in seen or (seen[record.key].error and not record.error)):
-                    seen[record.key] = record
+            with path.open("rb") as file:
+                for line in file:
+                    record = _parse(line, path)
+                    if record is not None and (record.key not in seen or (seen[record.key].error and not record.error)):
+                        seen[record.key] = record
     yield from seen.values()
 
 
-def _parse(line: str) -> Record | None:
-    if not line.strip():
-        return None
+def _parse(line: bytes, path: Path) -> Record | None:
     try:
-        return Record.from_json(line)
-    except ValueError as error:
-        if "update longpress" in str(error):
-            raise
+        return Record.from_json(line.decode("utf-8"))
+    except NewerRecordError as error:
+        raise NewerRecordError(f"{path}: {error}") from None
+    except ValueError:
         return None

@@ -1,0 +1,439 @@
+"""Error bars of means and of paired differences: pure functions over numpy arrays, scores in [0, 1], differences in [-1, 1].
+
+Samples that ask about one context are not independent: they form a cluster, and clusters are what is resampled and counted.
+Standard errors follow Miller 2024 (arXiv 2411.00640) with the correction C/(C-1) for C clusters. Intervals hold 95 %:
+
+- 0/1 scores: Wilson 1927; with clusters or weights the number of samples is divided by the design effect (Korn and Graubard 1998).
+- other scores, and differences: seeded bootstrap over clusters, bias corrected and accelerated (Efron 1987), widened for few clusters
+  as a t interval is (Hesterberg 2015, "What teachers should know about the bootstrap", expanded percentiles).
+- of fewer than `LEAST` clusters, or where fewer than `FEW` differ from the most frequent value (one sample, 500 of 500 right, a press that changes two answers)
+  neither sees the tail: Wilson on the mean with one observation per cluster. Among scores in [0, 1] of one mean 0/1 scores vary most, so
+  this is never too narrow for want of variance; for differences, gains and losses are bounded so one by one and combined by squares
+  (Zou and Donner 2008, MOVER), which for no change at all gives the score interval of Tango 1998.
+
+Standard errors stay what the formula gives (0 where all are equal, NaN for one cluster); the interval is what to read there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 10_000
+"""Bootstrap resamples."""
+FLIPS = 49_999
+"""Random sign flips of a permutation test; the smallest p-value is 1 / (FLIPS + 1)."""
+LEAST = 10
+"""Clusters from which on a bootstrap is trusted,"""
+FEW = 5
+"""if at least so many differ from the most frequent value."""
+Z = 1.959963984540054
+"""Normal quantile of a two-sided 95 % interval."""
+_EXACT = 12
+_CHUNK = 4_000_000
+
+
+class Clusters(NamedTuple):
+    """Samples summed by cluster: all that errors of a mean need.
+
+    Attributes:
+        sums: (C,) weighted sums of the values.
+        weights: (C,) sums of the weights.
+        n: samples.
+        n_effective: samples of equal weight worth as much, (sum w)^2 / sum w^2 (Kish 1965).
+        binary: whether every value is 0 or 1.
+        sign: whether every value is -1, 0 or 1, and every sample its own cluster of weight 1 (an exact test is a sign test).
+        informative: clusters whose mean is not the most frequent one.
+    """
+
+    sums: Array
+    weights: Array
+    n: int
+    n_effective: float
+    binary: bool
+    sign: bool
+    informative: int
+
+    @property
+    def mean(self) -> float:
+        """Weighted mean of the samples; NaN without samples."""
+        return float(self.sums.sum() / self.weights.sum()) if self.n else math.nan
+
+    @property
+    def residuals(self) -> Array:
+        """(C,) what each cluster adds to the error of the mean: they sum to 0, their squares to (C-1)/C of the variance."""
+        return (self.sums - self.mean * self.weights) / self.weights.sum()
+
+    @property
+    def standard_error(self) -> float:
+        """Clustered standard error of the mean; sd / sqrt(n) where every sample is its own cluster; NaN for fewer than two clusters."""
+        count = len(self.sums)
+        if count < 2:
+            return math.nan
+        return math.sqrt(count / (count - 1) * float(np.square(self.residuals).sum()))
+
+    @property
+    def resampled(self) -> bool:
+        """Whether enough clusters differ for a bootstrap."""
+        return self.informative >= FEW and len(self.sums) >= LEAST
+
+
+class Estimate(NamedTuple):
+    """A mean with its error: samples, clusters, mean, clustered standard error, and the 95 % interval."""
+
+    n: int
+    n_clusters: int
+    mean: float
+    se: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A paired mean difference with its error, a two-sided p-value, and how many samples got better, stayed, got worse."""
+
+    n: int
+    n_clusters: int
+    mean: float
+    se: float
+    low: float
+    high: float
+    p_value: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def cluster(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None) -> Clusters:
+    """Sum samples by cluster.
+
+    Args:
+        values: (n,) scores in [0, 1], or differences of two such scores.
+        weights: (n,) weights of the samples in the mean; 1 if None.
+        ids: (n,) cluster of each sample, e.g. its context; every sample for itself if None.
+
+    Raises:
+        ValueError: shapes differ, a value is not finite or not in [-1, 1], or a weight is not positive.
+    """
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or not (np.abs(x) <= 1).all():
+        raise ValueError("values must be a flat array of finite numbers: scores in [0, 1] or their differences in [-1, 1]")
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
+    if w.shape != x.shape or not ((w > 0) & np.isfinite(w)).all():
+        raise ValueError("weights must be positive, finite, and as many as the values")
+    if ids is None:
+        codes = np.arange(len(x))
+    else:
+        known, codes = np.unique(np.asarray(ids), return_inverse=True)
+        if codes.shape != x.shape:
+            raise ValueError("ids must be as many as the values")
+        codes = np.arange(len(x)) if len(known) == len(x) else codes
+    alone = bool(len(x) == 0 or (codes[-1] == len(x) - 1 and (codes == np.arange(len(x))).all()))
+    sums: Array = w * x if alone else np.bincount(codes, w * x).astype(float)
+    sizes: Array = w if alone else np.bincount(codes, w).astype(float)
+    _, frequencies = np.unique(np.round(sums / sizes, 12), return_counts=True)
+    steps = bool(np.isin(x, (-1.0, 0.0, 1.0)).all())
+    effective = float(w.sum() ** 2 / np.square(w).sum()) if len(x) else 0.0
+    return Clusters(
+        sums,
+        sizes,
+        len(x),
+        effective,
+        binary=steps and bool((x >= 0).all()),
+        sign=steps and alone and bool((w == 1).all()),
+        informative=len(sums) - int(frequencies.max(initial=0)),
+    )
+
+
+def estimate(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, seed: int = 0) -> Estimate:
+    """Mean of scores in [0, 1], its clustered standard error and 95 % interval; see `cluster` for the arguments.
+
+    Raises:
+        ValueError: see `cluster`; or a score is negative.
+    """
+    samples = cluster(values, weights, ids)
+    if (samples.sums < 0).any():
+        raise ValueError("scores must lie in [0, 1]")
+    low, high = score_interval(samples, None if samples.binary or not samples.resampled else bootstrap([samples], seed)[0])
+    return Estimate(samples.n, len(samples.sums), samples.mean, samples.standard_error, low, high)
+
+
+def difference(
+    values: ArrayLike, baseline: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, seed: int = 0
+) -> Difference:
+    """Paired difference `values - baseline` of scores of the same samples in the same order; see `pair` and `cluster`.
+
+    The p-value is that of the exact McNemar test where every difference is -1, 0 or 1 and every sample its own cluster, and of a
+    test that flips the signs of clusters otherwise (exact up to 12 differing clusters).
+
+    Raises:
+        ValueError: see `cluster`; or the two have different lengths.
+    """
+    x, y = np.asarray(values, dtype=float), np.asarray(baseline, dtype=float)
+    if x.shape != y.shape:
+        raise ValueError(f"{x.shape} scores cannot be paired with {y.shape}; select the common samples first")
+    samples = cluster(x - y, weights, ids)
+    gains, losses = cluster(np.clip(x - y, 0, 1), weights, ids), cluster(np.clip(y - x, 0, 1), weights, ids)
+    low, high = difference_interval(samples, gains.mean, losses.mean, bootstrap([samples], seed)[0] if samples.resampled else None)
+    p_value = float(p_values([samples], seed)[0])
+    wins, worse = int((x > y).sum()), int((x < y).sum())
+    mean, error = samples.mean, samples.standard_error
+    return Difference(samples.n, len(samples.sums), mean, error, low, high, p_value, wins, len(x) - wins - worse, worse)
+
+
+def pair(ids: ArrayLike, hashes: ArrayLike, baseline_ids: ArrayLike, baseline_hashes: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Places of the common samples in two lists of samples, each without repeats.
+
+    Args:
+        ids: (n,) sample ids of one press, `hashes` (n,) the hashes of their prompts.
+        hashes: see `ids`.
+        baseline_ids: (m,) those of the other.
+        baseline_hashes: (m,) those of the other.
+
+    Returns:
+        Two arrays of indices, in the order of the sample ids.
+
+    Raises:
+        ValueError: a common sample had different prompts, so that the difference would not be the press's doing.
+    """
+    common, left, right = np.intersect1d(np.asarray(ids), np.asarray(baseline_ids), assume_unique=True, return_indices=True)
+    other = np.asarray(hashes)[left] != np.asarray(baseline_hashes)[right]
+    if other.any():
+        raise ValueError(
+            f"sample {common[other][0]!r} ({int(other.sum())} of {len(common)}) was asked with different prompts in the two rows; paired "
+            "differences need the same prompts: rebuild both rows with the same benchmark options"
+        )
+    return left, right
+
+
+def score_interval(samples: Clusters, replicates: Array | None) -> tuple[float, float]:
+    """95 % interval of the mean of scores in [0, 1].
+
+    Args:
+        samples: the scores.
+        replicates: (R,) bootstrap means; None for 0/1 scores and where `samples.resampled` is false.
+    """
+    mean, count = samples.mean, len(samples.sums)
+    if not samples.n:
+        return math.nan, math.nan
+    if samples.binary and (count == samples.n == samples.n_effective or samples.resampled):
+        low, high = wilson(mean, _effective(samples))
+    elif not samples.resampled:
+        low, high = wilson(mean, _kish(samples.weights))
+    elif replicates is None:
+        raise ValueError("these scores need bootstrap replicates")
+    else:
+        low, high = percentiles(replicates, samples)
+    return float(low), float(high)
+
+
+def difference_interval(samples: Clusters, gain: float, loss: float, replicates: Array | None) -> tuple[float, float]:
+    """95 % interval of a mean paired difference.
+
+    Args:
+        samples: the differences.
+        gain: mean of their positive parts.
+        loss: mean of their negative parts, positive.
+        replicates: (R,) bootstrap means of the differences; None where `samples.resampled` is false.
+    """
+    if not samples.n:
+        return math.nan, math.nan
+    if samples.resampled:
+        if replicates is None:
+            raise ValueError("these differences need bootstrap replicates")
+        return percentiles(replicates, samples)
+    (gain_low, loss_low), (gain_high, loss_high) = wilson(np.array([gain, loss]), _kish(samples.weights))
+    low = samples.mean - math.hypot(gain - gain_low, loss_high - loss)
+    high = samples.mean + math.hypot(gain_high - gain, loss - loss_low)
+    return max(-1.0, float(low)), min(1.0, float(high))
+
+
+def wilson(mean: ArrayLike, n: ArrayLike) -> tuple[Any, Any]:
+    """Wilson's score interval (95 %) of a proportion seen in `n` (possibly fractional) independent samples; arrays broadcast."""
+    p, size = np.asarray(mean, dtype=float), np.asarray(n, dtype=float)
+    centre = (p + Z**2 / (2 * size)) / (1 + Z**2 / size)
+    half = Z / (1 + Z**2 / size) * np.sqrt(np.maximum(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
+    # at 0 and 1 the bound is exact; rounding must not move it
+    return np.where(p <= 0, 0.0, np.maximum(centre - half, 0)), np.where(p >= 1, 1.0, np.minimum(centre + half, 1))
+
+
+def bootstrap(cells: Sequence[Clusters], seed: int = 0, resamples: int = RESAMPLES) -> Array:
+    """Means of resampled clusters, (cells, resamples). Cells of as many clusters share their resamples, which is fast.
+
+    Give different seeds to cells whose replicates will be added up (the tasks of an average), so that they are independent.
+    """
+    result = np.empty((len(cells), resamples))
+    for count in sorted({len(cell.sums) for cell in cells}):
+        rows = [row for row, cell in enumerate(cells) if len(cell.sums) == count]
+        generator = np.random.default_rng([seed, count])
+        sums, weights = (np.stack([cells[row][part] for row in rows]) for part in (0, 1))
+        even = bool((weights == weights[:, :1]).all())
+        step = max(1, _CHUNK // max(count, 1))
+        for start in range(0, resamples, step):
+            size = min(step, resamples - start)
+            drawn = generator.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
+            counts = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(float).T
+            result[rows, start : start + size] = (sums @ counts) / (weights[:, :1] * count if even else weights @ counts)
+    return result
+
+
+def percentiles(replicates: Array, samples: Clusters) -> tuple[float, float]:
+    """95 % interval from bootstrap means (R,) of `samples`: bias corrected and accelerated, widened as a t interval is."""
+    residuals, count = samples.residuals, len(samples.sums)
+    acceleration = float((residuals**3).sum()) / (6 * float(np.square(residuals).sum()) ** 1.5)
+    below = float((replicates < samples.mean).mean() + (replicates == samples.mean).mean() / 2)
+    bias = NormalDist().inv_cdf(min(max(below, 0.01), 0.99))
+    half = math.sqrt(count / (count - 1)) * _quantile(count)
+    shifted = np.array([bias - half, bias + half])
+    low, high = np.quantile(replicates, [_normal(float(z)) for z in bias + shifted / (1 - acceleration * shifted)])
+    return float(low), float(high)
+
+
+def p_values(cells: Sequence[Clusters], seed: int = 0) -> Array:
+    """Two-sided p-values (cells,) that the mean difference of each cell is 0; NaN without samples, 1 where nothing differs."""
+    result = np.array([1.0 if cell.n else math.nan for cell in cells])
+    exact = [row for row, cell in enumerate(cells) if cell.n and cell.sign]
+    if exact:
+        wins = np.array([(cells[row].sums > 0).sum() for row in exact])
+        losses = np.array([(cells[row].sums < 0).sum() for row in exact])
+        result[exact] = mcnemar(wins, losses)
+    flipped = [row for row, cell in enumerate(cells) if cell.n and not cell.sign]
+    if flipped:
+        result[flipped] = sign_flips([cells[row].sums for row in flipped], seed)
+    return result
+
+
+def mcnemar(wins: ArrayLike, losses: ArrayLike) -> Array:
+    """Exact McNemar test: two-sided p-value of `wins` against `losses`, as `scipy.stats.binomtest(wins, wins + losses)`; vectorised."""
+    b, c = np.asarray(wins), np.asarray(losses)
+    p: Array = np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5))
+    return p
+
+
+def sign_flips(effects: Sequence[Array], seed: int = 0, flips: int = FLIPS) -> Array:
+    """Two-sided p-values of permutation tests that flip signs of independent effects; zeros do not matter.
+
+    All 2^k assignments for k <= 12 effects other than 0, else `flips` random ones and the observed one (Phipson and Smyth 2010).
+
+    Args:
+        effects: per test, the (C,) summed differences of its clusters.
+        seed: of the random assignments; tests of about as many effects share them.
+        flips: random assignments, at most; fewer, but 9,999 or more, for very many effects.
+    """
+    kept = [effect[effect != 0] for effect in effects]
+    result = np.ones(len(kept))
+    lengths = [len(effect) if len(effect) <= _EXACT else 1 << (len(effect) - 1).bit_length() for effect in kept]
+    for length in sorted(set(lengths) - {0}):
+        rows = [row for row, other in enumerate(lengths) if other == length]
+        width = max(len(kept[row]) for row in rows)
+        padded = np.stack([np.pad(kept[row], (0, width - len(kept[row]))) for row in rows], axis=1)  # (width, tests)
+        observed = np.abs(padded.sum(axis=0)) - 1e-9 * np.abs(padded).sum(axis=0)
+        if width <= _EXACT:
+            signs = 1.0 - 2 * (np.arange(1 << width)[:, None] >> np.arange(width) & 1)
+            result[rows] = (np.abs(signs @ padded) >= observed).mean(axis=0)
+            continue
+        total = int(np.clip(5e8 // width, min(flips, 9_999), flips))
+        generator, hits = np.random.default_rng([seed, width]), np.zeros(len(rows))
+        step = max(1, _CHUNK // max(width, len(rows)))
+        for start in range(0, total, step):
+            size = min(step, total - start)
+            bits = np.unpackbits(np.frombuffer(generator.bytes(size * ((width + 7) // 8)), dtype=np.uint8).reshape(size, -1), axis=1)
+            hits += (np.abs((1.0 - 2.0 * bits[:, :width]) @ padded) >= observed).sum(axis=0)
+        result[rows] = (hits + 1) / (total + 1)
+    return result
+
+
+def macro(
+    means: ArrayLike, errors: ArrayLike, lows: ArrayLike, highs: ArrayLike, shares: ArrayLike, replicates: Array | None, inside: ArrayLike
+) -> tuple[float, float, float, float]:
+    """A weighted mean over tasks with its own error: sqrt(sum of share^2 SE^2), that is sqrt(sum SE^2) / T for a plain mean.
+
+    The interval is a bootstrap stratified by task; tasks that a bootstrap cannot see (see the module) widen it by their own
+    intervals, combined by squares, so that thirteen times 500 of 500 has no interval of width 0.
+
+    Args:
+        means: (T,) means of the tasks.
+        errors: (T,) their standard errors; a NaN makes the result's NaN.
+        lows: (T,) lower ends of their intervals, `highs` (T,) the upper ends.
+        highs: see `lows`.
+        shares: (T,) weight of each task; they sum to 1.
+        replicates: (R,) sums of share x bootstrap mean over the `inside` tasks, drawn independently; None if there is none.
+        inside: (T,) whether a task is part of `replicates`.
+
+    Returns:
+        Mean, standard error, lower and upper end.
+    """
+    m, e, lower, upper, a = (np.asarray(part, dtype=float) for part in (means, errors, lows, highs, shares))
+    mean, error = float(a @ m), float(np.sqrt(np.square(a * e).sum()))
+    outside = ~np.asarray(inside, dtype=bool)
+    below, above = (float(np.square(a * part)[outside].sum()) for part in (m - lower, upper - m))
+    if replicates is not None and not outside.all():
+        rest, drawn = float((a * m)[~outside].sum()), float(np.sqrt(np.square(a * e)[~outside].sum()))
+        # resampled means vary by (C-1)/C too little: scaled to the standard error
+        low, high = (np.quantile(replicates, [0.025, 0.975]) - rest) * max(1.0, drawn / float(replicates.std()))
+        below, above = below + low**2, above + high**2
+    return mean, error, mean - math.sqrt(below), mean + math.sqrt(above)
+
+
+def holm(p_values: ArrayLike) -> Array:
+    """P-values adjusted for their number by Holm 1979 (family-wise error); NaNs stay and are not counted."""
+    p = np.asarray(p_values, dtype=float)
+    result = np.full(p.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    result[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return result
+
+
+def benjamini_hochberg(p_values: ArrayLike) -> Array:
+    """P-values adjusted by Benjamini and Hochberg 1995 (false discovery rate); NaNs stay and are not counted."""
+    p = np.asarray(p_values, dtype=float)
+    result = np.full(p.shape, np.nan)
+    known = ~np.isnan(p)
+    if known.any():
+        result[known] = stats.false_discovery_control(p[known])
+    return result
+
+
+def non_inferior(low: ArrayLike, margin: float) -> NDArray[np.bool_]:
+    """Whether a press loses less than `margin`: the lower ends of the differences' 95 % intervals lie above -margin (same unit).
+
+    Raises:
+        ValueError: the margin is not positive.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin={margin} must be positive: the loss that would still be accepted")
+    return np.asarray(low, dtype=float) > -margin
+
+
+def _kish(weights: Array) -> float:
+    return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
+def _effective(samples: Clusters) -> float:
+    """Samples that a 0/1 mean is worth: those of equal weight over the design effect, less for few clusters, never more than there are."""
+    count, size = len(samples.sums), samples.n_effective
+    variance = samples.mean * (1 - samples.mean)
+    if count == samples.n == size or variance <= 0:
+        return size
+    design = samples.standard_error**2 * (size - 1) / variance
+    return min(size, size / design * (_quantile(samples.n) / _quantile(count)) ** 2)
+
+
+@lru_cache(maxsize=4096)
+def _quantile(count: int) -> float:
+    """Student's t quantile of a two-sided 95 % interval from `count` clusters."""
+    return float(stats.t.ppf(0.975, max(count - 1, 1)))
+
+
+def _normal(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2))

@@ -1,0 +1,414 @@
+"""From records to one tidy frame of scores with their errors: a row per cell and per average. No model, no torch.
+
+A table is what one reading of a benchmark gave on one model: same model, revision, dtype, benchmark, version and options. Its lines are
+presses with their parameters and budget, its columns tasks and named averages (`Benchmark.averages`, cut to the tasks present).
+Every line is compared with the full cache on the samples that both answered. Records that would mix two things in one cell are
+refused, or stand in tables of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from evaluation import errorbars
+from evaluation.catalogue import benchmarks
+from evaluation.errorbars import Array, Clusters
+from evaluation.records import BASELINE, Record
+
+TABLE = ("model", "revision", "dtype", "benchmark", "benchmark_version", "benchmark_parameters")
+"""Columns that name a table."""
+LINE = ("press", "press_parameters", "compression_ratio", "budget_tokens", "query_aware")
+"""Columns that name a line of a table."""
+MEANS = (
+    *("kept_fraction", "evidence_kept", "cache_bytes", "full_cache_bytes", "context_tokens", "new_tokens"),
+    *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds"),
+)
+"""Measured columns: means over a cell's samples that did not fail; bytes, tokens and seconds per sample."""
+COUNTS = ("n", "n_contexts", "n_failed", "n_empty", "n_truncated", "n_common", "wins", "ties", "losses")
+"""Numbers of samples; `n` those with a score, `n_common` those compared with the full cache."""
+POINTS = ("score", "se", "ci_low", "ci_high", "delta", "delta_se", "delta_ci_low", "delta_ci_high", "lead")
+"""Scores and differences, 0 to 100: mean, clustered standard error, 95 % interval; `delta` to the full cache, `lead` to the runner-up."""
+COLUMNS = (
+    *("model", "benchmark", "benchmark_version", "task", "press", "press_parameters", "compression_ratio", "kept_fraction", "query_aware"),
+    *("metric", "n", "n_failed", "n_empty", "n_truncated", *POINTS[:8], "p_value", "p_holm", "n_common", "wins", "ties", "losses"),
+    *("lead", "p_lead", "n_contexts", "n_tasks", "aggregate", "budget_tokens", "dtype", "revision", "benchmark_parameters", *MEANS[1:]),
+)
+"""Columns of the frame. `p_holm` is adjusted over all task cells of a table, or over all its averages; `p_lead`, of the best press of
+one budget against the second best, likewise; `aggregate` marks averages, over `n_tasks` tasks."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The samples of one line and task: a label for errors; ids, prompt hashes, scores, weights, contexts (n,); the summed scores."""
+
+    label: str
+    ids: Any
+    hashes: Any
+    values: Array
+    weights: Array
+    contexts: Any
+    samples: Clusters
+
+    def minus(self, other: _Cell) -> _Paired:
+        """Paired differences to another cell on the common samples."""
+        try:
+            left, right = errorbars.pair(self.ids, self.hashes, other.ids, other.hashes)
+        except ValueError as error:
+            raise ValueError(f"{self.label} against {other.label}: {error}") from None
+        change, weights, contexts = self.values[left] - other.values[right], self.weights[left], self.contexts[left]
+        samples = errorbars.cluster(change, weights, contexts)
+        total = float(weights.sum()) or math.nan
+        gain, loss = (float((np.clip(sign * change, 0, 1) * weights).sum()) / total for sign in (1, -1))
+        return _Paired(samples, gain, loss, int((change > 0).sum()), int((change < 0).sum()))
+
+
+class _Paired(NamedTuple):
+    """Summed differences, mean gain and mean loss, samples won and lost."""
+
+    samples: Clusters
+    gain: float
+    loss: float
+    wins: int
+    losses: int
+
+
+class _Part(NamedTuple):
+    """A task's contribution to an average: the summed samples, the interval, bootstrap means (R,) if they can be resampled."""
+
+    samples: Clusters
+    low: float
+    high: float
+    replicates: Array | None
+
+
+def scores(records: Iterable[Record], seed: int = 0) -> pd.DataFrame:
+    """The tidy frame with `COLUMNS`, in the order of tables: full cache first, then by press and budget, tasks in the suite's order.
+
+    Args:
+        records: of any number of models and benchmarks, each key once (`read_records`).
+        seed: of bootstrap and permutations; the same records in any order give the same frame.
+
+    Raises:
+        ValueError: no record, or records that cannot stand in one cell.
+    """
+    frame = _frame(records)
+    rows: list[dict[str, Any]] = []
+    for names, part in frame.groupby(list(TABLE), sort=True):
+        rows += _table(dict(zip(TABLE, names, strict=True)), part, seed)
+    result = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    result[list(POINTS)] *= 100
+    return result.astype({**dict.fromkeys(COUNTS, "int64"), "n_tasks": "int64", "budget_tokens": "Int64"})
+
+
+def averages(benchmark: str, tasks: Iterable[str]) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """Tasks in the suite's order, and the share of each task in every named average.
+
+    Averages are the benchmark's own, cut to `tasks`; of a benchmark that the catalogue lacks, "average" is the plain mean.
+    """
+    present = sorted(tasks, key=_natural)
+    named: Mapping[str, Sequence[Sequence[str]]] = {"average": [(task,) for task in present]}
+    entry = benchmarks().get(benchmark)
+    if entry is not None:
+        try:
+            cls = entry.load()
+            suite = cls()
+            present.sort(key=lambda task: suite.tasks.index(task) if task in suite.tasks else len(suite.tasks))
+            with suppress(ValueError, TypeError):  # tasks of another version: its averages are cut below
+                suite = cls(tasks=tuple(present))
+            named = suite.averages()
+        except (ImportError, AttributeError, ValueError, TypeError):
+            pass  # a suite that cannot be loaded here still has its records
+    shares: dict[str, dict[str, float]] = {}
+    for name, groups in named.items():
+        kept = [group for group in ([task for task in group if task in present] for group in groups) if group]
+        share: dict[str, float] = {}
+        for group in kept:
+            for task in group:
+                share[task] = share.get(task, 0.0) + 1 / (len(kept) * len(group))
+        if share:
+            shares[name] = share
+    return present, shares
+
+
+def _frame(records: Iterable[Record]) -> pd.DataFrame:
+    names = [*TABLE, *LINE, "task", "metric", "sample_id", "context_id", "prompt_hash", "score", "weight", "truncated", *MEANS]
+    read, rows = attrgetter(*names), []
+    at = [names.index("press_parameters"), names.index("benchmark_parameters")]
+    for record in records:
+        row = list(read(record))
+        for place in at:
+            row[place] = json.dumps(row[place], sort_keys=True) if row[place] else "{}"
+        failed = record.error is not None or record.score is None
+        rows.append([*row, failed, not failed and not record.prediction.strip()])
+    if not rows:
+        raise ValueError("there are no records to make a table of")
+    frame = pd.DataFrame(rows, columns=[*names, "failed", "empty"])
+    numbers = ["score", "weight", "compression_ratio", "budget_tokens", *MEANS]
+    frame[numbers] = frame[numbers].astype(float)
+    frame["compression_ratio"] = frame["compression_ratio"].round(6)
+    frame.loc[frame["failed"], ["score", *MEANS]] = math.nan
+    return frame
+
+
+def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """Rows of one table: task cells and averages of every line."""
+    tasks, shares = averages(names["benchmark"], frame["task"].unique())
+    shown, lines = _lines(frame)
+    line_of = {line: at for at, line in enumerate(lines)}
+    keyed = zip(*(frame[name].fillna(-1) if name in ("compression_ratio", "budget_tokens") else frame[name] for name in LINE), strict=True)
+    frame = frame.assign(line=[line_of[key] for key in keyed], failed=frame["failed"].astype(int)).sort_values(
+        ["line", "task", "sample_id"]
+    )
+    cells, measured = {}, {}
+    for (line, task), part in _split(frame):
+        cells[line, task] = _cell(part, f"{names['model']}, {names['benchmark']}/{task}, press {lines[line][0]}")
+        measured[line, task] = _measured(part)
+    reference = {at: _baseline(at, lines) for at in range(len(lines))}
+    against = {(line, task): cells.get((reference[line], task)) for line, task in cells if reference[line] != line}
+    paired = {key: cells[key].minus(other) for key, other in against.items() if other is not None}
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for start in range(0, len(lines), 32):  # bounds the memory that replicates take
+        chunk = range(start, min(start + 32, len(lines)))
+        parts: dict[tuple[int, str], _Part] = {}
+        changes: dict[tuple[int, str], _Part] = {}
+        for stream, task in enumerate(tasks):
+            here = [line for line in chunk if (line, task) in cells]
+            parts |= _score_parts({(line, task): cells[line, task].samples for line in here}, seed + stream)
+            changes |= _change_parts({(line, task): paired[line, task] for line in here if (line, task) in paired}, seed + stream)
+        for line in chunk:
+            for task in tasks:
+                if (line, task) in cells:
+                    change = paired.get((line, task))
+                    outcome = _outcome(change) if change else _outcome(_NOTHING)
+                    errors = _errors(parts[line, task], changes.get((line, task)))
+                    rows[line, task] = {"task": task, "aggregate": False, "n_tasks": 1, **measured[line, task], **outcome, **errors}
+            for name, share in shares.items():
+                found = [rows[line, task] for task in share if (line, task) in rows]
+                if found:
+                    rows[line, f"\0{name}"] = _average(name, share, line, found, parts, changes)
+    _tests(rows, {key: value.samples for key, value in paired.items()}, shares, seed)
+    _leads(rows, lines, cells, shares, seed)
+    columns = [*tasks, *(f"\0{name}" for name in shares)]
+    return [
+        {**names, **dict(zip(LINE, shown[line], strict=True)), **rows[line, column]}
+        for line in range(len(lines))
+        for column in columns
+        if (line, column) in rows
+    ]
+
+
+def _lines(frame: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Lines as shown (parameters as a compact label) and as keyed (missing budgets as -1), the full cache first."""
+    unique = frame[list(LINE)].drop_duplicates().fillna({"compression_ratio": -1.0, "budget_tokens": -1.0})
+    keys = sorted(unique.itertuples(index=False, name=None), key=lambda key: (key[0] != BASELINE, key[4], key[0], key[1], key[2], key[3]))
+    labels: dict[tuple[str, str], str] = {}
+    for press in {key[0] for key in keys}:
+        texts = sorted({key[1] for key in keys if key[0] == press})
+        labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
+    shown = []
+    for press, text, ratio, budget, aware in keys:
+        shown.append((press, labels[press, text], math.nan if ratio < 0 else ratio, None if budget < 0 else int(budget), aware))
+    return shown, keys
+
+
+def differing(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Compact labels of what differs, e.g. "window_size=32, press.kernel_size=7"; empty where there is one set only."""
+    flat = [dict(_flatten(one)) for one in parameters]
+    keys = sorted({key for one in flat for key in one})
+    varying = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
+    return [", ".join(f"{key}={one[key]}" for key in varying if key in one) or ("" if len(flat) < 2 else "default") for one in flat]
+
+
+def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _split(frame: pd.DataFrame) -> Iterator[tuple[tuple[int, str], dict[str, Any]]]:
+    """Cells as arrays; the frame is sorted by line, task and sample."""
+    arrays = {name: frame[name].to_numpy() for name in frame.columns if name not in TABLE and name not in LINE}
+    line, task = arrays["line"], arrays["task"].astype(str)
+    starts = [0, *(np.flatnonzero((line[1:] != line[:-1]) | (task[1:] != task[:-1])) + 1), len(line)]
+    for begin, end in pairwise(starts):
+        yield (int(line[begin]), str(task[begin])), {name: array[begin:end] for name, array in arrays.items()}
+
+
+def _cell(part: Mapping[str, Any], label: str) -> _Cell:
+    ids, metrics = part["sample_id"].astype(str), set(part["metric"][part["failed"] == 0])
+    repeated = np.flatnonzero(ids[1:] == ids[:-1])
+    if len(repeated):
+        raise ValueError(
+            f"{label}: sample {ids[repeated[0]]!r} was answered twice with different prompts or references; these records come from "
+            "different benchmark options: keep one results folder for each"
+        )
+    if len(metrics) > 1:
+        raise ValueError(f"{label}: scores of different metrics ({', '.join(sorted(metrics))}) cannot be averaged; rescore the records")
+    good = part["failed"] == 0
+    values, weights, contexts = part["score"][good], part["weight"][good], part["context_id"][good].astype(str)
+    samples = errorbars.cluster(values, weights, contexts)
+    return _Cell(label, ids[good], part["prompt_hash"][good].astype(str), values, weights, contexts, samples)
+
+
+def _measured(part: Mapping[str, Any]) -> dict[str, Any]:
+    good = part["failed"] == 0
+    means = {}
+    for name in MEANS:
+        known = part[name][good & ~np.isnan(part[name])]
+        means[name] = float(known.mean()) if len(known) else math.nan
+    return {
+        "metric": str(part["metric"][good][0] if good.any() else part["metric"][0]),
+        "n": int(good.sum()),
+        "n_failed": int((~good).sum()),
+        "n_empty": int(part["empty"].sum()),
+        "n_truncated": int(part["truncated"].sum()),
+        "n_contexts": len(set(part["context_id"][good])),
+        **means,
+    }
+
+
+def _baseline(line: int, lines: Sequence[tuple[Any, ...]]) -> int:
+    """The full-cache line to compare with: the one of the same query mode, else any (a full cache does not depend on it), else itself."""
+    known = [at for at, other in enumerate(lines) if other[0] == BASELINE]
+    return next((at for at in known if lines[at][4] == lines[line][4]), known[0] if known else line)
+
+
+_NOTHING = _Paired(errorbars.cluster([]), math.nan, math.nan, 0, 0)
+
+
+def _outcome(change: _Paired) -> dict[str, int]:
+    common = change.samples.n
+    return {"n_common": common, "wins": change.wins, "ties": common - change.wins - change.losses, "losses": change.losses}
+
+
+def _score_parts(cells: Mapping[tuple[int, str], Clusters], seed: int) -> dict[tuple[int, str], _Part]:
+    drawn = _draw(cells, seed)
+    return {key: _Part(cell, *errorbars.score_interval(cell, drawn.get(key)), drawn.get(key)) for key, cell in cells.items()}
+
+
+def _change_parts(cells: Mapping[tuple[int, str], _Paired], seed: int) -> dict[tuple[int, str], _Part]:
+    drawn = _draw({key: cell.samples for key, cell in cells.items()}, seed)
+    parts = {}
+    for key, (samples, gain, loss, _, _) in cells.items():
+        parts[key] = _Part(samples, *errorbars.difference_interval(samples, gain, loss, drawn.get(key)), drawn.get(key))
+    return parts
+
+
+def _draw(cells: Mapping[tuple[int, str], Clusters], seed: int) -> dict[tuple[int, str], Array]:
+    keys = [key for key, cell in cells.items() if cell.resampled]
+    return dict(zip(keys, errorbars.bootstrap([cells[key] for key in keys], seed), strict=True))
+
+
+def _errors(score: _Part, change: _Part | None) -> dict[str, float]:
+    row = _interval("score", "se", "ci", score.samples.mean, score.samples.standard_error, score.low, score.high)
+    if change is not None:
+        row |= _interval("delta", "delta_se", "delta_ci", change.samples.mean, change.samples.standard_error, change.low, change.high)
+    return row
+
+
+def _interval(mean: str, error: str, interval: str, *values: float) -> dict[str, float]:
+    return dict(zip((mean, error, f"{interval}_low", f"{interval}_high"), values, strict=True))
+
+
+def _average(
+    name: str,
+    share: Mapping[str, float],
+    line: int,
+    found: Sequence[Mapping[str, Any]],
+    parts: Mapping[tuple[int, str], _Part],
+    changes: Mapping[tuple[int, str], _Part],
+) -> dict[str, Any]:
+    """An average of one line; withheld (NaN) where a task is missing."""
+    weight = np.array([share[str(row["task"])] for row in found])
+    row: dict[str, Any] = {"task": name, "aggregate": True, "n_tasks": len(share)}
+    row["metric"] = ", ".join(dict.fromkeys(str(one["metric"]) for one in found))
+    row |= {count: sum(one[count] for one in found) for count in COUNTS}
+    for column in MEANS:
+        row[column] = float(weight @ np.array([one[column] for one in found]) / weight.sum())
+    row |= _macro([parts.get((line, task)) for task in share], list(share.values()), ("score", "se", "ci"))
+    return row | _macro([changes.get((line, task)) for task in share], list(share.values()), ("delta", "delta_se", "delta_ci"))
+
+
+def _macro(parts: Sequence[_Part | None], shares: Sequence[float], names: tuple[str, str, str]) -> dict[str, float]:
+    known = [part for part in parts if part is not None and part.samples.n]
+    if len(known) < len(parts):
+        return _interval(*names, *[math.nan] * 4)
+    inside = [part.replicates is not None and len(parts) > 1 for part in known]
+    drawn = [share * part.replicates for part, share in zip(known, shares, strict=True) if part.replicates is not None]
+    columns = ([part.samples.mean, part.samples.standard_error, part.low, part.high] for part in known)
+    means, errors, lows, highs = zip(*columns, strict=True)
+    total = np.sum(drawn, axis=0) if any(inside) else None
+    return _interval(*names, *errorbars.macro(means, errors, lows, highs, shares, total, inside))
+
+
+def _tests(
+    rows: Mapping[tuple[int, str], dict[str, Any]],
+    changes: Mapping[tuple[int, str], Clusters],
+    shares: Mapping[str, Mapping[str, float]],
+    seed: int,
+) -> None:
+    """Fill in `p_value` and `p_holm`: tasks are one family, averages another."""
+    single = {key: cell for key, cell in changes.items() if cell.n}
+    joint = {}
+    for line in dict.fromkeys(line for line, _ in single):
+        for name, share in shares.items():
+            if all((line, task) in single for task in share):
+                joint[line, f"\0{name}"] = _joint([single[line, task] for task in share], list(share.values()))
+    for family in (single, joint):
+        p = errorbars.p_values(list(family.values()), seed)
+        for key, raw, adjusted in zip(family, p, errorbars.holm(p), strict=True):
+            rows[key].update(p_value=float(raw), p_holm=float(adjusted))
+
+
+def _joint(cells: Sequence[Clusters], shares: Sequence[float]) -> Clusters:
+    """Differences of several tasks as one list of effects that sum to the difference of the average."""
+    if len(cells) == 1:
+        return cells[0]
+    sums = np.concatenate([share * cell.sums / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
+    weights = np.concatenate([share * cell.weights / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
+    return Clusters(sums, weights, sum(cell.n for cell in cells), math.nan, False, False, sum(cell.informative for cell in cells))
+
+
+def _leads(
+    rows: Mapping[tuple[int, str], dict[str, Any]],
+    lines: Sequence[tuple[Any, ...]],
+    cells: Mapping[tuple[int, str], _Cell],
+    shares: Mapping[str, Mapping[str, float]],
+    seed: int,
+) -> None:
+    """Fill in `lead` and `p_lead` of the best line of each budget, against the second best on their common samples."""
+    blocks: dict[Any, list[int]] = {}
+    for at, line in enumerate(lines):
+        if line[0] != BASELINE:
+            blocks.setdefault(line[2:], []).append(at)
+    for columns in ({task: {task: 1.0} for _, task in cells}, {f"\0{name}": share for name, share in shares.items()}):
+        races: dict[tuple[int, str], Clusters] = {}
+        for column, share in columns.items():
+            for block in blocks.values():
+                ranked = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
+                ranked.sort(key=lambda at: -rows[at, column]["score"])
+                if len(ranked) > 1:
+                    first, second = ranked[:2]
+                    apart = [cells[first, task].minus(cells[second, task]).samples for task in share]
+                    if all(one.n for one in apart):
+                        races[first, column] = _joint(apart, list(share.values()))
+        p = errorbars.holm(errorbars.p_values(list(races.values()), seed))
+        for (key, race), adjusted in zip(races.items(), p, strict=True):
+            rows[key].update(lead=race.mean, p_lead=float(adjusted))
+
+
+def _natural(text: str) -> list[Any]:
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text)]
