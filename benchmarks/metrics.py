@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from typing import Any
 
 
 def last_boxed(text: str) -> str | None:
@@ -14,3 +16,15 @@ def last_boxed(text: str) -> str | None:
             if depth == 0:
                 return text[start:end]
     return None
+
+
+def load_scorer(module: str, package: str, fix: str = "pip install 'longpress[benchmarks]'") -> Any:
+    """A module of an optional scorer package, imported when it is needed.
+
+    Raises:
+        ValueError: the package is missing; names it and the fix.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(f"this metric needs the package {package}: {fix}") from error

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -193,13 +193,35 @@ def check_window(name: str, prompt: Sequence[str], max_new_tokens: int, tokenize
         raise ValueError(f"{name} takes {tokens} tokens, the model's window has {window}, and the suite has no rule to cut prompts; {fix}")
 
 
-def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Spans [start, end) of the sentences of a text: they end at a full stop, question or exclamation mark before white space."""
-    start = 0
-    for end in re.finditer(r"[.?!][\"”’)]*(?=\s|$)", text):
-        begin = start + len(text[start : end.end()]) - len(text[start : end.end()].lstrip())
-        yield begin, end.end()
-        start = end.end()
+def cut_middle(context: str, tail: str, tokenizer: Tokenizer, limit: int) -> tuple[str, bool]:
+    """Cut the prompt `context + tail` in its middle, as LongBench and its kin do: its first and last `int(limit / 2)` tokens stay.
+
+    Returns:
+        What is left of the context, and whether anything was cut. The tail (question and answer prefix) always stays whole.
+
+    Raises:
+        ValueError: the tail alone takes the half that is kept.
+    """
+    if len((context + tail).encode("utf-8", "surrogatepass")) <= limit:
+        return context, False  # a token holds at least one byte
+    tokens = tokenizer.encode(context + tail, add_special_tokens=False)
+    if len(tokens) <= limit:
+        return context, False
+    half, behind = int(limit / 2), count_tokens(tokenizer, tail)
+    if half <= behind:
+        raise ValueError(
+            f"a question of {behind} tokens does not fit behind a context cut to {limit} tokens; use a model with a longer window"
+        )
+    head, end = tokenizer.decode(tokens[:half], skip_special_tokens=True), tokenizer.decode(tokens[-half:], skip_special_tokens=True)
+    if end.endswith(tail):
+        return head + end[: len(end) - len(tail)], True
+    return head + tokenizer.decode(tokens[-half:-behind] if behind else tokens[-half:], skip_special_tokens=True), True
+
+
+def find_spans(text: str, wanted: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Where each of `wanted` first stands in a text, in order; what does not stand there is left out."""
+    found = {(start, start + len(part)) for part in wanted if part and (start := text.find(part)) >= 0}
+    return tuple(sorted(found))
 
 
 def _from_hub(download: Callable[[], _Made], what: str) -> _Made:
