@@ -46,6 +46,9 @@ class AdaKVPress(ScoreWrapperPress):
         return [self._select(scores, budget(scores.shape[-1], ratio)) for scores in self.press.scores_at(evidence, ratio)]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:
-        safe = max(1, int(kept * self.alpha_safeguard)) if self.alpha_safeguard else 0
-        scores = scores.masked_fill(Selection.top(scores, safe).keep, torch.finfo(scores.dtype).max)
+        scores = scores.masked_fill(Selection.top(scores, self._safe(kept)).keep, torch.finfo(scores.dtype).max)
         return Selection(Selection.top(scores.flatten(1)[:, None], kept * scores.shape[1]).keep.view_as(scores))
+
+    def _safe(self, even: int) -> int:
+        """Entries that a head keeps in any case, of an even budget."""
+        return max(1, int(even * self.alpha_safeguard)) if self.alpha_safeguard else 0

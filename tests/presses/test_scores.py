@@ -7,13 +7,25 @@ import pytest
 import torch
 from peer.goldens import Case, load_goldens
 from test_against_kvpress import WINDOW, build, prefilled
-from tiny_models import FAMILIES, HEAD_DIM, KV_HEADS
+from tiny_models import FAMILIES, tiny_ids, tiny_model
+from torch.nn import functional
+from transformers import DynamicCache
 
-import presses
-from kvcache.observation import LayerObservation
-from kvcache.selection import budget
-from presses import leverage, non_causal_attention
+from kvcache.observation import LayerObservation, cache_keyword, observing
+from presses import (
+    AdaKVPress,
+    CapPress,
+    CompactorPress,
+    CriticalKVPress,
+    CURPress,
+    LagKVPress,
+    LeverageScorePress,
+    NonCausalAttnPress,
+    SnapKVPress,
+    ThinKPress,
+)
 from presses.base import BasePress
+from presses.non_causal_attention import attention_within_chunks
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 SAME = [
@@ -22,7 +34,6 @@ SAME = [
     *("CUR(use_random_leverage=True)", "LeverageScore", "Cap"),
     *("CriticalKV(SnapKV)", "CriticalKV(ExpectedAttention(use_vnorm=False))", "CriticalKV(Knorm)"),
 ]
-PADDED = ["NonCausalAttn", "NonCausalAttn(chunk_size=64)", "Compactor", "Compactor(blending=0.35)"]
 
 
 @cache
@@ -77,3 +88,157 @@ def same_choice(case: Case, scores: torch.Tensor, ours: torch.Tensor, theirs: to
 def test_kept_positions_equal_kvpress(label: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     their_sketches(monkeypatch)
     compare(label, family)
+
+
+def padded_attention(layer: LayerObservation, chunk_size: int) -> torch.Tensor:
+    """Attention within chunks as kvpress pads the last one: zeros that take part in the softmax."""
+    missing = -layer.tokens % chunk_size
+    queries = functional.pad(layer.queries(), (0, 0, 0, missing)).unflatten(2, (-1, chunk_size))
+    keys = functional.pad(layer.keys, (0, 0, 0, missing)).repeat_interleave(layer.group, 1).unflatten(2, (-1, chunk_size))
+    logits = queries @ keys.mT
+    if missing:
+        logits[:, :, -1, -missing:] = 0
+        logits[:, :, -1, :, -missing:] = -1e-9
+    return logits.softmax(-1).sum(-2).flatten(2)[..., : layer.tokens]
+
+
+@pytest.mark.parametrize("label", ["NonCausalAttn", "NonCausalAttn(chunk_size=64)", "Compactor", "Compactor(blending=0.35)"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_non_causal_scores_equal_kvpress_but_for_its_padding(label: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    their_sketches(monkeypatch)
+    monkeypatch.setattr("presses.non_causal_attention.attention_within_chunks", padded_attention)
+    compare(label, family)
+
+
+@pytest.mark.parametrize("length", [64, 61, 129])
+def test_padding_takes_no_part_in_non_causal_attention(length: int) -> None:
+    layer = observed("llama", length)
+    received = attention_within_chunks(layer, 64)
+    for start in range(0, length, 64):
+        logits = layer.queries()[:, :, start : start + 64] @ layer.keys[:, :, start : start + 64].repeat_interleave(layer.group, 1).mT
+        torch.testing.assert_close(received[..., start : start + 64], logits.softmax(-1).sum(2))
+    if length % 64 == 0:
+        torch.testing.assert_close(received, padded_attention(layer, 64))
+    assert received.sum(-1).allclose(torch.tensor(float(length)))  # every query gives 1
+
+
+def observed(family: str, tokens: int) -> LayerObservation:
+    layers: list[LayerObservation] = []
+    model = tiny_model(family)
+    with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
+        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+    return layers[-1]
+
+
+def test_lagkv_scores_equal_kvpress() -> None:
+    press = LagKVPress()
+    evidence = prefilled("llama", 701, press).onlooker.evidence[press.identity()]
+    for scores, theirs in zip(evidence, GOLDENS.arrays["scores LagKV llama 701 0.5"], strict=True):
+        torch.testing.assert_close(scores[0].clamp_max(1), torch.from_numpy(theirs), rtol=0, atol=1e-6)
+
+
+def test_lagkv_with_constant_channels_is_finite() -> None:
+    layer = observed("llama", 40)
+    keys = layer.keys.clone()
+    keys[..., 3] = 1.5
+    keys[..., 7] = 0.0
+    keys[:, :, :6, 7] = 2.0  # constant where it is the scale, not where it is scored
+    scores = LagKVPress(lag_size=8, cross_scoring=True).score(replace(layer, keys=keys, _memo={}))
+    assert scores.isfinite().all()
+    without = [channel for channel in range(keys.shape[-1]) if channel not in (3, 7)]
+    zeroed = layer.keys.clone()
+    zeroed[..., [3, 7]] = 0.0
+    same = LagKVPress(lag_size=8, cross_scoring=True).score(replace(layer, keys=zeroed, _memo={}))
+    torch.testing.assert_close(scores, same)
+    assert len(without) == keys.shape[-1] - 2
+
+
+def test_lagkv_by_hand() -> None:
+    """Partitions of 2 behind 1 sink: [a b][c d] scored on the next, [e f] kept. One channel pair per token."""
+    tokens = [[9, 9], [0, 0], [0, 4], [0, 0], [1, 2], [0, 0], [2, 2]]
+    states = torch.tensor(tokens, dtype=torch.float32)[None, None]
+    layer = observed("llama", 7)
+    scores = LagKVPress(n_sink=1, lag_size=2, cross_scoring=True).score(replace(layer, keys=states, values=states, _memo={}))[0, 0]
+    # a, b over min (0, 0), max (1, 2): (0, 0) and (0, 2), deviations 0 and √2; c, d over (0, 0), (2, 2): (0, 0) and (0.5, 1), √(1/8)
+    expected = torch.cat([torch.tensor([0.0, 2**0.5]).softmax(0), torch.tensor([0.0, 0.125**0.5]).softmax(0)])
+    torch.testing.assert_close(scores[1:5], expected)
+    assert (scores[[0, 5, 6]] > 1).all()
+
+
+def test_cur_by_hand() -> None:
+    keys = torch.tensor([1.0, 2.0, 1.0, 1.0])[None, None, :, None].sqrt()
+    values = torch.tensor([1.0, 1.0, 3.0, 1.0])[None, None, :, None].sqrt()
+    layer = replace(observed("llama", 4), keys=keys, values=values, _memo={})
+    scores = CURPress(num_sinks=1, local_window_size=2).score(layer)[0, 0]
+    shares = torch.tensor([1 / 3 / 2, 2 / 3 / 2, 1 / 2 * 3 / 4, 1 / 2 * 1 / 4])
+    torch.testing.assert_close(scores[1:], (shares / shares.sum())[1:])
+    assert scores[0] == 1
+    assert CURPress().score(replace(layer, keys=keys * 0, _memo={})).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "press", [LeverageScorePress(), CompactorPress(), CURPress(use_random_leverage=True)], ids=lambda press: press.name
+)
+def test_sketches_have_a_generator_of_their_own(press: BasePress) -> None:
+    layers = {seed: observed("llama", 50) for seed in (0, 1)}
+    torch.manual_seed(1)
+    first = press.observe(layers[0])
+    torch.manual_seed(2)
+    again, other = press.observe(layers[1]), replace(press, seed=1).observe(observed("llama", 50))
+    pick = (lambda seen: seen[0]) if isinstance(first, tuple) else (lambda seen: seen)
+    assert torch.equal(pick(first), pick(again))
+    assert not torch.equal(pick(first), pick(other))
+    elsewhere = press.observe(replace(layers[0], fingerprints=(5,), _memo={}))
+    assert not torch.equal(pick(first), pick(elsewhere))
+
+
+def test_rows_of_a_batch_are_standardised_alone() -> None:
+    one = observed("llama", 30)
+    both = replace(
+        one, **{name: getattr(one, name).repeat(2, *[1] * (getattr(one, name).dim() - 1)) for name in ("hidden", "keys", "values")}
+    )
+    both = replace(both, values=both.values * torch.tensor([1.0, 100.0])[:, None, None, None], fingerprints=one.fingerprints * 2, _memo={})
+    for press in (NonCausalAttnPress(), LeverageScorePress()):
+        torch.testing.assert_close(press.score(both)[:1], press.score(replace(one, _memo={})), rtol=1e-4, atol=1e-4)
+
+
+def test_compactor_blends_by_the_ratio() -> None:
+    layer = observed("llama", 60)
+    press = CompactorPress()
+    unusual, attended = press.observe(layer)
+    for ratio in (0.2, 0.7):
+        (scores,) = press.scores_at([(unusual, attended)], ratio)
+        torch.testing.assert_close(scores[..., 8:-4], (ratio * unusual + attended)[..., 8:-4])
+        assert scores[..., 8:-4].max() < min(scores[..., :8].min(), scores[..., -4:].min())
+
+
+def test_criticalkv_by_hand() -> None:
+    """Scores 4 3 2 1 and norms 1 1 5 9: one entry is sure, then the largest product of both."""
+    scores, norms = torch.tensor([4.0, 3.0, 2.0, 1.0])[None, None], torch.tensor([1.0, 1.0, 5.0, 9.0])[None, None]
+    (selection,) = CriticalKVPress().select([(scores, norms)], 0.5)
+    assert selection.positions.tolist() == [[[0, 2]]]
+
+
+def test_criticalkv_within_other_wrappers() -> None:
+    press = AdaKVPress(CriticalKVPress(SnapKVPress(window_size=8)))
+    assert prefilled("qwen2", 90, press).compress(press, [0.5])[0].kept_fraction == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LagKVPress(lag_size=0), "lag_size=0"),
+        (lambda: CURPress(leverage_type="both"), "'both'"),
+        (lambda: CURPress(local_window_size=0), "local_window_size=0"),
+        (lambda: CapPress(n_sink=-1), "n_sink=-1"),
+        (lambda: LeverageScorePress(sketch_dimension=0), "sketch_dimension=0"),
+        (lambda: NonCausalAttnPress(chunk_size=0), "chunk_size=0"),
+        (lambda: CompactorPress(sink_size_end=-1), "sink_size_end=-1"),
+        (lambda: CompactorPress(chunk_size=0), "chunk_size=0"),
+        (lambda: CriticalKVPress(first_stage_ratio=1.5), "first_stage_ratio=1.5"),
+        (lambda: AdaKVPress(ThinKPress()), "built on scores"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_sentence(make, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()

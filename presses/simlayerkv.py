@@ -1,0 +1,85 @@
+"""SimLayerKV: layers whose last tokens look only at the start and the end of the context keep only these.
+
+laziness of a layer = attention of the last `n_last` tokens to the first `n_initial` and the last `n_recent` positions, averaged over
+heads; a lazy layer keeps `n_initial` first and `n_recent - n_last` last tokens, any other all.
+Source: Zhang et al. 2024, arXiv 2410.13846; kvpress 0.5.5. Their thresholds: Llama-3 0.9, Llama-2 0.65, Mistral 0.8, Qwen 0.85.
+Differs: works with every attention, and each context of a batch decides for itself. Without a threshold, the laziest
+round(layers · ratio) layers are lazy.
+Cost: one attention of `n_last` queries per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcache.observation import LayerObservation
+from kvcache.selection import Selection, check_ratio
+from presses.base import BasePress
+
+
+@dataclass(frozen=True)
+class SimLayerKVPress(BasePress):
+    """All or little of a layer.
+
+    Attributes:
+        compression_ratio: fraction of layers that are lazy, where no threshold is given.
+        lazy_threshold: laziness above which a layer is lazy; it is the budget, whatever ratio a sweep asks.
+        n_last: last tokens whose attention is looked at.
+        n_recent: last tokens that count as recent.
+        n_initial: first tokens that count as sinks.
+    """
+
+    compression_ratio: float = 0.0
+    lazy_threshold: float | None = None
+    n_last: int = 1
+    n_recent: int = 1024
+    n_initial: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse a ratio outside [0, 1) and empty windows."""
+        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        if self.lazy_threshold is not None and not self.compression_ratio:
+            object.__setattr__(self, "compression_ratio", 0.5)
+        if self.n_last < 1 or self.n_recent <= self.n_last or self.n_initial < 0:
+            given = f"n_last={self.n_last}, n_recent={self.n_recent}, n_initial={self.n_initial}"
+            raise ValueError(f"{given}: n_last must be at least 1 token, n_recent larger than n_last, n_initial at least 0")
+
+    @property
+    def own_budget(self) -> bool:
+        """Whether a threshold is given."""
+        return self.lazy_threshold is not None
+
+    def observe(self, layer: LayerObservation) -> Tensor:
+        """(B, H, T): the layer's laziness, the same for all its entries."""
+        n_last = min(self.n_last, layer.tokens)
+        attention = layer.window_attention(n_last)[..., : layer.tokens - n_last].float().mean((1, 2))  # (B, T - n_last)
+        lazy = attention[:, : self.n_initial].sum(-1) + attention[:, -self.n_recent :].sum(-1)
+        return lazy[:, None, None].expand(layer.keys.shape[:3])
+
+    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+        """Both ends in lazy layers, everything in the others."""
+        laziness = torch.stack([seen[:, 0, 0] for seen in evidence], dim=1)  # (B, L)
+        if self.lazy_threshold is None:
+            lazy = Selection.top(laziness[:, None], round(len(evidence) * ratio)).keep[:, 0]
+        else:
+            lazy = laziness > self.lazy_threshold
+        at = torch.arange(evidence[0].shape[-1], device=laziness.device)
+        ends = (at < self.n_initial) | (at >= len(at) - self._kept_at_the_end(len(at)))
+        return [Selection((ends | ~lazy[:, i, None, None]).expand(seen.shape)) for i, seen in enumerate(evidence)]
+
+    def _kept_at_the_end(self, tokens: int) -> int:
+        """Tokens that a lazy layer keeps at the end; all, where there is nothing between its windows."""
+        return tokens if tokens <= self.n_initial + self.n_recent + self.n_last else self.n_recent - self.n_last
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """Exact without a threshold; with one, from all layers lazy to none."""
+        little = min(tokens, self.n_initial + self._kept_at_the_end(tokens))
+        if self.lazy_threshold is not None:
+            return layers * heads * little, layers * heads * tokens
+        lazy = round(layers * ratio)
+        exact = heads * (lazy * little + (layers - lazy) * tokens)
+        return exact, exact
