@@ -6,10 +6,10 @@ Standard errors follow Miller 2024 (arXiv 2411.00640) with the correction C/(C-1
 - 0/1 scores: Wilson 1927; with clusters or weights the number of samples is divided by the design effect (Korn and Graubard 1998).
 - other scores, and differences: seeded bootstrap over clusters, bias corrected and accelerated (Efron 1987), widened for few clusters
   as a t interval is (Hesterberg 2015, "What teachers should know about the bootstrap", expanded percentiles).
-- of fewer than `LEAST` clusters, or where fewer than `FEW` differ from the most frequent value (one sample, 500 of 500 right, a press that changes two answers)
-  neither sees the tail: Wilson on the mean with one observation per cluster. Among scores in [0, 1] of one mean 0/1 scores vary most, so
-  this is never too narrow for want of variance; for differences, gains and losses are bounded so one by one and combined by squares
-  (Zou and Donner 2008, MOVER), which for no change at all gives the score interval of Tango 1998.
+- of fewer than `LEAST` clusters, or where fewer than `FEW` differ from the most frequent value (one sample, 500 of 500 right, a press
+  that changes two answers) neither sees the tail: Wilson on the mean with one observation per cluster. Among scores in [0, 1] of one
+  mean 0/1 scores vary most, so this is never too narrow for want of variance; of differences, gains and losses are bounded so one by
+  one and combined by squares (Zou and Donner 2008, MOVER), which for no change at all gives the score interval of Tango 1998.
 
 Standard errors stay what the formula gives (0 where all are equal, NaN for one cluster); the interval is what to read there.
 """
@@ -209,7 +209,7 @@ def pair(ids: ArrayLike, hashes: ArrayLike, baseline_ids: ArrayLike, baseline_ha
     other = np.asarray(hashes)[left] != np.asarray(baseline_hashes)[right]
     if other.any():
         raise ValueError(
-            f"sample {common[other][0]!r} ({int(other.sum())} of {len(common)}) was asked with different prompts in the two rows; paired "
+            f"sample '{common[other][0]}' ({int(other.sum())} of {len(common)}) was asked with different prompts in the two rows; paired "
             "differences need the same prompts: rebuild both rows with the same benchmark options"
         )
     return left, right

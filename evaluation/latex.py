@@ -30,7 +30,7 @@ _ESCAPES = {
 def latex(views: Sequence[View]) -> str:
     """One `table` environment per view; see the module for the packages it needs."""
     head = (
-        "% \\usepackage{booktabs} \\usepackage{graphicx}\n% Scores 0 to 100 with standard errors; bold: best of its ratio, significant.\n"
+        "% \\usepackage{booktabs} \\usepackage{graphicx}\n% Scores 0 to 100 with standard errors; bold: significantly best of its ratio.\n"
     )
     return head + "\n".join(_table(view) for view in views)
 

@@ -252,7 +252,7 @@ def _cell(part: Mapping[str, Any], label: str) -> _Cell:
     repeated = np.flatnonzero(ids[1:] == ids[:-1])
     if len(repeated):
         raise ValueError(
-            f"{label}: sample {ids[repeated[0]]!r} was answered twice with different prompts or references; these records come from "
+            f"{label}: sample '{ids[repeated[0]]}' was answered twice with different prompts or references; these records come from "
             "different benchmark options: keep one results folder for each"
         )
     if len(metrics) > 1:

@@ -228,10 +228,8 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
     rule = ["-" * width if at < left else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
     table.insert(1, rule)
-    aligned = [
-        [text.ljust(width) if at < left else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths, strict=True))]
-        for row in table
-    ]
+    pad = [str.ljust if at < left else str.rjust for at in range(len(widths))]
+    aligned = [[put(text, width) for put, text, width in zip(pad, row, widths, strict=True)] for row in table]
     return "\n".join(f"| {' | '.join(row)} |" for row in aligned)
 
 
@@ -268,19 +266,14 @@ def _notes(view: View) -> list[str]:
     if view.averages:
         named = ", ".join(f"{name} of {held[name]} task{'s' if held[name] > 1 else ''}" for name in view.averages if name in held)
         notes.append(f"Averages: {named}. An average is left out where one of its tasks is missing for that press.")
-    notes.append(
-        "n: samples per task; kept: measured share of cache entries; brackets: 95 % interval; *: p < 0.05 after Holm over this table."
-    )
-    failed = [
-        f"{line.press} {line.budget}".strip() + f" {row['task']}: {row['n_failed']}"
-        for line, row in rows
-        if row["n_failed"] and not row["aggregate"]
-    ]
+    notes.append("n: samples per task; kept: measured share of cache entries; brackets: 95 % interval; *: p < 0.05 (Holm).")
+    single = [(f"{line.press} {line.budget}".strip(), row) for line, row in rows if not row["aggregate"]]
+    failed = [f"{name} {row['task']}: {row['n_failed']}" for name, row in single if row["n_failed"]]
     if failed:
         notes.append(f"† failed samples, left out of the means: {'; '.join(failed[:20])}{'; …' if len(failed) > 20 else ''}.")
-    empty, cut = (sum(row[name] for _, row in rows if not row["aggregate"]) for name in ("n_empty", "n_truncated"))
+    empty, cut = (sum(row[name] for _, row in single) for name in ("n_empty", "n_truncated"))
     if empty or cut:
-        notes.append(f"Empty answers: {empty}. Contexts cut to fit the window: {cut} (answers over all lines).")
+        notes.append(f"Of all lines, empty answers: {empty}; answers about contexts cut to fit the window: {cut}.")
     return notes
 
 

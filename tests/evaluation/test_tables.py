@@ -1,0 +1,174 @@
+"""Markdown, LaTeX, the terminal, the files, and the command's refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_scores import line
+
+from evaluation.latex import escape, latex
+from evaluation.records import Record, RecordWriter
+from evaluation.scores import COLUMNS, scores
+from evaluation.tables import difference_cell, main, markdown, report, score_cell, terminal, views
+
+
+def sweep(tasks: Sequence[str], presses: Sequence[tuple[str, float]], n: int = 20, **changes: Any) -> list[Record]:
+    generator = np.random.default_rng(0)
+    rows = []
+    for task in tasks:
+        for press, ratio in (("none", 0.0), *presses):
+            rows += line(task, list(generator.random(n).round(2) * (1 - ratio / 2)), press, ratio, **changes)
+    return rows
+
+
+def write(folder: Path, records: Sequence[Record]) -> Path:
+    with RecordWriter(folder) as writer:
+        for record in records:
+            writer.append(record)
+    return folder
+
+
+def lines_of(text: str, start: str) -> list[str]:
+    return [row for row in text.splitlines() if row.startswith(start)]
+
+
+PRESSES = [("snapkv", 0.5), ("knorm", 0.5), ("knorm", 0.25)]
+
+
+def test_markdown_has_scores_and_differences_full_cache_first() -> None:
+    text = markdown(scores(sweep(["a", "b"], PRESSES)))
+    first, second = text.split("### ")[1:]
+    order = [re.sub(r"\s+", " ", row.split("|")[1] + row.split("|")[2]).strip() for row in lines_of(first, "|")[2:]]
+    assert order == ["full cache –", "knorm 0.25", "knorm 0.5", "snapkv 0.5"]
+    assert len(lines_of(second, "|")) == 2 + 3
+    assert re.search(r"\| \d+\.\d ± \d+\.\d \|", first)
+    assert re.search(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", second)
+    assert {row.count("|") for row in lines_of(first, "|")} == {4 + 3 + 1}
+    assert "|  75.0 % |" in first
+
+
+def test_missing_and_failed_cells() -> None:
+    rows = [*sweep(["a", "b"], [("knorm", 0.5)]), *line("a", [1.0, None, 0.0], "snapkv", 0.5)]
+    text = markdown(scores(rows))
+    snapkv = lines_of(text, "| snapkv")[0]
+    assert snapkv.count("–") == 2, "the missing task and the average"
+    assert "†" in snapkv
+    assert "† failed samples, left out of the means: snapkv 0.5 a: 1." in text
+
+
+def test_cells() -> None:
+    frame = scores([*line("a", [1.0] * 200), *line("a", [1.0] * 200, "knorm", 0.5)])
+    full, press = frame[frame["task"] == "a"].to_dict("records")
+    assert score_cell(full) == "100.0 [98.1, 100.0]"
+    assert difference_cell(full) == score_cell(None) == difference_cell(None) == "–"
+    assert difference_cell(press) == "+0.0 [-1.9, +1.9]"
+    worse = scores([*line("a", [1.0] * 50), *line("a", [0.0] * 49 + [1.0], "knorm", 0.5)])
+    assert difference_cell(worse[worse["press"] == "knorm"].to_dict("records")[0]).endswith("]*")
+
+
+@pytest.mark.parametrize("presses", [1, 3, 12])
+@pytest.mark.parametrize("tasks", [1, 3, 13])
+def test_every_cell_fits_a_terminal(tasks: int, presses: int) -> None:
+    frame = scores(sweep([f"task_name_{at}" for at in range(tasks)], [(f"press{at}", 0.5) for at in range(presses)]))
+    text = terminal(frame)
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("±") == len(frame) - (presses + 1 if tasks == 1 else 0)
+
+
+def test_latex_escapes_rotates_and_balances() -> None:
+    rows = sweep([f"task_{at}" for at in range(13)], PRESSES, model="a_b&c%#{}~^\\$")
+    text = latex(views(scores(rows)))
+    assert r"a\_b\&c\%\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$" in text
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert r"\rotatebox{70}{task\_0}" in text
+    body = text.split(r"\midrule")
+    assert len(body) == 4, "head, full cache, one block per ratio"
+    assert body[1].strip().startswith("full cache & -- &")
+    assert body[2].strip().startswith("knorm & 0.25 &")
+    counts = {row.count(" & ") for row in text.splitlines() if row.endswith(r"\\")}
+    assert counts == {3 + 13 + 1 - 1}
+    assert escape("a\nb – c") == "a b -- c"
+
+
+def test_latex_is_bold_only_where_the_lead_is_significant() -> None:
+    high, low, close = [1.0] * 40, [0.0] * 30 + [1.0] * 10, [1.0] * 39 + [0.0]
+    significant = [*line("a", high), *line("a", high, "knorm", 0.5), *line("a", low, "snapkv", 0.5)]
+    noise = [*line("a", high), *line("a", high, "knorm", 0.5), *line("a", close, "snapkv", 0.5)]
+    assert latex(views(scores(significant))).count(r"\textbf{100.0}") == 1
+    assert r"\textbf" not in latex(views(scores(noise)))
+
+
+def test_report_writes_whole_files_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "run", sweep(["a", "b"], PRESSES))
+    frame = report([folder])
+    assert sorted(path.name for path in folder.iterdir()) == ["records", "scores.csv", "scores.parquet", "table.md", "table.tex"]
+    csv, parquet = pd.read_csv(folder / "scores.csv"), pd.read_parquet(folder / "scores.parquet")
+    assert list(csv.columns) == list(parquet.columns) == list(COLUMNS)
+    pd.testing.assert_frame_equal(parquet, frame)
+    assert csv["score"].to_numpy() == pytest.approx(frame["score"].to_numpy())
+    assert set(csv["task"]) == {"a", "b", "average"}
+    assert "full cache" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    report([folder])
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_folders_are_merged_and_repeats_count_once(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", sweep(["a"], [("knorm", 0.5)]))
+    two = write(tmp_path / "two", sweep(["a"], [("knorm", 0.5)]) + line("a", [0.5] * 20, "snapkv", 0.5))
+    frame = report([one, two])
+    assert set(frame["press"]) == {"none", "knorm", "snapkv"}
+    assert set(frame["n"]) == {20}
+    assert not (two / "scores.csv").exists()
+
+
+def test_several_models_and_versions_have_tables_of_their_own(tmp_path: Path) -> None:
+    rows = [*sweep(["a"], PRESSES), *sweep(["a"], PRESSES, model="other"), *sweep(["a"], PRESSES, dtype="bfloat16")]
+    text = markdown(scores(rows))
+    assert len(lines_of(text, "## ")) == 3
+    assert len(set(lines_of(text, "## "))) == 3
+
+
+def test_group_headers_of_a_suite_with_named_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evaluation import scores as module
+    from evaluation import tables
+
+    def named(benchmark: str, tasks: Any) -> Any:
+        third = 1 / 3
+        return ["a", "b", "c"], {"average": {"a": third, "b": third, "c": third}, "questions": {"a": 0.5, "b": 0.5}}
+
+    monkeypatch.setattr(module, "averages", named)
+    monkeypatch.setattr(tables, "averages", named)
+    text = latex(views(scores(sweep(["a", "b", "c"], PRESSES))))
+    assert r"\multicolumn{2}{c}{questions}" in text
+    assert r"\cmidrule(lr){4-5}" in text
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "no records", "only corrupt", "newer"])
+def test_bad_folders_end_with_one_sentence(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    if kind == "file":
+        folder.write_text("text")
+    elif kind != "missing":
+        (folder / "records").mkdir(parents=True)
+    if kind == "only corrupt":
+        (folder / "records" / "a.jsonl").write_text("{torn")
+    if kind == "newer":
+        (folder / "records" / "a.jsonl").write_text('{"schema": 99}\n')
+    assert main([str(folder)]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
+    assert "run" in streams.err
+
+
+def test_no_argument_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
