@@ -17,6 +17,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -223,7 +224,9 @@ def rouge_recall(reference: str, prediction: str) -> dict[str, float]:
     scores = {}
     for name, metric in (("rouge1", "rouge-1"), ("rouge2", "rouge-2"), ("rougeL", "rouge-l")):
         try:
-            [found] = package.Rouge(metrics=[metric], stats=["r"]).get_scores(prediction, reference)
+            with ThreadPoolExecutor(1) as fresh:  # an empty stack: the caller's depth must not decide how far the package may recurse
+                scorer = package.Rouge(metrics=[metric], stats=["r"])
+                [found] = fresh.submit(scorer.get_scores, prediction, reference).result()
             scores[name] = min(1.0, max(0.0, float(found[metric]["r"])))
         except (ValueError, RecursionError, AssertionError):
             scores[name] = 0.0

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import string
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
+from threading import Thread
 from typing import Any
+
+_MARKS = frozenset(
+    string.punctuation
+    + "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
+"""Punctuation that the suites drop from Chinese answers; "《" is officially not among it."""
 
 
 def last_boxed(text: str) -> str | None:
@@ -28,3 +41,154 @@ def load_scorer(module: str, package: str, fix: str = "pip install 'longpress[be
         return import_module(module)
     except ImportError as error:
         raise ValueError(f"this metric needs the package {package}: {fix}") from error
+
+
+def best(scores: Iterable[float]) -> float:
+    """The largest of some scores, 0 for none: how LongBench and InfiniteBench join several references."""
+    return max(scores, default=0.0)
+
+
+def bag_f1(prediction: Sequence[str], reference: Sequence[str]) -> float:
+    """F1 of two bags of tokens, SQuAD's formula; 0 where they share nothing."""
+    common = (Counter(prediction) & Counter(reference)).total()
+    if not common:
+        return 0.0
+    precision, recall = common / len(prediction), common / len(reference)
+    return 2 * precision * recall / (precision + recall)
+
+
+def english_words(text: str) -> list[str]:
+    """Words of an answer in SQuAD's normal form: lower case, no ASCII punctuation, no articles."""
+    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(?:a|an|the)\b", " ", plain).split()
+
+
+def chinese_letters(text: str) -> str:
+    """A Chinese answer in lower case, without ASCII and Chinese punctuation and white space."""
+    return "".join(letter for letter in text.lower() if letter not in _MARKS and not letter.isspace())
+
+
+def qa_f1(prediction: str, reference: str) -> float:
+    """Token F1 of English answers (LongBench metrics.py, InfiniteBench compute_scores.py)."""
+    return bag_f1(english_words(prediction), english_words(reference))
+
+
+def qa_f1_zh(prediction: str, reference: str) -> float:
+    """Token F1 of Chinese answers, cut into words by jieba (LongBench metrics.py).
+
+    Raises:
+        ValueError: the package jieba is missing.
+    """
+    cut = [[word for token in chinese_words(text) if (word := chinese_letters(token))] for text in (prediction, reference)]
+    return bag_f1(*cut)
+
+
+def character_f1(prediction: str, reference: str) -> float:
+    """Character F1 of Chinese answers (InfiniteBench compute_scores.py)."""
+    return bag_f1(chinese_letters(prediction), chinese_letters(reference))
+
+
+def chinese_words(text: str) -> list[str]:
+    """Words of a Chinese text, by jieba 0.42.1 in its default mode, quietly.
+
+    Raises:
+        ValueError: the package jieba is missing.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(invalid escape sequence|\"?.*is an invalid escape|pkg_resources is deprecated)")
+        jieba = load_scorer("jieba", "jieba==0.42.1")
+    jieba.setLogLevel(logging.WARNING)
+    return list(jieba.cut(text, cut_all=False))
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L F of the package `rouge` 1.0.1, not that of `rouge-score`; 0 wherever the package raises (LongBench metrics.py).
+
+    It raises on a text without words (it splits sentences at every "."), and on sentences so long that it recurses too deep. The
+    stack it finds is that of a fresh thread, so that a caller's depth does not change a score.
+
+    Raises:
+        ValueError: the package rouge is missing.
+    """
+    scorer = load_scorer("rouge", "rouge==1.0.1").Rouge(metrics=["rouge-l"])
+    found: list[float] = []
+
+    def score() -> None:
+        with suppress(Exception):
+            found.append(float(scorer.get_scores([prediction], [reference], avg=True)["rouge-l"]["f"]))
+
+    thread = Thread(target=score)
+    thread.start()
+    thread.join()
+    return found[0] if found else 0.0
+
+
+def rouge_l_zh(prediction: str, reference: str) -> float:
+    """The same of Chinese texts, whose words jieba has set apart.
+
+    Raises:
+        ValueError: a package is missing.
+    """
+    return rouge_l(" ".join(chinese_words(prediction)), " ".join(chinese_words(reference)))
+
+
+def rouge_lsum(prediction: str, references: Sequence[str]) -> float:
+    """ROUGE-Lsum F of the package `rouge-score`, no stemming, best reference (InfiniteBench, by way of `evaluate`).
+
+    Raises:
+        ValueError: the package rouge-score is missing.
+    """
+    scorer = load_scorer("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeLsum"], use_stemmer=False)
+    return best(float(scorer.score(reference, prediction)["rougeLsum"].fmeasure) for reference in references)
+
+
+def edit_similarity(prediction: str, reference: str) -> float:
+    """Indel similarity in whole percents, as `fuzzywuzzy` with python-Levenshtein gives it.
+
+    Raises:
+        ValueError: the package rapidfuzz is missing.
+    """
+    ratio = load_scorer("rapidfuzz.fuzz", "rapidfuzz").ratio
+    return round(ratio(prediction, reference)) / 100
+
+
+def code_similarity(prediction: str, reference: str) -> float:
+    r"""Edit similarity of the first line of code: the first without "`", "#" and "//" after leading "\n" (LongBench metrics.py).
+
+    Raises:
+        ValueError: the package rapidfuzz is missing.
+    """
+    lines = prediction.lstrip("\n").split("\n")
+    line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
+    return edit_similarity(line, reference)
+
+
+def share_of_numbers(prediction: str, number: str) -> float:
+    """Share of the numbers in a text that are the wanted one, as strings of digits (LongBench count and retrieval)."""
+    numbers = re.findall(r"\d+", prediction)
+    return numbers.count(number) / len(numbers) if numbers else 0.0
+
+
+def classification(prediction: str, reference: str, classes: Sequence[str]) -> float:
+    """One over the number of class names in a text, 0 if the reference is not among them (LongBench metrics.py).
+
+    Names contained in the reference are dropped, but the official loop skips the name behind each one that it drops, and so does this.
+    """
+    found = [name for name in classes if name in prediction]
+    at = 0
+    while at < len(found):
+        if found[at] in reference and found[at] != reference:
+            found.remove(found[at])
+        at += 1
+    return 1 / len(found) if reference in found else 0.0
+
+
+def rouge_f(references: Iterable[str], prediction: str, kinds: Sequence[str]) -> dict[str, float]:
+    """F-measures of the package `rouge-score` without stemming ("rouge1", "rougeL", "rougeLsum", …), each the best over the references.
+
+    Raises:
+        ValueError: the package is missing.
+    """
+    scorer = load_scorer("rouge_score.rouge_scorer", "rouge-score").RougeScorer(list(kinds), use_stemmer=False)
+    scored = [scorer.score(reference, prediction) for reference in references]
+    return {kind: min(1.0, best(float(one[kind].fmeasure) for one in scored)) for kind in kinds}
