@@ -40,13 +40,19 @@ class ExpectedAttentionPress(ScorerPress):
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): expected attention, the sinks on top."""
         sinks = min(self.n_sink, layer.tokens - 1)
-        attention = layer.once(
-            ("expected attention", self.n_future_positions, sinks, self.use_covariance),
-            lambda: expected_attention(layer, self.n_future_positions, sinks, self.use_covariance),
-        )
+        attention = self.attention(layer, sinks)
         if self.use_vnorm:
             attention = (attention + self.epsilon) * layer.values[:, :, sinks:].norm(dim=-1)
         return pin(torch.nn.functional.pad(attention, (sinks, 0)), first=sinks)
+
+    def attention(self, layer: LayerObservation, sinks: int) -> Tensor:
+        """(B, H, T - sinks): expected attention of queries like the context's own."""
+        return layer.once(
+            ("expected attention", self.n_future_positions, sinks, self.use_covariance),
+            lambda: attention_of_normal_queries(
+                layer, *query_statistics(layer, sinks, self.use_covariance), self.n_future_positions, sinks
+            ),
+        )
 
 
 def query_statistics(layer: LayerObservation, sinks: int, covariance: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -73,9 +79,13 @@ def mean_rotation(layer: LayerObservation, n_future_positions: int) -> Tensor:
     return rotation.to(layer.keys.dtype)
 
 
-def expected_attention(layer: LayerObservation, n_future_positions: int, sinks: int, use_covariance: bool) -> Tensor:
-    """(B, H, T - sinks): expected attention weights of the positions behind the sinks, averaged over the query heads of a group."""
-    mean, covariance = query_statistics(layer, sinks, use_covariance)
+def attention_of_normal_queries(
+    layer: LayerObservation, mean: Tensor, covariance: Tensor | None, n_future_positions: int, sinks: int
+) -> Tensor:
+    """(B, H, T - sinks): expected attention weights of the positions behind the sinks, averaged over the query heads of a group.
+
+    Queries before rotary embedding have this mean (B or 1, H * G, d) and covariance (B or 1, H * G, d, d).
+    """
     rotation = mean_rotation(layer, n_future_positions)
     size, group = layer.keys.shape[-1], layer.group
     keys = layer.keys[:, :, sinks:]  # (B, H, n, d)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from learned_weights import with_weights
 from tiny_models import FAMILIES, tiny_ids, tiny_model
 from transformers import DynamicCache
 
@@ -23,10 +24,10 @@ NAMES = sorted(presses())
 
 
 def make(name: str) -> BasePress:
-    return presses()[name].load()()
+    return with_weights(presses()[name].load()())
 
 
-SCORERS = [name for name in NAMES if isinstance(make(name), ScorerPress) and type(make(name)).select is ScorerPress.select]
+SCORERS = [name for name in NAMES if isinstance(make(name), ScorerPress) and type(make(name)).scores_at is ScorerPress.scores_at]
 
 
 @cache

@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from learned_weights import with_weights
 from peer.goldens import Case, load_goldens
 from test_against_kvpress import WINDOW, build, prefilled
 from tiny_models import FAMILIES, tiny_ids, tiny_model
@@ -32,13 +33,15 @@ SAME = [
     *("LagKV", "LagKV(lag_size=32)", "LagKV(lag_size=32, cross_scoring=True)"),
     *("CUR", "CUR(leverage_type=key)", "CUR(leverage_type=value)", "CUR(leverage_type=kv_avg)", "CUR(use_local_approximation=False)"),
     *("CUR(use_random_leverage=True)", "LeverageScore", "Cap"),
+    *("QFilter", "KVzap(model_type=linear)", "KVzap(model_type=mlp)", "ExpectedAttentionStats"),
     *("CriticalKV(SnapKV)", "CriticalKV(ExpectedAttention(use_vnorm=False))", "CriticalKV(Knorm)"),
 ]
 
 
 @cache
 def golden_press(label: str) -> BasePress:
-    return build(GOLDENS.metadata["presses"][label])
+    described = GOLDENS.metadata["presses"][label]
+    return with_weights(build({key: value for key, value in described.items() if key != "stats_folder"}))
 
 
 def their_sketches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,176 @@
+"""DuoAttention: heads that do not retrieve keep only the first and the most recent tokens.
+
+Every head has a score of how much it retrieves; the round(layers · heads · ratio) lowest of all keep `sink_size` first and `recent_size`
+last tokens, the others everything.
+Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5 for scores without training.
+Differs: the budget of short heads is real, so the measured fraction is (1 - ratio) + ratio · (sink + recent)/T, never above 1. Without
+training, the head scores come from the context itself, or from texts by `compute`.
+Cost: nothing with patterns; else queries and keys of all tokens once more, per layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kvcache.observation import LayerObservation
+from kvcache.projections import rotate
+from kvcache.selection import Selection, check_ratio
+from kvcache.weights import calibrate, checked, last_part, model_name, read
+from presses.base import BasePress
+from presses.scorer import mean_over_group
+
+ADDRESS = "https://raw.githubusercontent.com/mit-han-lab/duo-attention/{revision}/attn_patterns/{pattern}"
+_SHORT, _LONG = (f"lr%3D0.02-reg%3D0.05-ctx%3D1000_{length}-multi_passkey10" for length in (32000, 128000))
+PATTERNS = {
+    "Llama-2-7B-32K-Instruct": f"Llama-2-7B-32K-Instruct/{_SHORT}",
+    "Llama-3-8B-Instruct-Gradient-1048k": f"Llama-3-8B-Instruct-Gradient-1048k/{_SHORT}",
+    "Llama-3-8B-Instruct-Gradient-4194k": f"Llama-3-8B-Instruct-Gradient-4194k/{_SHORT}",
+    "Llama-3.1-8B-Instruct": f"Meta-Llama-3.1-8B-Instruct/{_LONG}",
+    "Mistral-7B-Instruct-v0.2": f"Mistral-7B-Instruct-v0.2/{_SHORT}",
+    "Mistral-7B-Instruct-v0.3": f"Mistral-7B-Instruct-v0.3/{_SHORT}",
+}
+"""Model -> folder of the authors' pattern."""
+
+SINK_SIZE, RECENT_SIZE = 128, 256
+"""Of scores without training."""
+POSITIONS = 500
+"""Tokens between which a head's typical query and key are compared, without training."""
+
+
+class HeadScores(NamedTuple):
+    """What is known of a layer's heads.
+
+    Attributes:
+        scores: (B, H, T), the same for all entries of a head.
+        sink_size: first tokens that a short head keeps.
+        recent_size: last tokens that a short head keeps.
+    """
+
+    scores: Tensor
+    sink_size: int
+    recent_size: int
+
+
+@dataclass(frozen=True)
+class DuoAttentionPress(BasePress):
+    """Retrieval heads and streaming heads.
+
+    Attributes:
+        compression_ratio: fraction of heads that are short, where `head_compression_ratio` is not given.
+        head_compression_ratio: the same, fixed; it is the budget, whatever ratio a sweep asks.
+        on_the_fly_scoring: whether the context itself tells the heads apart, instead of a trained pattern.
+        sink_size: first tokens that short heads keep; None for the pattern's.
+        recent_size: last tokens that short heads keep; None for the pattern's.
+        weights: local folder with config.json and full_attention_heads.tsv; None for the authors' pattern of the model.
+        revision: of the authors' repository.
+    """
+
+    compression_ratio: float = 0.0
+    head_compression_ratio: float | None = None
+    on_the_fly_scoring: bool = False
+    sink_size: int | None = None
+    recent_size: int | None = None
+    weights: str | None = None
+    revision: str = "main"
+
+    def __post_init__(self) -> None:
+        """Refuse ratios outside [0, 1) and negative windows."""
+        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        if self.head_compression_ratio is not None:
+            fixed = check_ratio(self.head_compression_ratio)
+            object.__setattr__(self, "head_compression_ratio", fixed)
+            object.__setattr__(self, "compression_ratio", self.compression_ratio or fixed)
+        if min(self.sink_size or 0, self.recent_size or 0) < 0:
+            raise ValueError(f"sink_size={self.sink_size} and recent_size={self.recent_size} must be at least 0 tokens")
+
+    @property
+    def own_budget(self) -> bool:
+        """Whether the share of short heads is fixed."""
+        return self.head_compression_ratio is not None
+
+    def observe(self, layer: LayerObservation) -> HeadScores:
+        """The scores of the layer's heads, and the size of short ones.
+
+        Raises:
+            ValueError: there is no pattern for the model, or it is another model's.
+        """
+        if self.on_the_fly_scoring:
+            scores, sink, recent = head_scores(layer), SINK_SIZE, RECENT_SIZE
+        else:
+            scores, sink, recent = self._pattern(layer)
+        sink, recent = sink if self.sink_size is None else self.sink_size, recent if self.recent_size is None else self.recent_size
+        return HeadScores(scores.to(layer.keys.device)[..., None].expand(layer.keys.shape[:3]), sink, recent)
+
+    def _pattern(self, layer: LayerObservation) -> tuple[Tensor, int, int]:
+        """Scores (1, H) in [0, 1], sink size and recent size, as trained."""
+        name = model_name(layer.module)
+        wanted = f"DuoAttention pattern of {name or 'a model without a name'}"
+        known = PATTERNS.get(last_part(name).replace("Meta-", ""))
+        source = self.weights or (known and ADDRESS.format(revision=self.revision, pattern=known))
+        sizes = json.loads(read(source, "config.json", self.revision, wanted))
+        table = str(read(source, "full_attention_heads.tsv", self.revision, wanted))
+        rows = torch.tensor([[float(number) for number in line.split("\t")] for line in table.splitlines() if line.strip()])
+        config: Any = layer.module.config
+        rows = checked(rows, (config.num_hidden_layers, layer.kv_heads), wanted).clamp(0, 1)
+        return rows[layer.index][None], int(sizes["sink_size"]), int(sizes["recent_size"])
+
+    def select(self, evidence: Sequence[HeadScores], ratio: float) -> list[Selection]:
+        """Everything in retrieval heads, both ends in the others."""
+        scores = torch.stack([seen.scores[..., 0] for seen in evidence], dim=1)  # (B, L, H)
+        short = Selection.top(-scores.flatten(1)[:, None], self._short_heads(scores[0].numel(), ratio)).keep.view_as(scores)
+        at = torch.arange(evidence[0].scores.shape[-1], device=scores.device)
+        ends = [(at < seen.sink_size) | (at >= len(at) - max(1, seen.recent_size)) for seen in evidence]
+        kept = zip(ends, short.unbind(1), evidence, strict=True)
+        return [Selection((end | ~heads[..., None]).expand(seen.scores.shape)) for end, heads, seen in kept]
+
+    def _short_heads(self, heads: int, ratio: float) -> int:
+        return round(heads * (ratio if self.head_compression_ratio is None else self.head_compression_ratio))
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """Exact where the size of short heads is given; else they keep at least one entry and at most all."""
+        short = self._short_heads(layers * heads, ratio)
+        full = (layers * heads - short) * tokens
+        if self.on_the_fly_scoring or (self.sink_size is not None and self.recent_size is not None):
+            sink = SINK_SIZE if self.sink_size is None else self.sink_size
+            recent = RECENT_SIZE if self.recent_size is None else self.recent_size
+            exact = full + short * min(tokens, sink + max(1, recent))
+            return exact, exact
+        return full + short, full + short * tokens
+
+
+def head_scores(layer: LayerObservation) -> Tensor:
+    """(B, H): how far back the typical query of a head looks along copies of its typical key at all positions, without training.
+
+    The area under the cumulated attention: 1 where all goes to the first copy, near 0 where all goes to the last.
+    """
+    query, key = layer.queries_before_rope().mean(2, keepdim=True), layer.keys_before_rope().mean(2, keepdim=True)
+    cos, sin = layer.rope(torch.arange(POSITIONS, device=layer.keys.device))
+    queries = rotate(query, cos[:, -1:], sin[:, -1:])  # (B, H * G, 1, d)
+    keys = rotate(key.expand(-1, -1, POSITIONS, -1), cos, sin).repeat_interleave(layer.group, dim=1)
+    attention = (queries @ keys.mT * layer.scale).float().softmax(-1)[:, :, 0]
+    return mean_over_group(attention.cumsum(-1).mean(-1), layer.group)
+
+
+def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], folder: Path) -> None:
+    """Write a pattern of `model` to `folder`, in the authors' format: its head scores without training, averaged over `texts`."""
+    found: dict[int, list[Tensor]] = {}
+
+    def look(layer: LayerObservation) -> None:
+        found.setdefault(layer.index, []).append(head_scores(layer)[0].double().cpu())
+
+    calibrate(model, tokenizer, texts, look)
+    config: Any = model.config
+    layers = config.get_text_config().num_hidden_layers
+    means = {index: torch.stack(seen).mean(0) for index, seen in found.items()}
+    whole = torch.ones_like(next(iter(means.values())))  # layers with sliding windows are left whole
+    lines = ["\t".join(f"{score:.9f}" for score in means.get(index, whole).tolist()) for index in range(layers)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "full_attention_heads.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE}), encoding="utf-8")

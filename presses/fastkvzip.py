@@ -1,0 +1,117 @@
+"""Fast KVzip: a small learned gate tells from a token's hidden state what KVzip would find, and all layers and heads compete.
+
+With q, k the normalised projections of the hidden state to 16 channels and s_i learned vectors:
+score_t = 1 / (1 + Σ_i exp(s_i·q/4 - (k·q/4 + b))), averaged over the query heads of a group.
+Source: Kim et al. 2026, arXiv 2601.17668; gates of the authors on the hub, `Jang-Hyun/Fast-KVzip`.
+Differs: head-wise budgets are real; several contexts at a time.
+Cost: two small matrix products per token and layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kvcache.observation import LayerObservation
+from kvcache.selection import Selection, check_ratio
+from kvcache.weights import last_part, model_name, named, read
+from presses.base import BasePress
+from presses.kvzip import globally_highest
+from presses.scorer import pin
+
+HUB = "Jang-Hyun/Fast-KVzip"
+CHANNELS, VECTORS = 16, 16
+"""Channels and learned vectors of the published gates, part of their file names."""
+
+LONG = 32_000
+"""Tokens from which on the window has a fixed size."""
+
+
+@dataclass(frozen=True)
+class FastKVzipPress(BasePress):
+    """Learned importance, pruned globally.
+
+    Attributes:
+        compression_ratio: fraction of all entries removed, in [0, 1).
+        layerwise: whether every layer has the same budget.
+        n_sink: first tokens, always kept.
+        window_size: last tokens that are always kept of contexts of 32,000 tokens or more.
+        window_ratio: share of a shorter context that is always kept at its end.
+        weights: local .pt file or folder, or hub id; None for the authors' gates.
+        revision: of the hub repository.
+    """
+
+    compression_ratio: float = 0.0
+    layerwise: bool = False
+    n_sink: int = 4
+    window_size: int = 4096
+    window_ratio: float = 0.02
+    weights: str | None = None
+    revision: str = "main"
+
+    def __post_init__(self) -> None:
+        """Refuse ratios outside [0, 1) and negative windows."""
+        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        if self.n_sink < 0 or self.window_size < 1 or not 0 <= self.window_ratio <= 1:
+            given = f"n_sink={self.n_sink}, window_size={self.window_size}, window_ratio={self.window_ratio}"
+            raise ValueError(f"{given}: sinks must be at least 0, the window at least 1 token, the ratio in [0, 1]")
+
+    def observe(self, layer: LayerObservation) -> Tensor:
+        """(B, H, T) float32: the gate's scores, sinks and window on top.
+
+        Raises:
+            ValueError: there is no gate for the model, or it is another model's.
+        """
+        name = last_part(model_name(layer.module)).lower()
+        wanted = f"Fast KVzip gates of {name or 'a model without a name'}"
+        file = f"{name}/q{layer.group}_dim{CHANNELS}_sink{VECTORS}.pt"
+        stored = read(self.weights or (HUB if name else None), file, self.revision, wanted)
+        gates = stored.get("module") if isinstance(stored, dict) else None
+        config: Any = layer.module.config
+        if not isinstance(gates, list) or len(gates) != config.num_hidden_layers:
+            raise ValueError(f"the file with {wanted} must hold a list 'module' of {config.num_hidden_layers} gates, one per layer")
+        tokens = layer.tokens
+        window = max(1, int(tokens * self.window_ratio)) if tokens < LONG else self.window_size
+        sinks = min(self.n_sink, tokens)
+        return pin(gate_scores(layer, gates[layer.index], wanted), sinks, min(window, tokens - sinks))
+
+    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+        """The highest scores of all layers and heads; a head may keep nothing."""
+        if self.layerwise:
+            return [selection for scores in evidence for selection in globally_highest([scores], ratio)]
+        return globally_highest(evidence, ratio)
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """All entries but `int(n · ratio)`, of all layers together or of each."""
+        groups = layers if self.layerwise else 1
+        size = layers * heads * tokens // groups
+        exact = groups * (size - int(size * ratio))
+        return exact, exact
+
+
+def gate_scores(layer: LayerObservation, gate: Any, wanted: str) -> Tensor:
+    """(B, H, T) float32: what the gate of a layer, by its published parameter names, says of the layer's hidden states."""
+    heads, group, width, size = layer.kv_heads, layer.group, layer.hidden.shape[-1], CHANNELS
+
+    def parameter(name: str, *shape: int) -> Tensor:
+        return named(gate, name, shape, wanted).to(layer.hidden.device, torch.float32)
+
+    vectors = gate["k_base"].shape[2] if isinstance(gate, dict) and "k_base" in gate else VECTORS
+    hidden = layer.hidden.float()
+    rows = heads * group * size
+    queries = functional.linear(hidden, parameter("q_proj.weight", rows, width), parameter("q_proj.bias", rows))
+    keys = functional.linear(hidden, parameter("k_proj.weight", heads * size, width))
+    queries = _normalised(queries.unflatten(-1, (heads, group, size)), parameter("q_norm.weight", size))  # (B, T, H, G, 16)
+    keys = _normalised(keys.unflatten(-1, (heads, 1, size)), parameter("k_norm.weight", size))  # (B, T, H, 1, 16)
+    own = (queries * keys).sum(-1) / size**0.5 + parameter("b", heads, 1, group)[:, 0]  # (B, T, H, G)
+    others = queries @ parameter("k_base", heads, 1, vectors, size)[:, 0].mT / size**0.5  # (B, T, H, G, vectors)
+    return (own - others.logsumexp(-1)).sigmoid().mean(-1).transpose(1, 2)
+
+
+def _normalised(states: Tensor, weight: Tensor) -> Tensor:
+    return states * (states.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight

@@ -1,0 +1,81 @@
+"""Q-Filters: keep the keys that point along the main direction of the model's queries.
+
+score_t = -f·k_t, f the learned filter of the head.
+Source: Godey et al. 2025, arXiv 2503.02812; filters of the authors on the hub, `nthngdy/<model>_qfilt`.
+Differs: nothing. Filters of other models are made by `compute`.
+Cost: one product per key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvcache.observation import LayerObservation
+from kvcache.weights import calibrate, last_part, model_name, named, read
+from presses.scorer import ScorerPress
+
+
+@dataclass(frozen=True)
+class QFilterPress(ScorerPress):
+    """Projection on a learned direction.
+
+    Attributes:
+        weights: local file or folder, or hub id, with the filters; None for those published for the model.
+        revision: of the hub repository.
+    """
+
+    weights: str | None = None
+    revision: str = "main"
+
+    def score(self, layer: LayerObservation) -> Tensor:
+        """(B, H, T): minus the projection of each key on its head's filter."""
+        filters = self.filters(layer).to(layer.keys)
+        return -(layer.keys @ filters[layer.index, :, :, None]).squeeze(-1)
+
+    def filters(self, layer: LayerObservation) -> Tensor:
+        """(L, H, d): the filters of the model.
+
+        Raises:
+            ValueError: there are none, or they are another model's.
+        """
+        name = model_name(layer.module)
+        known = last_part(name) if "405B" in name else last_part(name).replace("Meta-Llama", "Llama")
+        wanted = f"query filters of {name or 'a model without a name'}"
+        tensors = read(self.weights or (f"nthngdy/{known}_qfilt" if known else None), "model.safetensors", self.revision, wanted)
+        config: Any = layer.module.config
+        return named(tensors, "q_filters", (config.num_hidden_layers, layer.kv_heads, layer.keys.shape[-1]), wanted)
+
+
+def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], path: Path) -> None:
+    """Write the filters of `model` to the .safetensors file `path`: each head's first right singular vector of the queries of `texts`.
+
+    Its sign is that of the mean query; the vectors of a group are averaged.
+    """
+    from safetensors.torch import save_file
+
+    squares: dict[int, Tensor] = {}
+    sums: dict[int, Tensor] = {}
+    groups: dict[int, int] = {}
+
+    def look(layer: LayerObservation) -> None:
+        queries = layer.queries()[0].double()  # (H * G, T, d)
+        squares[layer.index] = squares.get(layer.index, 0) + queries.mT @ queries
+        sums[layer.index] = sums.get(layer.index, 0) + queries.sum(1)
+        groups[layer.index] = layer.group
+
+    calibrate(model, tokenizer, texts, look)
+    config: Any = model.config
+    layers = config.get_text_config().num_hidden_layers
+    filters: dict[int, Tensor] = {}
+    for index, square in squares.items():
+        direction = torch.linalg.eigh(square).eigenvectors[..., -1]  # (H * G, d)
+        direction = direction * (direction * sums[index]).sum(-1, keepdim=True).sign()
+        filters[index] = direction.unflatten(0, (-1, groups[index])).mean(1).float()
+    some = next(iter(filters.values()))
+    save_file({"q_filters": torch.stack([filters.get(index, torch.zeros_like(some)) for index in range(layers)]).contiguous()}, path)
