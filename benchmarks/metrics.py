@@ -9,13 +9,15 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from threading import Thread
 from typing import Any
 
 _MARKS = frozenset(
     string.punctuation
-    + "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+    + "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】"
+    + "〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
 """Punctuation that the suites drop from Chinese answers; "《" is officially not among it."""
 
@@ -94,11 +96,18 @@ def chinese_words(text: str) -> list[str]:
     Raises:
         ValueError: the package jieba is missing.
     """
+    jieba = _quiet_jieba()
+    return list(jieba.cut(text, cut_all=False))
+
+
+@cache
+def _quiet_jieba() -> Any:
+    """The module jieba, whose sources warn when they are compiled and whose dictionary reports on itself when it is loaded."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"(invalid escape sequence|\"?.*is an invalid escape|pkg_resources is deprecated)")
+        warnings.filterwarnings("ignore", message=r".*invalid escape sequence|pkg_resources is deprecated")
         jieba = load_scorer("jieba", "jieba==0.42.1")
     jieba.setLogLevel(logging.WARNING)
-    return list(jieba.cut(text, cut_all=False))
+    return jieba
 
 
 def rouge_l(prediction: str, reference: str) -> float:

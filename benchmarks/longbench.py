@@ -1,0 +1,243 @@
+"""LongBench and LongBench-E: 21 tasks in English, Chinese and code: questions, summaries, few-shot examples, retrieval, completion.
+
+Source: Bai et al. 2023, arXiv 2308.14508; THUDM/LongBench at 2e00731 (MIT): LongBench/{pred,eval,metrics}.py, config/*.json.
+Differs: the answer prefix ("Answer:") opens the assistant's turn (`assistant_prefix=false` leaves it in the user's, as the suite does
+    with chat models), and the code to complete of repobench-p is the only question that a cut may shorten.
+
+Rows are read from `<task>.jsonl` (`<task>_e.jsonl` for LongBench-E) or data.zip in the folder `path`, or from data.zip of the hub set
+zai-org/LongBench, whose builder script is never run. Columns: input, context, answers (list), length, dataset, language,
+all_classes (list or null), _id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks import metrics, sources
+from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
+from benchmarks.truncation import cut_middle, room
+
+ARCHIVE = "data.zip"
+BUCKETS = ("0-4k", "4-8k", "8k+")
+"""Of LongBench-E, by the words of a row: below 4000, below 8000, the rest."""
+FEW_SHOT_AND_CODE = frozenset({"trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"})
+"""Tasks without a chat template."""
+FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
+"""Tasks that score the first line after leading line breaks."""
+
+
+@cache
+def prompts() -> dict[str, dict[str, Any]]:
+    """Prompt in three parts, answer length, metric, category and language of each task, `data/longbench.json`."""
+    read: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "longbench.json").read_text(encoding="utf-8"))["tasks"]
+    return read
+
+
+ALL_21 = tuple(prompts())
+ENGLISH_16 = tuple(task for task in ALL_21 if prompts()[task]["language"] != "zh")
+EXTENDED_13 = tuple(task for task in ENGLISH_16 if task not in ("narrativeqa", "musique", "qmsum"))
+"""Data sets of LongBench-E."""
+COLUMNS = {f"{task}_e_{bucket}": task for task in EXTENDED_13 for bucket in BUCKETS}
+"""Columns of LongBench-E, e.g. "qasper_e_0-4k" -> its data set."""
+
+
+@dataclass(frozen=True)
+class LongbenchBenchmark(Benchmark):
+    """Options of LongBench.
+
+    Raises:
+        ValueError: an unknown task, or a task that LongBench-E does not have.
+    """
+
+    version: ClassVar[str] = "1"
+    metrics: ClassVar[Mapping[str, str]] = {task: prompts()[COLUMNS.get(task, task)]["metric"] for task in (*ALL_21, *COLUMNS)}
+
+    tasks: tuple[str, ...] = ()
+    """Empty: the 16 English and code tasks, or all 13 of LongBench-E; `qasper_e` stands for its columns qasper_e_0-4k, _4-8k and _8k+."""
+    extended: bool = False
+    """LongBench-E: 13 tasks with rows spread evenly over three lengths, a column each; `limit` then counts per column."""
+    path: str = ""
+    """A folder with <task>.jsonl or data.zip, or the archive itself; empty: the hub."""
+    hub: str = "zai-org/LongBench"
+    revision: str = ""
+    """Commit of the hub data set; empty: the newest, whose commit is recorded. The suite names none."""
+    max_length: int = 0
+    """Tokens to which a prompt is cut, half from each end; 0: the suite's margin (3500 of 4096, 7500 of 8192, 31500 of 32768)."""
+    assistant_prefix: bool = True
+    """Whether the answer prefix opens the assistant's turn; else it ends the user's, as in the suite."""
+
+    def __post_init__(self) -> None:
+        """Resolve the tasks to columns, and refuse what cannot be run before a model loads."""
+        given = self.tasks or (EXTENDED_13 if self.extended else ENGLISH_16)
+        named = tuple(f"{task}_e" if self.extended and task in EXTENDED_13 else task for task in given)
+        check_tasks(named, (*(ALL_21 if not self.extended else ()), *(f"{task}_e" for task in EXTENDED_13), *COLUMNS), "longbench")
+        columns = [column for task in named for column in (_columns(task) or (task,))]
+        object.__setattr__(self, "tasks", tuple(dict.fromkeys(columns)))
+        if self.max_length < 0:
+            raise ValueError(f"longbench: max_length={self.max_length} must be positive, or 0 for the suite's margin")
+
+    def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
+        """Yield the rows task by task; see `Benchmark.samples`."""
+        read: dict[str, tuple[sources.Rows, dict[str, Any]]] = {}
+        for task in self.tasks:
+            name = f"{COLUMNS[task]}_e" if task in COLUMNS else task
+            rows, origin = read[name] = read.get(name) or self._rows(name)
+            if task == (_columns(name) or (task,))[-1]:
+                del read[name]
+            chosen = (row for row in enumerate(rows) if task not in COLUMNS or _column(name, row[1]) == task)
+            for made, (position, row) in enumerate(chosen):
+                if made == limit:
+                    break
+                yield self._sample(task, position, row, origin, tokenizer, window)
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """The official score of the task: the best over the references; four tasks look at the first line only."""
+        task = COLUMNS.get(sample.task, sample.task)
+        metric = self.metrics[task]
+        if task in FIRST_LINE:
+            prediction = prediction.lstrip("\n").split("\n")[0]
+        classes = sample.metadata.get("all_classes") or ()
+        return {metric: metrics.best(_score(metric, prediction, str(reference), classes) for reference in sample.references)}
+
+    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+        """Rows of the suite's prediction files: pred, answers, all_classes, and length (of LongBench-E: gives the column)."""
+        for line, row in rows:
+            where = f"line {line}"
+            name = task if task is not None else row.get("dataset", row.get("task"))
+            if name is None:
+                raise ValueError(f"{where}: no field 'dataset'; name the task on the command line: longbench/TASK")
+            extended = str(name).endswith("_e")
+            check_tasks([str(name)], (*ALL_21, *(f"{known}_e" for known in EXTENDED_13), *COLUMNS), f"{where}: longbench")
+            column = _column(str(name), row, where) if extended else str(name)
+            prediction = sources.text_field(row, ["pred"], where)
+            metadata = {"all_classes": row.get("all_classes"), "length": row.get("length")}
+            yield Sample(f"{name}/{line}", column, "", "", _answers(row, where), metadata=metadata), prediction
+
+    def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
+        """Averages by name.
+
+        `average`: the mean of the 16 English and code tasks, as papers on cache compression have it. `category_average` and
+        `category_average_zh`: the mean of six category means of the suite's README, English and Chinese; code counts in both.
+        LongBench-E: the mean over its data sets of the mean over their columns, and the mean of each length.
+        """
+        if all(task in COLUMNS for task in self.tasks):
+            lengths = {f"average_{bucket}": [(f"{task}_e_{bucket}",) for task in EXTENDED_13] for bucket in BUCKETS}
+            return {"average": [_columns(f"{task}_e") for task in EXTENDED_13], **lengths}
+        languages = {prompts()[task]["language"] for task in self.tasks if task not in COLUMNS}
+        found: dict[str, Sequence[Sequence[str]]] = {}
+        if languages - {"zh"}:
+            found["average"] = [(task,) for task in ENGLISH_16]
+        for name, language in (("category_average", "en"), ("category_average_zh", "zh")):
+            if language in languages:
+                found[name] = _categories(language)
+        return found or {"average": [(task,) for task in self.tasks]}
+
+    def _rows(self, name: str) -> tuple[sources.Rows, dict[str, Any]]:
+        what, place = f"longbench {name}", Path(self.path).expanduser()
+        if not self.path:
+            archive, commit = sources.hub_file(self.hub, ARCHIVE, self.revision, what)
+            rows, origin = sources.archive_rows(archive, f"{name}.jsonl", what), {"source": self.hub, "revision": commit}
+        elif place.suffix == ".zip" or ((place / ARCHIVE).is_file() and not (place / f"{name}.jsonl").is_file()):
+            place = place if place.suffix == ".zip" else place / ARCHIVE
+            rows, origin = sources.archive_rows(place, f"{name}.jsonl", what), {"source": place.name, "revision": None}
+        else:
+            rows, file = sources.local_rows(self.path, (name, f"data/{name}"), what)
+            origin = {"source": file.name, "revision": None}
+        if not rows:
+            raise ValueError(f"{what}: {origin['source']} has no row")
+        return rows, origin
+
+    def _sample(
+        self, task: str, position: int, row: Mapping[str, Any], origin: Mapping[str, Any], tokenizer: Tokenizer, window: int
+    ) -> Sample:
+        dataset, where = COLUMNS.get(task, task), f"longbench {task}, row {position}"
+        fixed = prompts()[dataset]
+        fields = {name: sources.text_field(row, [name], where) for name in ("context", "input")}
+        parts = [fixed[part].format(**fields) for part in ("context", "question", "answer_prefix")]
+        chat = dataset not in FEW_SHOT_AND_CODE
+        references = _answers(row, where)
+        evidence = _paragraph(parts[0], references[0]) if dataset.startswith("passage_retrieval") else ()
+        answer = int(fixed["max_new_tokens"])
+        limit = self.max_length or min(window * 1000 // 1024 - 500, room(window, answer, chat))
+        code = dataset == "repobench-p"
+        cut = cut_middle((parts[0], parts[1], parts[2]), evidence, tokenizer, limit, name=where, into_question=code)
+        moved = "" if self.assistant_prefix else cut.answer_prefix
+        return Sample(
+            id=f"{task}/{position}",
+            task=task,
+            context=cut.context,
+            question=cut.question + moved,
+            references=references,
+            answer_prefix=cut.answer_prefix if self.assistant_prefix else "",
+            max_new_tokens=answer,
+            evidence=cut.evidence,
+            chat_template=chat,
+            stop=("\n",) if dataset == "samsum" else (),
+            min_new_tokens=1 if dataset == "samsum" else 0,
+            truncated=cut.truncated,
+            metadata={
+                "row": str(row.get("_id", position)),
+                "length": row.get("length"),
+                "all_classes": row.get("all_classes"),
+                "max_length": limit,
+                **origin,
+            },
+        )
+
+
+def _columns(name: str) -> tuple[str, ...]:
+    """The columns of a data set of LongBench-E; none for another name."""
+    return tuple(f"{name}_{bucket}" for bucket in BUCKETS) if name.endswith("_e") else ()
+
+
+def _column(name: str, row: Mapping[str, Any], where: str = "longbench-e") -> str:
+    """The column of a row of LongBench-E, by its length in words."""
+    length = sources.field(row, ["length"], where)
+    if isinstance(length, bool) or not isinstance(length, int | float):
+        raise ValueError(f"{where}: the field 'length' is a {type(length).__name__}, where a number is expected")
+    return f"{name}_{BUCKETS[(length >= 4000) + (length >= 8000)]}"
+
+
+def _categories(language: str) -> list[tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    for task in ALL_21:
+        if prompts()[task]["language"] in (language, "code"):
+            groups.setdefault(prompts()[task]["category"], []).append(task)
+    return [tuple(group) for group in groups.values()]
+
+
+def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    answers = sources.field(row, ["answers"], where)
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{where}: the field 'answers' is not a list of texts")
+    return tuple(answers)
+
+
+def _paragraph(context: str, answer: str) -> tuple[tuple[int, int], ...]:
+    """The span of the paragraph that an answer like "Paragraph 19" or "段落5" names."""
+    end = r"(?=\n\n(?:Paragraph |段落)\d+[:：]|\n\n(?:The following is an abstract|下面是一个摘要)|\Z)"
+    found = re.search(rf"^{re.escape(answer.strip())}[:：].*?{end}", context, re.MULTILINE | re.DOTALL)
+    return (found.span(),) if found else ()
+
+
+def _score(metric: str, prediction: str, reference: str, classes: Sequence[str]) -> float:
+    if metric == "classification":
+        return metrics.classification(prediction, reference, classes)
+    if metric in ("retrieval", "retrieval_zh"):
+        number = re.search(r"Paragraph (\d+)" if metric == "retrieval" else r"段落(\d+)", reference)
+        return metrics.share_of_numbers(prediction, number[1]) if number else 0.0
+    functions = {
+        "qa_f1": metrics.qa_f1,
+        "qa_f1_zh": metrics.qa_f1_zh,
+        "rouge": metrics.rouge_l,
+        "rouge_zh": metrics.rouge_l_zh,
+        "count": metrics.share_of_numbers,
+        "code_sim": metrics.code_similarity,
+    }
+    return functions[metric](prediction, reference)
