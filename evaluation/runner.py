@@ -6,8 +6,8 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from benchmarks.base import Sample, group_by_context
 from evaluation.config import Settings
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.tables import report
-from pipeline import CompressingPipeline, Question, Variant
+from pipeline import CompressingPipeline, Question, Request
 from pipeline.model import LoadedModel, ModelConfig, check_model, load_model
 from pipeline.pipeline import Result
 
@@ -85,30 +85,36 @@ class EvaluationRunner:
             max_batch_bytes=int(settings.max_batch_gb * 2**30),
         )
         self._describe(loaded, folder)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        work = [self._missing(group, keys, done) for group in groups]
         with RecordWriter(folder) as writer, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task("contexts", total=len(groups))
-            for group in groups:
-                progress.update(bar, description=f"{group[0].task:<16}")
-                missing = [at for at in range(len(settings.variants)) if any(keys[sample.id, at] not in done for sample in group)]
-                asked = [sample for sample in group if any(keys[sample.id, at] not in done for at in missing)]
-                variants = [settings.variants[at][1] for at in missing]
-                for result, sample in self._answers(asked, variants):
-                    at = missing[variants.index(result.variant)]
+            for (asked, missing), results in zip(work, self.pipeline.stream(map(self._request, work)), strict=True):
+                for at, result in zip((at for at in missing for _ in asked), results, strict=True):
+                    sample = asked[result.question]
                     if keys[sample.id, at] not in done:
                         writer.append(self._record(loaded, sample, at, result, keys[sample.id, at]))
-                progress.advance(bar)
+                progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
 
-    def _answers(self, samples: Sequence[Sample], variants: Sequence[Variant]) -> Iterable[tuple[Result, Sample]]:
-        """Every variant's answer to every sample of one context."""
-        assert self.pipeline is not None
-        first = samples[0]
+    def _missing(self, group: Sequence[Sample], keys: dict[tuple[str, int], str], done: set[str]) -> tuple[list[Sample], list[int]]:
+        """Samples of a context, and variants by index, that have something left to do."""
+        missing = [at for at in range(len(self.settings.variants)) if any(keys[sample.id, at] not in done for sample in group)]
+        return [sample for sample in group if any(keys[sample.id, at] not in done for at in missing)], missing
+
+    def _request(self, work: tuple[Sequence[Sample], Sequence[int]]) -> Request:
+        """What the pipeline is asked about one context."""
+        samples, missing = work
+        variants = [self.settings.variants[at][1] for at in missing]
         questions = [question_of(sample) for sample in samples]
-        answers = self.pipeline(
-            first.context, questions=questions, press=variants, query_aware=self.settings.query_aware, chat_template=first.chat_template
-        )
         self.prefills += len(questions) if self.settings.query_aware else 1
-        return [(result, samples[result.question]) for result in answers.results]
+        return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template)
 
     def _key(self, loaded: LoadedModel, sample: Sample, at: int) -> str:
         variant = self.settings.variants[at][1]
@@ -172,6 +178,7 @@ class EvaluationRunner:
             evidence_kept=kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
             data=dict(sample.metadata),
             seed=settings.seed,
+            benchmark_parameters={key: value for key, value in asdict(settings.benchmark).items() if key != "tasks"},  # type: ignore[call-overload]
         )
 
     def _describe(self, loaded: LoadedModel, folder: Path) -> None:

@@ -215,6 +215,19 @@ class CompressedLayer(CacheLayerMixin):
         self.longest, self.even = max(remaining), len(set(remaining)) == 1
         self.tail_keys, self.tail_values = self.tail_keys[index], self.tail_values[index]
 
+    def join(self, other: CompressedLayer) -> None:
+        """Take over the rows of another layer, behind the own ones."""
+        moved = [Block(block.start + self.rows, block.stop + self.rows, block.storage, block.counts) for block in other.blocks]
+        capacity = max(self.tail_keys.shape[2], other.tail_keys.shape[2])
+        for layer in (self, other):
+            if layer.tail_keys.shape[2] < capacity:
+                layer._grow(capacity)
+        self.blocks = [*self.blocks, *moved]
+        self.tail_keys = torch.cat((self.tail_keys, other.tail_keys))
+        self.tail_values = torch.cat((self.tail_values, other.tail_values))
+        self.start = torch.cat((self.start, other.start))
+        self.set_lengths([*self.lengths.tolist(), *other.lengths.tolist()])
+
     @property
     def valid(self) -> Tensor:
         """(R, H, K) bool: which of `keys` and `values` exist; the rest is padding."""
@@ -317,3 +330,8 @@ class CompressedCache(Cache):
         """See `CompressedLayer.keep_rows`."""
         for layer in self.layers:
             layer.keep_rows(rows)
+
+    def join(self, other: CompressedCache) -> None:
+        """See `CompressedLayer.join`."""
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            layer.join(more)

@@ -39,12 +39,15 @@ def read(source: str | None, file: str, revision: str, wanted: str) -> Any:
         wanted: what is looked for, for the error message: "query filters of MODEL".
 
     Raises:
-        ValueError: nothing found; what was looked for, where, and what to do.
+        ValueError: nothing found, or it cannot be read; what was looked for, where, and what to do.
     """
     if not source:
         raise ValueError(f"no {wanted} are published; give `weights=PATH` to a local file, or a press that needs none")
     path = _find(source, file, revision, wanted)
-    return _load(path, path.stat().st_mtime_ns)
+    try:
+        return _load(path, path.stat().st_mtime_ns)
+    except Exception as error:  # whatever a damaged, foreign or unsafe file makes its reader raise
+        raise ValueError(f"no {wanted}: {path} cannot be read as data of its kind ({type(error).__name__})") from error
 
 
 def checked(tensor: Any, shape: tuple[int, ...], wanted: str) -> Tensor:

@@ -7,7 +7,8 @@ depend on the rows beside it (in float32: token for token; in bfloat16 within ro
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,51 +44,172 @@ class Answer:
     Attributes:
         text: the answer, without stop string and special tokens.
         token_ids: generated tokens, without the one that ended the answer.
-        stop_reason: "eos", "stop_string" or "length".
+        stop_reason: "eos", "stop_string" or "length"; empty while the answer is being written.
         seconds: the row's share of its batch: step by step, the step's time over the rows alive.
         question_tokens: tokens read after the context.
     """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    stop_reason: str = "length"
+    stop_reason: str = ""
     seconds: float = 0.0
     question_tokens: int = 0
 
 
-def decode(model: nn.Module, prompt: Prompt, rows: Sequence[Row], eos_ids: Sequence[int], max_batch_bytes: int) -> list[Answer]:
-    """Answers of all rows, in their order.
+@dataclass(eq=False)
+class _Writing:
+    """A row in the queue or in the batch: its answer, the bytes it takes, the prompt whose tokenizer turns ids into text."""
 
-    Args:
-        model: of transformers, in evaluation mode.
-        prompt: whose tokenizer turns ids into text.
-        rows: neighbouring rows that share storage are read together; give the variants of one press next to each other.
-        eos_ids: any of them ends an answer.
-        max_batch_bytes: bound on the tails and work space of one batch; a single row may exceed it.
+    row: Row
+    prompt: Prompt
+    bytes: int
+    answer: Answer
 
-    Raises:
-        ValueError: the model gave NaN.
+
+class Decoder:
+    """Writes the answers of a queue of rows, as many together as the byte budget allows; waiting rows enter when others have left.
+
+    A batch that has become thin wastes the model's time, so rows of the next context may join it: see `run`.
     """
-    answers: list[Answer] = []
-    with attending(model), torch.no_grad():
-        for batch in batches(model, rows, max_batch_bytes):
-            answers += _Batch(model, prompt, batch, eos_ids, max_batch_bytes).run()
-    return answers
 
+    def __init__(self, model: nn.Module, eos_ids: Sequence[int], max_batch_bytes: int) -> None:
+        """An empty queue.
 
-def batches(model: nn.Module, rows: Sequence[Row], max_batch_bytes: int) -> Iterator[list[Row]]:
-    """Consecutive rows whose `row_bytes` sum to at most the budget; always at least one."""
-    batch: list[Row] = []
-    used = 0
-    for row in rows:
-        needed = row_bytes(model, row)
-        if batch and used + needed > max_batch_bytes:
-            yield batch
-            batch, used = [], 0
-        batch.append(row)
-        used += needed
-    if batch:
-        yield batch
+        Args:
+            model: of transformers, in evaluation mode.
+            eos_ids: any of them ends an answer.
+            max_batch_bytes: bound on the tails and work space of the rows decoded together; a single row may exceed it.
+        """
+        self.model, self.max_bytes = model, max_batch_bytes
+        self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
+        self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
+        self.waiting: deque[_Writing] = deque()
+        self.alive: list[_Writing] = []
+        self.cache: CompressedCache | None = None
+        self.hidden = self.position = torch.empty(0)
+
+    def add(self, prompt: Prompt, rows: Sequence[Row]) -> list[Answer]:
+        """Queue rows; their answers are written by `run`. Give neighbouring rows that share storage next to each other."""
+        queued = [_Writing(row, prompt, row_bytes(self.model, row), Answer(question_tokens=len(row.question_ids))) for row in rows]
+        self.waiting.extend(queued)
+        return [writing.answer for writing in queued]
+
+    def run(self, leave: int = 0) -> None:
+        """Write until no row waits and at most `leave` rows are unfinished.
+
+        Raises:
+            ValueError: the model gave NaN.
+        """
+        with attending(self.model), torch.no_grad():
+            while self.waiting or len(self.alive) > leave:
+                started = time.perf_counter()
+                self._admit()
+                self._step()
+                share = (time.perf_counter() - started) / len(self.alive)
+                for writing in self.alive:
+                    writing.answer.seconds += share
+                self._drop_finished()
+
+    def _admit(self) -> None:
+        """Let waiting rows in, read their questions, and put them behind those alive."""
+        used = sum(writing.bytes for writing in self.alive)
+        entering: list[_Writing] = []
+        while self.waiting and (not (self.alive or entering) or used + self.waiting[0].bytes <= self.max_bytes):
+            used += self.waiting[0].bytes
+            entering.append(self.waiting.popleft())
+        if not entering:
+            return
+        rows = [writing.row for writing in entering]
+        capacity = max(len(row.question_ids) + row.question.max_new_tokens for row in rows)
+        starts = [row.context.next_position for row in rows]
+        layers = range(len(rows[0].context.layers))
+        cache = CompressedCache([CompressedLayer([row.context.layers[at] for row in rows], starts, capacity) for at in layers])
+        device = rows[0].context.layers[0].storage.keys.device
+        first = torch.tensor(starts, device=device)
+        hidden = self._read_questions(rows, cache, first)
+        position = first + torch.tensor([len(row.question_ids) for row in rows], device=device)
+        if self.cache is None:
+            self.cache, self.hidden, self.position = cache, hidden, position
+        else:
+            self.cache.join(cache)
+            self.hidden, self.position = torch.cat((self.hidden, hidden)), torch.cat((self.position, position))
+        self.alive += entering
+
+    def _step(self) -> None:
+        """One more token for every row alive; rows that end keep their place until `_drop_finished`."""
+        assert self.cache is not None
+        tokens = self._next_tokens()
+        for writing, token in zip(self.alive, tokens.tolist(), strict=True):
+            self._take(writing, token)
+        going = [at for at, writing in enumerate(self.alive) if not writing.answer.stop_reason]
+        if not going:
+            return
+        if len(going) < len(self.alive):
+            self.cache.keep_rows(going)
+            tokens, self.position = tokens[going], self.position[going]
+        self.hidden = self._forward(tokens[:, None], self.position[:, None], self.cache)[:, -1]
+        self.position = self.position + 1
+
+    def _drop_finished(self) -> None:
+        self.alive = [writing for writing in self.alive if not writing.answer.stop_reason]
+        if not self.alive:
+            self.cache = None
+
+    def _forward(self, ids: Tensor, positions: Tensor, cache: CompressedCache) -> Tensor:
+        """(R, n) ids to hidden states (R, n, D), appending to the cache."""
+        output = self.decoder(input_ids=ids, position_ids=positions, use_cache=True, **{self.keyword: cache})
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _read_questions(self, rows: Sequence[Row], cache: CompressedCache, first: Tensor) -> Tensor:
+        """(R, D): hidden state of each question's last token. Shorter questions are padded behind their end, and the padding forgotten."""
+        lengths = [len(row.question_ids) for row in rows]
+        longest = max(lengths)
+        ids = torch.tensor(
+            [row.question_ids + row.question_ids[-1:] * (longest - len(row.question_ids)) for row in rows], device=first.device
+        )
+        entries = max(kept.storage.keys.shape[1] for row in rows for kept in row.context.layers)
+        piece = max(1, self.max_bytes // (len(rows) * _attention_bytes(self.model, entries + longest)))
+        last: list[Tensor | None] = [None] * len(rows)
+        for start in range(0, longest, piece):
+            part = ids[:, start : start + piece]
+            positions = first[:, None] + torch.arange(start, start + part.shape[1], device=first.device)
+            hidden = self._forward(part, positions, cache)
+            for row, length in enumerate(lengths):
+                if start < length <= start + part.shape[1]:
+                    last[row] = hidden[row, length - 1 - start]
+        cache.set_lengths(lengths)
+        return torch.stack([state for state in last if state is not None])
+
+    def _next_tokens(self) -> Tensor:
+        """(R,) the most likely token of each row; end-of-sequence tokens only where the row may end."""
+        logits = self.head(self.hidden).float()
+        if bool(logits.isnan().any()):
+            raise ValueError("the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by")
+        held = [at for at, writing in enumerate(self.alive) if len(writing.answer.token_ids) < writing.row.question.min_new_tokens]
+        if held and self.eos_ids:
+            ends = torch.tensor(sorted(self.eos_ids), device=logits.device)
+            logits[torch.tensor(held, device=logits.device)[:, None], ends] = float("-inf")
+        tokens: Tensor = logits.argmax(-1)
+        return tokens
+
+    def _take(self, writing: _Writing, token: int) -> None:
+        """Take a token into the row's answer, and end the answer where it ends."""
+        answer, question = writing.answer, writing.row.question
+        if token in self.eos_ids:
+            answer.stop_reason = "eos"
+        else:
+            answer.token_ids.append(token)
+            if question.stop and len(answer.token_ids) > question.min_new_tokens:
+                text = writing.prompt.decode(answer.token_ids)
+                ends = [at for at in (text.find(stop) for stop in question.stop) if at >= 0]
+                if ends:
+                    answer.text, answer.stop_reason = text[: min(ends)], "stop_string"
+                    return
+            if len(answer.token_ids) == question.max_new_tokens:
+                answer.stop_reason = "length"
+        if answer.stop_reason:
+            answer.text = writing.prompt.decode(answer.token_ids)
 
 
 def row_bytes(model: nn.Module, row: Row) -> int:
@@ -103,98 +225,3 @@ def _attention_bytes(model: nn.Module, length: int) -> int:
     """Bytes of one query's attention in one layer: logits, their copy, weights in float32 and in the model's dtype."""
     module: Any = attention_modules(model)[0]
     return 16 * int(module.config.num_attention_heads) * length
-
-
-class _Batch:
-    """Rows that are decoded together."""
-
-    def __init__(self, model: nn.Module, prompt: Prompt, rows: Sequence[Row], eos_ids: Sequence[int], max_bytes: int) -> None:
-        self.model, self.prompt, self.rows, self.max_bytes = model, prompt, rows, max_bytes
-        self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
-        self.keyword = cache_keyword(self.decoder)
-        self.device = rows[0].context.layers[0].storage.keys.device
-        self.eos = torch.tensor(sorted(eos_ids), device=self.device)
-        self.answers = [Answer(question_tokens=len(row.question_ids)) for row in rows]
-        capacity = max(len(row.question_ids) + row.question.max_new_tokens for row in rows)
-        starts = [row.context.next_position for row in rows]
-        layers = len(rows[0].context.layers)
-        self.cache = CompressedCache([CompressedLayer([row.context.layers[i] for row in rows], starts, capacity) for i in range(layers)])
-        self.starts = torch.tensor(starts, device=self.device)
-
-    def run(self) -> list[Answer]:
-        """Read the questions, then write token by token until every row has ended."""
-        started = time.perf_counter()
-        hidden = self._read_questions()
-        alive = list(range(len(self.rows)))
-        position = self.starts + torch.tensor([len(row.question_ids) for row in self.rows], device=self.device)
-        while alive:
-            tokens = self._next_tokens(hidden, alive)
-            share = (time.perf_counter() - started) / len(alive)
-            started = time.perf_counter()
-            for row in alive:
-                self.answers[row].seconds += share
-            staying = [i for i, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)) if self._goes_on(row, token)]
-            if not staying:
-                break
-            if len(staying) < len(alive):
-                alive = [alive[i] for i in staying]
-                self.cache.keep_rows(staying)
-                tokens, position = tokens[staying], position[staying]
-            hidden = self._forward(tokens[:, None], position[:, None])[:, -1]
-            position = position + 1
-        return self.answers
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """(R, n) ids to hidden states (R, n, D), appending to the cache."""
-        output = self.decoder(input_ids=ids, position_ids=positions, use_cache=True, **{self.keyword: self.cache})
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-    def _read_questions(self) -> Tensor:
-        """(R, D): hidden state of each question's last token. Shorter questions are padded behind their end, and the padding forgotten."""
-        lengths = [len(row.question_ids) for row in self.rows]
-        longest = max(lengths)
-        ids = torch.tensor(
-            [row.question_ids + [row.question_ids[-1]] * (longest - len(row.question_ids)) for row in self.rows], device=self.device
-        )
-        entries = max(kept.storage.keys.shape[1] for row in self.rows for kept in row.context.layers)
-        piece = max(1, self.max_bytes // (len(self.rows) * _attention_bytes(self.model, entries + longest)))
-        last: list[Tensor | None] = [None] * len(self.rows)
-        for start in range(0, longest, piece):
-            part = ids[:, start : start + piece]
-            positions = self.starts[:, None] + torch.arange(start, start + part.shape[1], device=self.device)
-            hidden = self._forward(part, positions)
-            for row, length in enumerate(lengths):
-                if start < length <= start + part.shape[1]:
-                    last[row] = hidden[row, length - 1 - start]
-        self.cache.set_lengths(lengths)
-        return torch.stack([state for state in last if state is not None])
-
-    def _next_tokens(self, hidden: Tensor, alive: Sequence[int]) -> Tensor:
-        """(R,) the most likely token of each row; end-of-sequence tokens only where the row may end."""
-        logits = self.head(hidden).float()
-        if bool(logits.isnan().any()):
-            raise ValueError("the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by")
-        held = [i for i, row in enumerate(alive) if len(self.answers[row].token_ids) < self.rows[row].question.min_new_tokens]
-        if held and len(self.eos):
-            logits[torch.tensor(held, device=self.device)[:, None], self.eos] = float("-inf")
-        tokens: Tensor = logits.argmax(-1)
-        return tokens
-
-    def _goes_on(self, row: int, token: int) -> bool:
-        """Take a token into the row's answer; False if the answer has ended."""
-        answer, question = self.answers[row], self.rows[row].question
-        if bool((self.eos == token).any()):
-            answer.stop_reason = "eos"
-        else:
-            answer.token_ids.append(token)
-            if question.stop and len(answer.token_ids) > question.min_new_tokens:
-                text = self.prompt.decode(answer.token_ids)
-                ends = [at for at in (text.find(stop) for stop in question.stop) if at >= 0]
-                if ends:
-                    answer.text, answer.stop_reason = text[: min(ends)], "stop_string"
-                    return False
-            if len(answer.token_ids) < question.max_new_tokens:
-                return True
-        answer.text = self.prompt.decode(answer.token_ids)
-        return False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 
 from kvcache.compressing import Framing, chunking
 from kvcache.observation import cache_keyword
-from pipeline.decode import Answer, Row, decode
+from pipeline.decode import Answer, Decoder, Row
 from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
@@ -22,6 +23,9 @@ from presses.none import NonePress
 
 MAX_BATCH_BYTES = 2 * 2**30
 """Default bound on the tails and work space of one decode batch."""
+
+THIN = 16
+"""Unfinished rows below which the next context is read, so that its rows join them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,30 @@ class Result:
     context: CompressedContext
     truncated: bool
     prefill_seconds: float
+    observe_seconds: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """Questions about one context, for `CompressingPipeline.stream`; what the fields mean says calling the pipeline."""
+
+    context: str
+    questions: Sequence[Question]
+    press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None = None
+    query_aware: bool = False
+    chat_template: bool = True
+    max_context_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one variant keeps of a context that was read, and the rows that will be written on it."""
+
+    variant: Variant
+    kept: CompressedContext
+    rows: list[Row]
+    truncated: bool
+    seconds: float
     observe_seconds: float
 
 
@@ -125,19 +153,10 @@ class CompressingPipeline:
         if (question is None) == (questions is None):
             raise ValueError("give either question= or questions=")
         asked = [self._question(one, answer_prefix, max_new_tokens) for one in ([question] if questions is None else questions)]
-        if not asked:
-            raise ValueError("questions=[] asks nothing; give at least one question")
-        prompt = self._prompt(chat_template)
-        results: list[Result] = []
-        for group in [[one] for one in asked] if query_aware else [asked]:
-            read = context + group[0].text if query_aware else context
-            texts = [("" if query_aware else one.text, one) for one in group]
-            results += self._answer(prompt, read, texts, press, max_context_tokens, len(group[0].text) if query_aware else 0, len(results))
-        n_variants = len(results) // len(asked)
-        if query_aware:  # one group per question: bring variants to the outside
-            results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(asked))]
-        texts_out = [[result.answer.text for result in results[v * len(asked) : (v + 1) * len(asked)]] for v in range(n_variants)]
-        single = [row[0] for row in texts_out] if questions is None else texts_out
+        request = Request(context, asked, press, query_aware, chat_template, max_context_tokens)
+        (results,) = self.stream([request])
+        texts = [[result.answer.text for result in results[at : at + len(asked)]] for at in range(0, len(results), len(asked))]
+        single = [row[0] for row in texts] if questions is None else texts
         answers = Answers({"answer" if questions is None else "answers": single if isinstance(press, Sequence) else single[0]})
         answers.results = results
         return answers
@@ -149,52 +168,78 @@ class CompressingPipeline:
         answers: list[list[str]] = self(context, questions=questions, press=list(variants), **options)["answers"]
         return answers
 
-    def _answer(
-        self,
-        prompt: Prompt,
-        context: str,
-        questions: Sequence[tuple[str, Question]],
-        press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None,
-        max_context_tokens: int | None,
-        question_characters: int,
-        first: int,
-    ) -> list[Result]:
-        """Results of all variants for questions about one read text, variant by variant."""
+    def stream(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
+        """Results of every request, in order, variant by variant and question by question.
+
+        Contexts are read one after the other. Once few rows of a context are still being written, the next one is read and its rows join
+        them, so that batches stay full; what is written does not depend on it.
+
+        Raises:
+            ValueError: as calling the pipeline.
+        """
+        decoder = Decoder(self.model, self.eos_ids, self.max_batch_bytes)
+        pending: deque[list[Result]] = deque()
+        for request in requests:
+            if not request.questions:
+                raise ValueError("questions=[] asks nothing; give at least one question")
+            prompt = self._prompt(request.chat_template)
+            results: list[Result] = []
+            for at in range(len(request.questions)) if request.query_aware else [None]:
+                for reading in self._read(prompt, request, at):
+                    answers = decoder.add(prompt, reading.rows)
+                    results += [
+                        Result(reading.variant, q, answer, reading.kept, reading.truncated, reading.seconds, reading.observe_seconds)
+                        for q, answer in zip(range(len(answers)) if at is None else [at], answers, strict=True)
+                    ]
+            if request.query_aware:  # read question by question: bring variants to the outside
+                n_variants = len(results) // len(request.questions)
+                results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(request.questions))]
+            pending.append(results)
+            decoder.run(leave=min(THIN, len(results) // 2))
+            while pending and all(result.answer.stop_reason for result in pending[0]):
+                yield pending.popleft()
+        decoder.run()
+        yield from pending
+
+    def _read(self, prompt: Prompt, request: Request, at: int | None) -> list[_Reading]:
+        """Read the context of a request, with question `at` in query-aware mode; one reading per variant."""
+        asked = list(request.questions) if at is None else [request.questions[at]]
+        seen = "" if at is None else asked[0].text
+        context = request.context + seen
         ids = prompt.context_ids(context)
-        rows_ids = [prompt.question_ids(text, question.answer_prefix) for text, question in questions]
-        truncated = max_context_tokens is not None and len(ids) > max_context_tokens
-        if truncated and max_context_tokens is not None:
-            tail = prompt.context_ids(context[len(context) - question_characters :]) if question_characters else []
-            ids = ids[: max(1, max_context_tokens - len(tail))] + tail
-        self._check_window(len(ids), rows_ids, questions)
-        watched = [prompt.evidence_tokens(context, question.evidence) if question.evidence else [] for _, question in questions]
-        watched = [[position for position in positions if position < len(ids)] for positions in watched]
+        rows_ids = [prompt.question_ids(one.text if at is None else "", one.answer_prefix) for one in asked]
+        n_question = len(prompt.question_tokens(context, len(seen)))
+        limit = request.max_context_tokens
+        truncated = limit is not None and len(ids) > limit
+        if truncated and limit is not None:
+            ids = ids[: max(1, limit - n_question)] + (ids[-n_question:] if n_question else [])
+        self._check_window(len(ids), rows_ids, asked)
+        watched = [prompt.evidence_tokens(request.context, one.evidence) if one.evidence else [] for one in asked]
+        watched = [[position for position in positions if position < len(ids) - n_question] for positions in watched]
         context_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)  # type: ignore[operator]
-        framing = prompt.framing(min(len(ids), len(prompt.question_tokens(context, question_characters))))
+        framing = prompt.framing(min(len(ids), n_question))
         started = time.perf_counter()
         measured: list[tuple[Variant, CompressedContext, float]]
-        if press is None or isinstance(press, BasePress):
-            variant = Variant(press or NonePress(), 0.0 if press is None else press.compression_ratio)
-            cache = self._forward(context_ids, variant.press, framing)
+        if request.press is None or isinstance(request.press, BasePress):
+            press = request.press or NonePress()
+            variant = Variant(press, press.compression_ratio)
+            cache = self._forward(context_ids, press, framing)
             seconds = time.perf_counter() - started
             measured = [(variant, compressed_cache(self.model, cache, len(ids)), 0.0)]
         else:
-            variants = [one if isinstance(one, Variant) else Variant(*one) for one in press]
+            variants = [one if isinstance(one, Variant) else Variant(*one) for one in request.press]
             if not variants:
                 raise ValueError("press=[] names no variant; give at least one (press, compression_ratio)")
             onlooker = Onlooker([variant.press for variant in variants])
             self._forward(context_ids, onlooker, framing)
             seconds = time.perf_counter() - started
             measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
-        for variant, kept, _ in measured:
+        readings = []
+        for variant, kept, observing in measured:
             kept.check_budget(variant.press, variant.compression_ratio)
-        rows = [Row(kept, q_ids, question) for _, kept, _ in measured for q_ids, (_, question) in zip(rows_ids, questions, strict=True)]
-        answers = decode(self.model, prompt, rows, self.eos_ids, self.max_batch_bytes)
-        return [
-            Result(variant, first + q, answers[v * len(questions) + q], kept, truncated, seconds, observing)
-            for v, (variant, kept, observing) in enumerate(measured)
-            for q in range(len(questions))
-        ]
+            rows = [Row(kept, question_ids, one) for question_ids, one in zip(rows_ids, asked, strict=True)]
+            readings.append(_Reading(variant, kept, rows, truncated, seconds, observing))
+        return readings
 
     def _forward(self, context_ids: Tensor, press: BasePress, framing: Framing) -> DynamicCache:
         """One prefill of (1, T) ids under a press; the cache it leaves."""
@@ -217,8 +262,8 @@ class CompressingPipeline:
         seconds = prefilled.onlooker.seconds
         return [(variant, found[at], seconds[variant.press.identity()]) for at, variant in enumerate(variants)]
 
-    def _check_window(self, context: int, questions: Sequence[Sequence[int]], asked: Sequence[tuple[str, Question]]) -> None:
-        needed = max(context + len(ids) + question.max_new_tokens for ids, (_, question) in zip(questions, asked, strict=True))
+    def _check_window(self, context: int, questions: Sequence[Sequence[int]], asked: Sequence[Question]) -> None:
+        needed = max(context + len(ids) + question.max_new_tokens for ids, question in zip(questions, asked, strict=True))
         if self.window is not None and needed > self.window:
             raise ValueError(
                 f"context, question and answer need {needed} tokens ({context} of them context), but the model's window is {self.window}; "

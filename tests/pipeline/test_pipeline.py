@@ -13,7 +13,7 @@ from evaluation.catalogue import presses
 from kvcache.attention import attending
 from kvcache.compressing import chunking
 from kvcache.observation import cache_keyword
-from pipeline import CompressingPipeline, Question, Variant
+from pipeline import CompressingPipeline, Question, Request, Variant
 from pipeline.prompt import Prompt
 from presses import AdaKVPress, KeyRerotationPress, KnormPress, NonePress, PyramidKVPress, SnapKVPress
 
@@ -277,3 +277,20 @@ def test_a_prompt_is_the_chat_template_around_context_and_question() -> None:
     assert byte_tokenizer().decode(bare.context_ids("abc") + bare.question_ids("?", "")) == "abc?"
     with pytest.raises(ValueError, match="context is empty"):
         bare.context_ids("")
+
+
+@pytest.mark.parametrize("budget", [1, 400_000, 2**30])
+def test_contexts_decoded_together_answer_as_alone(budget: int) -> None:
+    contexts = [CONTEXT, CONTEXT[::-1], CONTEXT.upper() * 2]
+    questions = [
+        [Question("Who?", max_new_tokens=12)],
+        [Question("What?", max_new_tokens=3), Question("Why so?", max_new_tokens=7)],
+        [Question("?")],
+    ]
+    requests = [Request(context, asked, VARIANTS) for context, asked in zip(contexts, questions, strict=True)]
+    together = list(make_pipeline(max_batch_bytes=budget).stream(requests))
+    assert len(together) == 3
+    for request, results in zip(requests, together, strict=True):
+        alone = make_pipeline()(request.context, questions=request.questions, press=VARIANTS)
+        assert [result.answer.text for result in results] == [text for row in alone["answers"] for text in row]
+        assert all(result.answer.stop_reason and result.answer.seconds > 0 for result in results)
