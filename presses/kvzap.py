@@ -49,6 +49,10 @@ class KVzapPress(ScorerPress):
         wanted = f"KVzap weights ({self.model_type}) of {name or 'a model without a name'}"
         published = f"nvidia/KVzap-{self.model_type}-{last_part(name)}" if name else None
         tensors = read(self.weights or published, "model.safetensors", self.revision, wanted)
+        config: Any = layer.module.config
+        known = len({key.split(".")[1] for key in tensors if key.startswith("layers.")})
+        if known != config.num_hidden_layers:
+            raise ValueError(f"{wanted} must be for {config.num_hidden_layers} layers, got {known}; these weights belong to another model")
         prefix, hidden = f"layers.{layer.index}.", layer.hidden
         if self.model_type == "mlp":
             width = tensors[f"{prefix}0.weight"].shape[0] if f"{prefix}0.weight" in tensors else 0
