@@ -184,8 +184,12 @@ def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[s
         changes: dict[tuple[int, str], _Part] = {}
         for stream, task in enumerate(tasks):
             here = [line for line in chunk if (line, task) in cells]
-            parts |= _score_parts({(line, task): cells[line, task].samples for line in here}, seed + stream)
-            changes |= _change_parts({(line, task): paired[line, task] for line in here if (line, task) in paired}, seed + stream)
+            new = _parts(
+                {(line, task): cells[line, task].samples for line in here},
+                {(line, task): paired[line, task] for line in here if (line, task) in paired},
+                seed + stream,
+            )
+            parts, changes = parts | new[0], changes | new[1]
         for line in chunk:
             for task in tasks:
                 if (line, task) in cells:
@@ -294,22 +298,21 @@ def _outcome(change: _Paired) -> dict[str, int]:
     return {"n_common": common, "wins": change.wins, "ties": common - change.wins - change.losses, "losses": change.losses}
 
 
-def _score_parts(cells: Mapping[tuple[int, str], Clusters], seed: int) -> dict[tuple[int, str], _Part]:
-    drawn = _draw(cells, seed)
-    return {key: _Part(cell, *errorbars.score_interval(cell, drawn.get(key)), drawn.get(key)) for key, cell in cells.items()}
-
-
-def _change_parts(cells: Mapping[tuple[int, str], _Paired], seed: int) -> dict[tuple[int, str], _Part]:
-    drawn = _draw({key: cell.samples for key, cell in cells.items()}, seed)
-    parts = {}
-    for key, (samples, gain, loss, _, _) in cells.items():
-        parts[key] = _Part(samples, *errorbars.difference_interval(samples, gain, loss, drawn.get(key)), drawn.get(key))
-    return parts
-
-
-def _draw(cells: Mapping[tuple[int, str], Clusters], seed: int) -> dict[tuple[int, str], Array]:
-    keys = [key for key, cell in cells.items() if cell.resampled]
-    return dict(zip(keys, errorbars.bootstrap([cells[key] for key in keys], seed), strict=True))
+def _parts(
+    cells: Mapping[tuple[int, str], Clusters], paired: Mapping[tuple[int, str], _Paired], seed: int
+) -> tuple[dict[tuple[int, str], _Part], dict[tuple[int, str], _Part]]:
+    """Scores and differences of a task's lines with their intervals; all share their resamples."""
+    wanted = [(False, key, cell) for key, cell in cells.items()] + [(True, key, change.samples) for key, change in paired.items()]
+    wanted = [one for one in wanted if one[2].resampled]
+    replicates = errorbars.bootstrap([cell for _, _, cell in wanted], seed)
+    drawn = {(change, key): row for (change, key, _), row in zip(wanted, replicates, strict=True)}
+    parts, changes = {}, {}
+    for key, cell in cells.items():
+        parts[key] = _Part(cell, *errorbars.score_interval(cell, drawn.get((False, key))), drawn.get((False, key)))
+    for key, (samples, gain, loss, _, _) in paired.items():
+        low, high = errorbars.difference_interval(samples, gain, loss, drawn.get((True, key)))
+        changes[key] = _Part(samples, low, high, drawn.get((True, key)))
+    return parts, changes
 
 
 def _errors(score: _Part, change: _Part | None) -> dict[str, float]:

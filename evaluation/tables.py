@@ -59,7 +59,10 @@ def views(frame: pd.DataFrame) -> list[View]:
         tasks, shares = averages(keys["benchmark"], part.loc[~part["aggregate"], "task"].unique())
         named = [name for name in shares if len(tasks) > 1]
         modes, columns = set(part["query_aware"]), [*named, *tasks]
-        lines = [_line(key, one, len(modes) > 1) for key, one in part.groupby(list(LINE), sort=False, dropna=False)]
+        of_line: dict[str, list[dict[str, Any]]] = {}
+        for row in part.to_dict("records"):
+            of_line.setdefault(repr([row[name] for name in LINE]), []).append(row)
+        lines = [_line(rows, len(modes) > 1) for rows in of_line.values()]
         result.append(View(_title(keys, frame, modes), columns, named, _groups(tasks, shares), lines))
     return result
 
@@ -168,14 +171,13 @@ def _write(folder: Path, frame: pd.DataFrame) -> None:
             part.unlink(missing_ok=True)
 
 
-def _line(key: Sequence[Any], part: pd.DataFrame, tell_mode: bool) -> Line:
-    press, parameters, ratio, budget, aware = key
+def _line(rows: Sequence[Mapping[str, Any]], tell_mode: bool) -> Line:
+    press, parameters, ratio, budget, aware = (rows[0][name] for name in LINE)
     label = "full cache" if press == BASELINE else press + (f" ({parameters})" if parameters else "")
     label += " (query-aware)" if aware and tell_mode else ""
     limit = f"{ratio:g}" if not pd.isna(ratio) else f"{int(budget)} tokens" if not pd.isna(budget) else MISSING
-    cells = {row["task"]: row for row in part[part["aggregate"]].to_dict("records")}
-    single = part[~part["aggregate"]].to_dict("records")
-    cells |= {row["task"]: row for row in single}
+    single = [row for row in rows if not row["aggregate"]]
+    cells = {row["task"]: row for row in [*(row for row in rows if row["aggregate"]), *single]}
     known = [row["kept_fraction"] for row in single if not math.isnan(row["kept_fraction"])]
     counts = sorted({int(row["n"]) for row in single})
     samples = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
@@ -234,28 +236,27 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
 
 
 def _fit(view: View, lines: Sequence[Line], cell: Callable[[Mapping[str, Any] | None], str], width: int) -> str:
-    whole = _grid(_header(view), [[*_start(line), *_row(view.columns, line, cell)] for line in lines])
-    if _width(whole) <= width:
-        return whole
-    names = [f"{line.press} {line.budget}".strip() for line in lines]
-    turned = _grid(["task", *names], [[column, *(cell(line.cells.get(column)) for line in lines)] for column in view.columns])
-    if _width(turned) <= width:
-        return turned
-    blocks, columns = [], list(view.columns)
-    while columns:
-        take = len(columns)
-        while take:
-            block = _grid(_header(view)[:4] + columns[:take], [[*_start(line), *_row(columns[:take], line, cell)] for line in lines])
-            if _width(block) <= width or take == 1:
-                break
-            take -= 1
-        blocks.append(block)
-        columns = columns[take:]
+    head = [_header(view)[:4], *map(_start, lines)]
+    rows = [view.columns, *(_row(view.columns, line, cell) for line in lines)]
+    names = ["task", *(f"{line.press} {line.budget}".strip() for line in lines)]
+    turned = [names, *(list(column) for column in zip(*rows, strict=True))]
+    taken, sizes = _width(head), [_width([[text] for text in column]) - 1 for column in zip(*rows, strict=True)]
+    if taken + sum(sizes) > width and _width(turned) <= width:
+        return _grid(turned[0], turned[1:])
+    blocks, start = [], 0
+    while start < len(sizes):
+        end = start + 1
+        while end < len(sizes) and taken + sum(sizes[start : end + 1]) <= width:
+            end += 1
+        table = [left + right[start:end] for left, right in zip(head, rows, strict=True)]
+        blocks.append(_grid(table[0], table[1:]))
+        start = end
     return "\n\n".join(blocks)
 
 
-def _width(text: str) -> int:
-    return max(map(len, text.split("\n")))
+def _width(table: Sequence[Sequence[str]]) -> int:
+    """Characters across the grid of a table."""
+    return 1 + sum(3 + max(3, *map(len, column)) for column in zip(*table, strict=True))
 
 
 def _notes(view: View) -> list[str]:
