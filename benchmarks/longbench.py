@@ -90,7 +90,9 @@ class LongbenchBenchmark(Benchmark):
             rows, origin = read[name] = read.get(name) or self._rows(name)
             if task == (_columns(name) or (task,))[-1]:
                 del read[name]
-            chosen = (row for row in enumerate(rows) if task not in COLUMNS or _column(name, row[1]) == task)
+            chosen = (
+                row for row in enumerate(rows) if task not in COLUMNS or _column(name, row[1], f"longbench {name}, row {row[0]}") == task
+            )
             for made, (position, row) in enumerate(chosen):
                 if made == limit:
                     break
@@ -116,7 +118,7 @@ class LongbenchBenchmark(Benchmark):
             check_tasks([str(name)], (*ALL_21, *(f"{known}_e" for known in EXTENDED_13), *COLUMNS), f"{where}: longbench")
             column = _column(str(name), row, where) if extended else str(name)
             prediction = sources.text_field(row, ["pred"], where)
-            metadata = {"all_classes": row.get("all_classes"), "length": row.get("length")}
+            metadata = {"all_classes": _classes(row, where), "length": row.get("length")}
             yield Sample(f"{name}/{line}", column, "", "", _answers(row, where), metadata=metadata), prediction
 
     def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
@@ -184,7 +186,7 @@ class LongbenchBenchmark(Benchmark):
             metadata={
                 "row": str(row.get("_id", position)),
                 "length": row.get("length"),
-                "all_classes": row.get("all_classes"),
+                "all_classes": _classes(row, where),
                 "max_length": limit,
                 **origin,
             },
@@ -196,7 +198,7 @@ def _columns(name: str) -> tuple[str, ...]:
     return tuple(f"{name}_{bucket}" for bucket in BUCKETS) if name.endswith("_e") else ()
 
 
-def _column(name: str, row: Mapping[str, Any], where: str = "longbench-e") -> str:
+def _column(name: str, row: Mapping[str, Any], where: str) -> str:
     """The column of a row of LongBench-E, by its length in words."""
     length = sources.field(row, ["length"], where)
     if isinstance(length, bool) or not isinstance(length, int | float):
@@ -217,6 +219,13 @@ def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{where}: the field 'answers' is not a list of texts")
     return tuple(answers)
+
+
+def _classes(row: Mapping[str, Any], where: str) -> list[str] | None:
+    classes = row.get("all_classes")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"{where}: the field 'all_classes' is not a list of texts")
+    return classes
 
 
 def _paragraph(context: str, answer: str) -> tuple[tuple[int, int], ...]:

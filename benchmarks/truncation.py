@@ -100,4 +100,4 @@ def _common(one: str, other: str) -> int:
 
 def room(window: int, answer: int, chat_template: bool) -> int:
     """Tokens that a window leaves for a prompt, beside its answer and a chat template."""
-    return window - answer - (128 if chat_template else 8)
+    return window - answer - (64 if chat_template else 8)
