@@ -210,7 +210,7 @@ def cut_middle(context: str, tail: str, tokenizer: Tokenizer, limit: int) -> tup
     half, behind = int(limit / 2), count_tokens(tokenizer, tail)
     if half <= behind:
         raise ValueError(
-            f"a question of {behind} tokens does not fit behind a context cut to {limit} tokens; use a model with a longer window"
+            f"a question of {behind} tokens does not fit behind a context cut to {limit} tokens; use a longer max_length or model window"
         )
     head, end = tokenizer.decode(tokens[:half], skip_special_tokens=True), tokenizer.decode(tokens[-half:], skip_special_tokens=True)
     if end.endswith(tail):
