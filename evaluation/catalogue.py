@@ -66,7 +66,7 @@ class Entry:
         if self.path.parent.parent == ROOT:
             module = importlib.import_module(f"{package}.{self.path.stem}")
         else:
-            module_name = f"longpress_user_{self.path.stem}"
+            module_name = f"longpress_user.{self.path.stem}"  # a press is named after the last part
             specification = importlib.util.spec_from_file_location(module_name, self.path)
             assert specification is not None and specification.loader is not None
             module = sys.modules.get(module_name) or importlib.util.module_from_spec(specification)
@@ -83,7 +83,7 @@ def presses(folder: str | Path | None = None) -> dict[str, Entry]:
     Raises:
         ValueError: the folder does not exist, or one of its files has the name of a press that is already there.
     """
-    found = _scan(ROOT / "presses", "Press", ABSTRACT)
+    found = dict(_scan(ROOT / "presses", "Press", ABSTRACT))
     if folder is not None:
         path = Path(folder).expanduser()
         if not path.is_dir():
@@ -98,7 +98,7 @@ def presses(folder: str | Path | None = None) -> dict[str, Entry]:
 
 def benchmarks() -> dict[str, Entry]:
     """Name -> entry of every benchmark in `benchmarks/`."""
-    return _scan(ROOT / "benchmarks", "Benchmark", ("base",))
+    return dict(_scan(ROOT / "benchmarks", "Benchmark", ("base",)))
 
 
 def find(name: str, entries: Mapping[str, Entry], kind: str) -> Entry:

@@ -26,6 +26,10 @@ from pipeline.model import LoadedModel, ModelConfig, check_model, load_model
 from pipeline.pipeline import Result
 
 
+COUNTING = ("tasks", "samples_per_task")
+"""Options of a benchmark that choose samples without changing any of them: tables do not keep their records apart."""
+
+
 class EvaluationRunner:
     """Runs a checked configuration.
 
@@ -139,7 +143,7 @@ class EvaluationRunner:
         settings = self.settings
         label, variant = settings.variants[at]
         scores = settings.benchmark.score(sample, result.answer.text)
-        metric = next(iter(scores))
+        metric = next(iter(scores), "")  # none where the suite keeps its references to itself
         kept = result.context
         return Record(
             key=key,
@@ -153,10 +157,10 @@ class EvaluationRunner:
             context_id=sample.context_id,
             press=label,
             press_parameters=variant.press.parameters(),
-            compression_ratio=variant.compression_ratio,
+            compression_ratio=None if variant.press.own_budget else variant.compression_ratio,
             query_aware=settings.query_aware,
             metric=metric,
-            score=scores[metric],
+            score=scores.get(metric),
             scores=scores,
             weight=sample.weight,
             prediction=result.answer.text,
@@ -178,7 +182,7 @@ class EvaluationRunner:
             evidence_kept=kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
             data=dict(sample.metadata),
             seed=settings.seed,
-            benchmark_parameters={key: value for key, value in asdict(settings.benchmark).items() if key != "tasks"},  # type: ignore[call-overload]
+            benchmark_parameters={key: value for key, value in asdict(settings.benchmark).items() if key not in COUNTING},  # type: ignore[call-overload]
         )
 
     def _describe(self, loaded: LoadedModel, folder: Path) -> None:

@@ -113,12 +113,8 @@ FIRST_GROUP = {
     "PyramidKV(window_size=16, beta=4)": Recipe(partial(PyramidKVPress, window_size=16, beta=4)),
     "ChunkKV(SnapKV)": Recipe(lambda ratio: ChunkKVPress(SnapKVPress(ratio), chunk_length=20)),
     "ChunkKV(Knorm, chunk_length=8)": Recipe(lambda ratio: ChunkKVPress(KnormPress(ratio), chunk_length=8)),
-    "KeyRerotation(Knorm)": Recipe(
-        lambda ratio: KeyRerotationPress(KnormPress(ratio)), changes_keys=True, stores=rerotated, array="keys"
-    ),
-    "KeyRerotation(SnapKV)": Recipe(
-        lambda ratio: KeyRerotationPress(SnapKVPress(ratio)), changes_keys=True, stores=on_llama, array="keys"
-    ),
+    "KeyRerotation(Knorm)": Recipe(lambda ratio: KeyRerotationPress(KnormPress(ratio)), changes_keys=True, stores=rerotated, array="keys"),
+    "KeyRerotation(SnapKV)": Recipe(lambda ratio: KeyRerotationPress(SnapKVPress(ratio)), changes_keys=True, stores=on_llama, array="keys"),
 }
 
 SCORERS = {

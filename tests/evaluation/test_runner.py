@@ -1,0 +1,182 @@
+"""Runs of the real command on a tiny model: shared prefill, resume, growth of a table, and one sentence for bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from byte_tokenizer import VOCABULARY, byte_tokenizer
+from tiny_models import tiny_model
+
+ROOT = Path(__file__).parents[2]
+SWEEP = ["press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "benchmark=ruler", "benchmark.tasks=[niah_single_1,vt]", "limit=3"]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def command(model_folder: Path, results: Path, *arguments: str) -> list[str]:
+    common = ["model=hub", f"model.path={model_folder}", "model.name=tiny", "benchmark.length=2048", f"results={results}"]
+    return [sys.executable, str(ROOT / "evaluate.py"), *SWEEP, *common, *arguments]
+
+
+def run(model_folder: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(model_folder, results, *arguments), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def records(results: Path) -> list[dict]:
+    lines = [line for path in sorted((results / "records").glob("*.jsonl")) for line in path.read_text().split("\n") if line]
+    return [json.loads(line) for line in lines]
+
+
+def content(results: Path) -> set[tuple]:
+    """What must not depend on how the run went."""
+    return {
+        (r["key"], r["sample_id"], r["press"], r["compression_ratio"], r["prediction"], r["score"], str(r["kept_entries"]))
+        for r in records(results)
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    results = tmp_path_factory.mktemp("finished")
+    return results, run(model_folder, results).stdout
+
+
+def test_a_run_fills_the_folder_and_prints_the_table(finished: tuple[Path, str]) -> None:
+    results, printed = finished
+    found = records(results)
+    assert len(found) == len({record["key"] for record in found}) == 2 * 3 * 5
+    assert {(r["press"], r["compression_ratio"]) for r in found} == {
+        ("none", 0),
+        *((p, r) for p in ("knorm", "snapkv") for r in (0.25, 0.5)),
+    }
+    for name in ("scores.csv", "scores.parquet", "table.md", "table.tex", "config.yaml", "environment.json"):
+        assert (results / name).is_file(), name
+    assert "knorm" in printed
+    assert "95 % interval" in printed
+    for record in found:
+        tokens = record["context_tokens"]
+        assert record["kept_entries"] == [int(tokens * (1 - record["compression_ratio"]))] * 3
+        assert record["cache_bytes"] == sum(record["kept_entries"]) * 2 * 2 * 16 * 4
+        assert record["kept_fraction"] == pytest.approx(record["kept_entries"][0] / tokens)
+
+
+def test_a_finished_run_is_a_no_op(finished: tuple[Path, str], model_folder: Path) -> None:
+    results, _ = finished
+    before = {path: path.read_bytes() for path in (results / "records").iterdir()}
+    again = run(model_folder, results)
+    assert "nothing to do" in again.stderr
+    assert "knorm" in again.stdout
+    assert {path: path.read_bytes() for path in (results / "records").iterdir()} == before
+
+
+def test_another_press_joins_the_same_table(finished: tuple[Path, str], model_folder: Path, tmp_path: Path) -> None:
+    run(model_folder, tmp_path, "press=knorm")
+    run(model_folder, tmp_path, "press=snapkv")
+    assert content(tmp_path) == content(finished[0])
+    assert len(records(tmp_path)) == len(records(finished[0]))
+
+
+def kill_after(seconds: float, model_folder: Path, results: Path) -> None:
+    process = subprocess.Popen(command(model_folder, results), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while seconds < 0 and not list(results.glob("records/*.jsonl")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(abs(seconds))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("delays", [(-0.01, -0.05), pytest.param((1.0, -0.1, -0.0, -0.2, 3.0, -0.02), marks=pytest.mark.slow)], ids=str)
+def test_killed_runs_lose_and_repeat_nothing(
+    finished: tuple[Path, str], model_folder: Path, tmp_path: Path, delays: tuple[float, ...]
+) -> None:
+    for delay in delays:
+        kill_after(delay, model_folder, tmp_path)
+    run(model_folder, tmp_path)
+    assert content(tmp_path) == content(finished[0])
+    whole = [record["key"] for record in records(tmp_path)]
+    assert len(whole) == len(set(whole))
+
+
+def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    for path in (finished[0] / "records").iterdir():
+        (tmp_path / "records" / path.name).write_bytes(path.read_bytes()[:-100])
+    run(model_folder, tmp_path)
+    from evaluation.records import read_records
+
+    assert {record.key for record in read_records([tmp_path])} == {key for key, *_ in content(finished[0])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["press=snapkvv"], "Could not find 'press/snapkvv'"),
+        (["benchmark=rulr"], "Could not find 'benchmark/rulr'"),
+        (["compression_ratio=1.0"], "must be a number in [0, 1)"),
+        (["compression_ratio=[0.5,half]"], "must be a number in [0, 1)"),
+        (["compression_ratio=[]"], "names no ratio"),
+        (["limit=0"], "limit=0 must be at least 1"),
+        (["compresion_ratio=0.5"], "compresion_ratio"),
+        (["presses.snapkv.windw_size=3"], "windw_size"),
+        (["presses.snapkv.window_size=wide"], "wide"),
+        (["presses.snapkv.window_size=0"], "window_size=0 must be at least 1"),
+        (["presses_dir=/nowhere"], "no folder at /nowhere"),
+        (["benchmark.tasks=[vt,cwe2]"], "cwe2"),
+        (["benchmark.source=files", "benchmark.path=/nowhere"], "/nowhere"),
+        (["model.path=/nowhere/model"], "/nowhere/model"),
+        (["model.dtype=float7"], "float7"),
+        (["prefill_chunk=0"], "prefill_chunk=0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_sentence_and_loses_nothing(model_folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = subprocess.run(command(model_folder, tmp_path, *arguments), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert sentence in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("**/*.jsonl"))
+
+
+def test_help_names_every_press_and_benchmark_without_torch() -> None:
+    from evaluation.catalogue import benchmarks, presses
+
+    check = "import sys, runpy; sys.argv = ['evaluate.py', '--help']\ntry: runpy.run_path('evaluate.py', run_name='__main__')\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in [*presses(), *benchmarks()])
+
+
+def test_a_press_of_ones_own_needs_one_file(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.py").write_text(
+        '"""Mine: large values stay."""\nfrom dataclasses import dataclass\nfrom presses.scorer import ScorerPress\n\n\n'
+        "@dataclass(frozen=True)\nclass MinePress(ScorerPress):\n    power: float = 2.0\n\n"
+        "    def score(self, layer):\n        return layer.values.norm(dim=-1) ** self.power\n"
+    )
+    results = tmp_path / "results"
+    run(
+        model_folder,
+        results,
+        f"presses_dir={tmp_path / 'own'}",
+        "press=[mine,adakv]",
+        "presses.mine.power=1",
+        "presses.adakv.press=mine",
+        "limit=1",
+    )
+    found = {record["press"]: record for record in records(results)}
+    assert found["mine"]["press_parameters"] == {"power": 1.0}
+    assert found["adakv"]["press_parameters"]["press"]["press"] == "mine"
