@@ -25,7 +25,6 @@ from pipeline import CompressingPipeline, Question, Request
 from pipeline.model import LoadedModel, ModelConfig, check_model, load_model
 from pipeline.pipeline import Result
 
-
 COUNTING = ("tasks", "samples_per_task")
 """Options of a benchmark that choose samples without changing any of them: tables do not keep their records apart."""
 

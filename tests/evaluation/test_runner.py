@@ -154,7 +154,11 @@ def test_bad_input_gets_one_sentence_and_loses_nothing(model_folder: Path, tmp_p
 def test_help_names_every_press_and_benchmark_without_torch() -> None:
     from evaluation.catalogue import benchmarks, presses
 
-    check = "import sys, runpy; sys.argv = ['evaluate.py', '--help']\ntry: runpy.run_path('evaluate.py', run_name='__main__')\nfinally: assert 'torch' not in sys.modules"
+    check = (
+        "import sys, runpy; sys.argv = ['evaluate.py', '--help']\n"
+        "try: runpy.run_path('evaluate.py', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert all(f"  {name} " in done.stdout for name in [*presses(), *benchmarks()])
