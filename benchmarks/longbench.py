@@ -11,40 +11,30 @@ all_classes (list or null), _id.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks import metrics, sources
 from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
+from benchmarks.longbench_tasks import (
+    ALL_21,
+    BUCKETS,
+    COLUMNS,
+    ENGLISH_16,
+    EXTENDED_13,
+    FEW_SHOT_AND_CODE,
+    FIRST_LINE,
+    categories,
+    column_of,
+    columns_of,
+    prompts,
+)
 from benchmarks.truncation import cut_middle, room
 
 ARCHIVE = "data.zip"
-BUCKETS = ("0-4k", "4-8k", "8k+")
-"""Of LongBench-E, by the words of a row: below 4000, below 8000, the rest."""
-FEW_SHOT_AND_CODE = frozenset({"trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"})
-"""Tasks without a chat template."""
-FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
-"""Tasks that score the first line after leading line breaks."""
-
-
-@cache
-def prompts() -> dict[str, dict[str, Any]]:
-    """Prompt in three parts, answer length, metric, category and language of each task, `data/longbench.json`."""
-    read: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "longbench.json").read_text(encoding="utf-8"))["tasks"]
-    return read
-
-
-ALL_21 = tuple(prompts())
-ENGLISH_16 = tuple(task for task in ALL_21 if prompts()[task]["language"] != "zh")
-EXTENDED_13 = tuple(task for task in ENGLISH_16 if task not in ("narrativeqa", "musique", "qmsum"))
-"""Data sets of LongBench-E."""
-COLUMNS = {f"{task}_e_{bucket}": task for task in EXTENDED_13 for bucket in BUCKETS}
-"""Columns of LongBench-E, e.g. "qasper_e_0-4k" -> its data set."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class LongbenchBenchmark(Benchmark):
         given = self.tasks or (EXTENDED_13 if self.extended else ENGLISH_16)
         named = tuple(f"{task}_e" if self.extended and task in EXTENDED_13 else task for task in given)
         check_tasks(named, (*(ALL_21 if not self.extended else ()), *(f"{task}_e" for task in EXTENDED_13), *COLUMNS), "longbench")
-        columns = [column for task in named for column in (_columns(task) or (task,))]
+        columns = [column for task in named for column in (columns_of(task) or (task,))]
         object.__setattr__(self, "tasks", tuple(dict.fromkeys(columns)))
         if self.max_length < 0:
             raise ValueError(f"longbench: max_length={self.max_length} must be positive, or 0 for the suite's margin")
@@ -88,10 +78,10 @@ class LongbenchBenchmark(Benchmark):
         for task in self.tasks:
             name = f"{COLUMNS[task]}_e" if task in COLUMNS else task
             rows, origin = read[name] = read.get(name) or self._rows(name)
-            if task == (_columns(name) or (task,))[-1]:
+            if task == (columns_of(name) or (task,))[-1]:
                 del read[name]
             chosen = (
-                row for row in enumerate(rows) if task not in COLUMNS or _column(name, row[1], f"longbench {name}, row {row[0]}") == task
+                row for row in enumerate(rows) if task not in COLUMNS or column_of(name, row[1], f"longbench {name}, row {row[0]}") == task
             )
             for made, (position, row) in enumerate(chosen):
                 if made == limit:
@@ -116,7 +106,7 @@ class LongbenchBenchmark(Benchmark):
                 raise ValueError(f"{where}: no field 'dataset'; name the task on the command line: longbench/TASK")
             extended = str(name).endswith("_e")
             check_tasks([str(name)], (*ALL_21, *(f"{known}_e" for known in EXTENDED_13), *COLUMNS), f"{where}: longbench")
-            column = _column(str(name), row, where) if extended else str(name)
+            column = column_of(str(name), row, where) if extended else str(name)
             prediction = sources.text_field(row, ["pred"], where)
             metadata = {"all_classes": _classes(row, where), "length": row.get("length")}
             yield Sample(f"{name}/{line}", column, "", "", _answers(row, where), metadata=metadata), prediction
@@ -130,14 +120,14 @@ class LongbenchBenchmark(Benchmark):
         """
         if all(task in COLUMNS for task in self.tasks):
             lengths = {f"average_{bucket}": [(f"{task}_e_{bucket}",) for task in EXTENDED_13] for bucket in BUCKETS}
-            return {"average": [_columns(f"{task}_e") for task in EXTENDED_13], **lengths}
+            return {"average": [columns_of(f"{task}_e") for task in EXTENDED_13], **lengths}
         languages = {prompts()[task]["language"] for task in self.tasks if task not in COLUMNS}
         found: dict[str, Sequence[Sequence[str]]] = {}
         if languages - {"zh"}:
             found["average"] = [(task,) for task in ENGLISH_16]
         for name, language in (("category_average", "en"), ("category_average_zh", "zh")):
             if language in languages:
-                found[name] = _categories(language)
+                found[name] = categories(language)
         return found or {"average": [(task,) for task in self.tasks]}
 
     def _rows(self, name: str) -> tuple[sources.Rows, dict[str, Any]]:
@@ -191,27 +181,6 @@ class LongbenchBenchmark(Benchmark):
                 **origin,
             },
         )
-
-
-def _columns(name: str) -> tuple[str, ...]:
-    """The columns of a data set of LongBench-E; none for another name."""
-    return tuple(f"{name}_{bucket}" for bucket in BUCKETS) if name.endswith("_e") else ()
-
-
-def _column(name: str, row: Mapping[str, Any], where: str) -> str:
-    """The column of a row of LongBench-E, by its length in words."""
-    length = sources.field(row, ["length"], where)
-    if isinstance(length, bool) or not isinstance(length, int | float):
-        raise ValueError(f"{where}: the field 'length' is a {type(length).__name__}, where a number is expected")
-    return f"{name}_{BUCKETS[(length >= 4000) + (length >= 8000)]}"
-
-
-def _categories(language: str) -> list[tuple[str, ...]]:
-    groups: dict[str, list[str]] = {}
-    for task in ALL_21:
-        if prompts()[task]["language"] in (language, "code"):
-            groups.setdefault(prompts()[task]["category"], []).append(task)
-    return [tuple(group) for group in groups.values()]
 
 
 def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
