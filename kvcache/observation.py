@@ -123,7 +123,12 @@ class LayerObservation:
 
     def keys_before_rope(self) -> Tensor:
         """(B, H, T, d) keys before rotary embedding."""
-        return self.once("keys before rope", lambda: keys_before_rope(self.module, self.hidden))
+
+        def compute() -> Tensor:
+            self._check_projection()
+            return keys_before_rope(self.module, self.hidden)
+
+        return self.once("keys before rope", compute)
 
     def queries(self, last: int | None = None) -> Tensor:
         """(B, H * G, n, d) queries of the last n positions (all by default), as the attention used them."""

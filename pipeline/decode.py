@@ -182,14 +182,14 @@ class Decoder:
         return torch.stack([state for state in last if state is not None])
 
     def _next_tokens(self) -> Tensor:
-        """(R,) the most likely token of each row; end-of-sequence tokens only where the row may end."""
+        """(R,) the most likely token of each row; what ends an answer only where the row may end."""
         logits = self.head(self.hidden).float()
         if bool(logits.isnan().any()):
             raise ValueError("the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by")
-        held = [at for at, writing in enumerate(self.alive) if len(writing.answer.token_ids) < writing.row.question.min_new_tokens]
-        if held and self.eos_ids:
-            ends = torch.tensor(sorted(self.eos_ids), device=logits.device)
-            logits[torch.tensor(held, device=logits.device)[:, None], ends] = float("-inf")
+        for at, writing in enumerate(self.alive):
+            if len(writing.answer.token_ids) < writing.row.question.min_new_tokens:
+                ends = self.eos_ids | {writing.prompt.last_id(stop) for stop in writing.row.question.stop}
+                logits[at, sorted(ends)] = float("-inf")
         tokens: Tensor = logits.argmax(-1)
         return tokens
 

@@ -103,6 +103,10 @@ class Prompt:
             if any(first < end and start < last for start, end in moved)
         ]
 
+    def last_id(self, text: str) -> int:
+        """The last token of a stop string, which a row that may not end yet must not write."""
+        return self._encode(text)[-1]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)

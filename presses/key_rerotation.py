@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation
 from kvcache.projections import rotate
 from kvcache.selection import Selection
@@ -52,6 +53,11 @@ class KeyRerotationPress(WrapperPress):
     def observe(self, layer: LayerObservation) -> tuple[Any, Any]:
         """What the press inside observes, and the layer's rotary embedding."""
         return self.press.observe(layer), layer.rope
+
+    def probe(self, prefill: Prefill, evidence: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
+        """What the press inside probes, and the layers' rotary embeddings."""
+        inner = self.press.probe(prefill, [seen for seen, _ in evidence])
+        return [(seen, rope) for seen, (_, rope) in zip(inner, evidence, strict=True)]
 
     def select(self, evidence: Sequence[tuple[Any, Any]], ratio: float) -> list[Selection]:
         """What the press inside selects."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import find_benchmarks, main
+from benchmarks.jsonl import read_rows
 
 OFFICIAL = Path(__file__).parent / "data" / "ruler" / "official"
 
@@ -98,3 +99,13 @@ def test_command_needs_neither_torch_nor_the_hub(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, file], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tasks"]["vt"]["string_match_all"] == 100.0
+
+
+def test_csv_predictions_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.csv"
+    file.write_text(',target,output,question\n0,kitchen,"The kitchen.\nYes, it",Where is Mary?\n1,hall,,Where is John?\n', encoding="utf-8")
+    rows = list(read_rows(file))
+    assert [(number, row["output"]) for number, row in rows] == [(2, "The kitchen.\nYes, it"), (4, "")]
+    file.write_text("a,b\n1,2,3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2: more fields"):
+        list(read_rows(file))
