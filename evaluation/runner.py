@@ -22,7 +22,7 @@ from evaluation.config import Settings
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.tables import report
 from pipeline import CompressingPipeline, Question, Request
-from pipeline.model import LoadedModel, ModelConfig, check_model, load_model
+from pipeline.model import KnownModel, LoadedModel, ModelConfig, check_model, find_model
 from pipeline.pipeline import Result
 
 COUNTING = ("tasks", "samples_per_task")
@@ -61,15 +61,15 @@ class EvaluationRunner:
             ValueError: the benchmark gives no sample, or a press did not meet its budget.
         """
         folder = self.settings.results
-        loaded = load_model(self.model_config)
-        samples = list(self.settings.benchmark.samples(loaded.tokenizer, loaded.window, self.settings.limit))
+        known = find_model(self.model_config)
+        samples = list(self.settings.benchmark.samples(known.tokenizer, known.window, self.settings.limit))
         if not samples:
             raise ValueError(f"benchmark {self.settings.benchmark.name} gives no sample with these options")
         done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
-        keys = {(sample.id, at): self._key(loaded, sample, at) for sample in samples for at in range(len(self.settings.variants))}
+        keys = {(sample.id, at): self._key(known, sample, at) for sample in samples for at in range(len(self.settings.variants))}
         groups = [group for group in group_by_context(samples) if any(key not in done for key in self._keys(keys, group))]
         if groups:
-            self._run_inference(loaded, groups, keys, done, folder)
+            self._run_inference(known.load(), groups, keys, done, folder)
         else:
             print(f"nothing to do: all {len(keys)} answers are in {folder}", file=sys.stderr)
         report([folder])
@@ -119,12 +119,12 @@ class EvaluationRunner:
         self.prefills += len(questions) if self.settings.query_aware else 1
         return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template)
 
-    def _key(self, loaded: LoadedModel, sample: Sample, at: int) -> str:
+    def _key(self, known: KnownModel, sample: Sample, at: int) -> str:
         variant = self.settings.variants[at][1]
         benchmark = self.settings.benchmark
         return record_key(
             {
-                "model": [loaded.name, loaded.revision, loaded.dtype],
+                "model": [known.name, known.revision, known.dtype],
                 "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
                 "prompt": prompt_hash(sample),
                 "references": sample.references,

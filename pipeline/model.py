@@ -18,7 +18,7 @@ from pipeline.gguf_file import GGUFFile
 from pipeline.gguf_tokenizer import gguf_tokenizer
 from pipeline.model_config import ModelConfig, check_model, is_own, one_sentence, quiet
 
-__all__ = ["LoadedModel", "ModelConfig", "check_model", "eos_token_ids", "fingerprint", "load_model"]
+__all__ = ["KnownModel", "LoadedModel", "ModelConfig", "check_model", "eos_token_ids", "find_model", "fingerprint", "load_model"]
 
 SAMPLE = 2**20
 """Bytes of a weight file that `fingerprint` reads at each of three places."""
@@ -48,6 +48,81 @@ class LoadedModel:
     window: int
 
 
+@dataclass(frozen=True, eq=False)
+class KnownModel:
+    """A model whose weights are not loaded yet: enough to make prompts, and to see which of them have been answered.
+
+    Attributes:
+        config: where it comes from.
+        tokenizer: of transformers.
+        name: in tables.
+        revision: as of `LoadedModel`.
+        dtype: that the weights will have, as far as the checkpoint's configuration tells.
+        window: longest prompt with answer, in tokens.
+    """
+
+    config: ModelConfig
+    tokenizer: Any = field(repr=False)
+    name: str
+    revision: str
+    dtype: str
+    window: int
+    _architecture: Any = field(repr=False)
+    _own: GGUFFile | None = field(repr=False)
+
+    def load(self) -> LoadedModel:
+        """Load the weights.
+
+        Raises:
+            ValueError: the checkpoint cannot be read, or lacks weights.
+        """
+        with quiet(), one_sentence(self.config):
+            model, lacking = _load(self.config, self._architecture, self._own)
+        if lacking:
+            path, n = self.config.path, len(lacking)
+            raise ValueError(f"model.path={path} lacks {n} weights of its architecture, e.g. {lacking[0]}; it cannot answer")
+        if self.config.device_map is None:
+            model = model.to(self.config.torch_device())
+        return LoadedModel(
+            model=model.eval(),
+            tokenizer=self.tokenizer,
+            name=self.name,
+            revision=self.revision,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=model.get_input_embeddings().weight.device,
+            window=self.window,
+        )
+
+
+def find_model(config: ModelConfig) -> KnownModel:
+    """Read everything of a model but its weights.
+
+    Raises:
+        ValueError: one sentence about what is missing and what to do.
+    """
+    check_model(config)
+    path = config.gguf_path()
+    gguf = GGUFFile(path) if path else None
+    with quiet(), one_sentence(config):
+        own = gguf if gguf and is_own(gguf) else None
+        architecture = own.config() if own else AutoConfig.from_pretrained(**config.source())
+        window = rescale(architecture.get_text_config(), config.rope_scaling)
+        tokenizer: Any = gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
+    _settle(tokenizer, config)
+    revision = gguf.sha256 if gguf else (getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path))
+    stored = None if own else getattr(architecture.get_text_config(), "dtype", None) or getattr(architecture, "dtype", None)
+    return KnownModel(
+        config=config,
+        tokenizer=tokenizer,
+        name=config.name or str(config.path),
+        revision=revision + _changes(config),
+        dtype=str(stored or "float32").removeprefix("torch.") if config.dtype == "auto" else config.dtype,
+        window=config.window or window,
+        _architecture=architecture,
+        _own=own,
+    )
+
+
 def load_model(config: ModelConfig | str | None = None) -> LoadedModel:
     """Load model and tokenizer.
 
@@ -57,31 +132,7 @@ def load_model(config: ModelConfig | str | None = None) -> LoadedModel:
     Raises:
         ValueError: one sentence about what is missing and what to do.
     """
-    if not isinstance(config, ModelConfig):
-        config = ModelConfig(path=config or "smollm2")
-    check_model(config)
-    path = config.gguf_path()
-    gguf = GGUFFile(path) if path else None
-    with quiet(), one_sentence(config):
-        own = gguf if gguf and is_own(gguf) else None
-        architecture = own.config() if own else AutoConfig.from_pretrained(**config.source())
-        window = rescale(architecture.get_text_config(), config.rope_scaling)
-        model, tokenizer, lacking = _load(config, architecture, own)
-    if lacking:
-        raise ValueError(f"model.path={config.path} lacks {len(lacking)} weights of its architecture, e.g. {lacking[0]}; it cannot answer")
-    _settle(tokenizer, config)
-    if config.device_map is None:
-        model = model.to(config.torch_device())
-    revision = gguf.sha256 if gguf else (getattr(model.config, "_commit_hash", None) or fingerprint(config.local_path))
-    return LoadedModel(
-        model=model.eval(),
-        tokenizer=tokenizer,
-        name=config.name or str(config.path),
-        revision=revision + _changes(config),
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=model.get_input_embeddings().weight.device,
-        window=config.window or window,
-    )
+    return find_model(config if isinstance(config, ModelConfig) else ModelConfig(path=config or "smollm2")).load()
 
 
 def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
@@ -134,23 +185,20 @@ def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
     return window
 
 
-def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple[Any, Any, list[str]]:
-    """Model, tokenizer, and the names of weights that the checkpoint lacks."""
+def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple[Any, list[str]]:
+    """Model, and the names of weights that the checkpoint lacks."""
     dtype: Any = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     options: dict[str, Any] = {"config": architecture, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if config.attention_implementation:
         options["attn_implementation"] = config.attention_implementation
     if config.device_map is not None:
         options["device_map"] = dict(config.device_map) if isinstance(config.device_map, Mapping) else config.device_map
-    tokenizer: Any
     if own:
         dtype = torch.float32 if dtype == "auto" else dtype
-        tokenizer = gguf_tokenizer(own.metadata)
         model, report = LlamaForCausalLM.from_pretrained(None, state_dict=own.weights(dtype), dtype=dtype, **options)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(**config.source())
         model, report = AutoModelForCausalLM.from_pretrained(dtype=dtype, **config.source(), **options)
-    return model, tokenizer, sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
+    return model, sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
 
 
 def _settle(tokenizer: Any, config: ModelConfig) -> None:
