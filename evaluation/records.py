@@ -66,7 +66,8 @@ class Record:
     prediction: str
     references: list[Any]
     kept_fraction: float
-    """Measured: kept entries / (layers x KV heads x context tokens), layers left whole counted as they are."""
+    """Measured: `cache_bytes` / `full_cache_bytes`, the share of entries kept (of their bytes, where channels leave too); layers left whole
+    count as they are."""
     kept_entries: list[int | list[int]]
     """Measured kept entries per layer; a list over KV heads where heads differ."""
     cache_bytes: int
