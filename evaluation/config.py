@@ -105,6 +105,10 @@ def settings(config: DictConfig) -> Settings:
     limit = plain["limit"]
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1 sample per task, or null for all")
+    if plain["prefill_chunk"] is not None and plain["prefill_chunk"] < 1:
+        raise ValueError(f"prefill_chunk={plain['prefill_chunk']} must be a positive number of tokens, or null to read in one piece")
+    if not plain["max_batch_gb"] > 0:
+        raise ValueError(f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB")
     benchmark = _benchmark(plain["benchmark"])
     variants = _variants(plain)
     name = f"{benchmark.name}-{plain['model']['name']}"

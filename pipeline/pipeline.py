@@ -220,7 +220,7 @@ class CompressingPipeline:
         framing = prompt.framing(min(len(ids), n_question))
         started = time.perf_counter()
         measured: list[tuple[Variant, CompressedContext, float]]
-        if request.press is None or isinstance(request.press, BasePress):
+        if not isinstance(request.press, Sequence):
             press = request.press or NonePress()
             variant = Variant(press, press.compression_ratio)
             cache = self._forward(context_ids, press, framing)

@@ -31,7 +31,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         """Refuse what is not a press, and a ratio outside [0, 1)."""
-        if not isinstance(self.press, BasePress):
+        if not callable(getattr(self.press, "observe", None)):
             raise ValueError(f"a variant is (press, compression_ratio); {self.press!r} is not a press")
         object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
 

@@ -21,7 +21,7 @@ from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, check_ratio
 from kvcache.weights import last_part, model_name, named, read
 from presses.base import BasePress
-from presses.kvzip import globally_highest
+from presses.kvzip import globally_highest, globally_kept
 from presses.scorer import pin
 
 HUB = "Jang-Hyun/Fast-KVzip"
@@ -82,16 +82,11 @@ class FastKVzipPress(BasePress):
 
     def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
         """The highest scores of all layers and heads; a head may keep nothing."""
-        if self.layerwise:
-            return [selection for scores in evidence for selection in globally_highest([scores], ratio)]
-        return globally_highest(evidence, ratio)
+        return globally_highest(evidence, ratio, self.layerwise)
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """All entries but `int(n · ratio)`, of all layers together or of each."""
-        groups = layers if self.layerwise else 1
-        size = layers * heads * tokens // groups
-        exact = groups * (size - int(size * ratio))
-        return exact, exact
+        return globally_kept(layers, heads, tokens, ratio, self.layerwise)
 
 
 def gate_scores(layer: LayerObservation, gate: Any, wanted: str) -> Tensor:

@@ -98,20 +98,25 @@ class KVzipPress(BasePress):
 
     def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
         """The highest scores of all layers and heads; a head may keep nothing."""
-        if self.layerwise:
-            return [selection for scores in evidence for selection in globally_highest([scores], ratio)]
-        return globally_highest(evidence, ratio)
+        return globally_highest(evidence, ratio, self.layerwise)
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """All entries but `int(n · ratio)`, of all layers together or of each."""
-        groups = layers if self.layerwise else 1
-        size = layers * heads * tokens // groups
-        exact = groups * (size - int(size * ratio))
-        return exact, exact
+        return globally_kept(layers, heads, tokens, ratio, self.layerwise)
 
 
-def globally_highest(evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
-    """All but the `int(n · ratio)` lowest of the n scores of all layers, each (B, H, T), together."""
+def globally_kept(layers: int, heads: int, tokens: int, ratio: float, layerwise: bool) -> tuple[int, int]:
+    """What `globally_highest` keeps, exactly: all entries but `int(n · ratio)`, of all layers together or of each."""
+    groups = layers if layerwise else 1
+    size = layers * heads * tokens // groups
+    exact = groups * (size - int(size * ratio))
+    return exact, exact
+
+
+def globally_highest(evidence: Sequence[Tensor], ratio: float, layerwise: bool = False) -> list[Selection]:
+    """All but the `int(n · ratio)` lowest of the n scores of all layers, each (B, H, T), together, or of each layer alone."""
+    if layerwise:
+        return [selection for scores in evidence for selection in globally_highest([scores], ratio)]
     stacked = torch.stack(list(evidence), dim=1)  # (B, L, H, T)
     n = stacked[0].numel()
     keep = Selection.top(stacked.flatten(1)[:, None], n - int(n * ratio)).keep.view_as(stacked)

@@ -140,6 +140,7 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
         (["model.path=/nowhere/model"], "/nowhere/model"),
         (["model.dtype=float7"], "float7"),
         (["prefill_chunk=0"], "prefill_chunk=0"),
+        (["max_batch_gb=0"], "max_batch_gb=0"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
