@@ -20,7 +20,7 @@ from kvcache.replay import replay
 from kvcache.selection import budget
 from pipeline.pipeline import CompressingPipeline
 from pipeline.prefill import Onlooker, PrefilledContext
-from presses import KVComposePress, KVgradPress, KVzipPress
+from presses import KeyRerotationPress, KVComposePress, KVgradPress, KVzipPress
 from presses.base import BasePress
 from presses.kvzip import chunks
 
@@ -288,3 +288,11 @@ def test_layerwise_budgets_are_equal_over_layers_and_global_ones_are_not() -> No
 def test_fields_out_of_range_are_refused(press: type[BasePress], options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         press(**options)
+
+
+def test_a_probing_press_works_inside_key_rerotation() -> None:
+    press = KeyRerotationPress(KVzipPress())
+    (context,) = read(tiny_model("llama"), press, 90).compress(press, [0.5])
+    (plain,) = read(tiny_model("llama"), KVzipPress(), 90).compress(KVzipPress(), [0.5])
+    assert context.entries() == plain.entries()
+    assert context.next_position == max(entries for layer in context.entries() for entries in layer)
