@@ -22,7 +22,7 @@ from evaluation.config import Settings
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.tables import report
 from pipeline import CompressingPipeline, Question, Request
-from pipeline.model import KnownModel, LoadedModel, ModelConfig, check_model, find_model
+from pipeline.model import KnownModel, LoadedModel, ModelConfig, find_model
 from pipeline.pipeline import Result
 
 COUNTING = ("tasks", "samples_per_task")
@@ -35,21 +35,14 @@ class EvaluationRunner:
     Attributes:
         settings: the configuration.
         pipeline: the model at work; None until it is needed.
-        prefills: forward passes over contexts so far.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Check the model as far as that is possible without loading it.
-
-        Raises:
-            ValueError: the model's configuration is wrong or names nothing that can be loaded.
-        """
+        """Read and load nothing yet."""
         known = {field.name for field in fields(ModelConfig)}
         self.settings = settings
         self.model_config = ModelConfig(**{key: value for key, value in settings.model.items() if key in known})
-        check_model(self.model_config)
         self.pipeline: CompressingPipeline | None = None
-        self.prefills = 0
 
     def run(self) -> Path:
         """Do what is not done yet, write the tables, print them.
@@ -58,7 +51,7 @@ class EvaluationRunner:
             The folder of the results.
 
         Raises:
-            ValueError: the benchmark gives no sample, or a press did not meet its budget.
+            ValueError: the model names nothing that can be loaded, the benchmark gives no sample, or a press did not meet its budget.
         """
         folder = self.settings.results
         known = find_model(self.model_config)
@@ -66,19 +59,19 @@ class EvaluationRunner:
         if not samples:
             raise ValueError(f"benchmark {self.settings.benchmark.name} gives no sample with these options")
         done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
-        keys = {(sample.id, at): self._key(known, sample, at) for sample in samples for at in range(len(self.settings.variants))}
-        groups = [group for group in group_by_context(samples) if any(key not in done for key in self._keys(keys, group))]
-        if groups:
-            self._run_inference(known.load(), groups, keys, done, folder)
+        keys = {sample.id: self._keys(known, sample) for sample in samples}
+        work = [(asked, missing) for asked, missing in (self._missing(group, keys, done) for group in group_by_context(samples)) if asked]
+        if work:
+            self._run_inference(known.load(), work, keys, done, folder)
         else:
-            print(f"nothing to do: all {len(keys)} answers are in {folder}", file=sys.stderr)
+            print(f"nothing to do: all {len(samples) * len(self.settings.variants)} answers are in {folder}", file=sys.stderr)
         report([folder])
         return folder
 
     def _run_inference(
-        self, loaded: LoadedModel, groups: Sequence[Sequence[Sample]], keys: dict[tuple[str, int], str], done: set[str], folder: Path
+        self, loaded: LoadedModel, work: Sequence[tuple[list[Sample], list[int]]], keys: dict[str, list[str]], done: set[str], folder: Path
     ) -> None:
-        """Answer every group of samples that share a context, all missing variants together, and append the records."""
+        """Answer what is missing (samples that share a context, and variants by index), and append the records."""
         settings = self.settings
         self.pipeline = CompressingPipeline(
             loaded.model,
@@ -96,47 +89,39 @@ class EvaluationRunner:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        work = [self._missing(group, keys, done) for group in groups]
         with RecordWriter(folder) as writer, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-            bar = progress.add_task("contexts", total=len(groups))
+            bar = progress.add_task("contexts", total=len(work))
             for (asked, missing), results in zip(work, self.pipeline.stream(map(self._request, work)), strict=True):
                 for at, result in zip((at for at in missing for _ in asked), results, strict=True):
                     sample = asked[result.question]
-                    if keys[sample.id, at] not in done:
-                        writer.append(self._record(loaded, sample, at, result, keys[sample.id, at]))
+                    if keys[sample.id][at] not in done:
+                        writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
                 progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
 
-    def _missing(self, group: Sequence[Sample], keys: dict[tuple[str, int], str], done: set[str]) -> tuple[list[Sample], list[int]]:
+    def _missing(self, group: Sequence[Sample], keys: dict[str, list[str]], done: set[str]) -> tuple[list[Sample], list[int]]:
         """Samples of a context, and variants by index, that have something left to do."""
-        missing = [at for at in range(len(self.settings.variants)) if any(keys[sample.id, at] not in done for sample in group)]
-        return [sample for sample in group if any(keys[sample.id, at] not in done for at in missing)], missing
+        missing = [at for at in range(len(self.settings.variants)) if any(keys[sample.id][at] not in done for sample in group)]
+        return [sample for sample in group if any(keys[sample.id][at] not in done for at in missing)], missing
 
     def _request(self, work: tuple[Sequence[Sample], Sequence[int]]) -> Request:
         """What the pipeline is asked about one context."""
         samples, missing = work
         variants = [self.settings.variants[at][1] for at in missing]
         questions = [question_of(sample) for sample in samples]
-        self.prefills += len(questions) if self.settings.query_aware else 1
         return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template)
 
-    def _key(self, known: KnownModel, sample: Sample, at: int) -> str:
-        variant = self.settings.variants[at][1]
+    def _keys(self, known: KnownModel, sample: Sample) -> list[str]:
+        """The key of the sample's record under each variant."""
         benchmark = self.settings.benchmark
-        return record_key(
-            {
-                "model": [known.name, known.revision, known.dtype],
-                "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
-                "prompt": prompt_hash(sample),
-                "references": sample.references,
-                "press": [variant.press.name, variant.press.parameters(), variant.compression_ratio],
-                "query_aware": self.settings.query_aware,
-            }
-        )
-
-    @staticmethod
-    def _keys(keys: dict[tuple[str, int], str], group: Sequence[Sample]) -> list[str]:
-        ids = {sample.id for sample in group}
-        return [key for (sample, _), key in keys.items() if sample in ids]
+        shared = {
+            "model": [known.name, known.revision, known.dtype],
+            "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
+            "prompt": prompt_hash(sample),
+            "references": sample.references,
+            "query_aware": self.settings.query_aware,
+        }
+        presses = ([one.press.name, one.press.parameters(), one.compression_ratio] for _, one in self.settings.variants)
+        return [record_key({**shared, "press": press}) for press in presses]
 
     def _record(self, loaded: LoadedModel, sample: Sample, at: int, result: Result, key: str) -> Record:
         settings = self.settings
