@@ -155,9 +155,11 @@ def make_press(choice: Any, entries: Mapping[str, Entry]) -> BasePress:
 
 
 def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
-    given = plain["compression_ratio"]
-    if given == []:
-        raise ValueError("compression_ratio=[] names no ratio; give at least one in [0, 1)")
+    given = {name: _listed(plain[name]) for name in ("compression_ratio", "budget_tokens", "threshold")}
+    if plain["compression_ratio"] == [] or not any(given.values()):
+        if plain["compression_ratio"] is not None:
+            raise ValueError("compression_ratio=[] names no ratio; give at least one in [0, 1)")
+        given["compression_ratio"] = [0.5]
     entries = presses(plain["presses_dir"])
     chosen: dict[str, Any] = plain.get("presses") or {}
     if plain["baseline"]:
@@ -167,16 +169,22 @@ def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
     from kvcache.selection import check_ratio
     from pipeline.prefill import Variant
 
-    ratios = list(dict.fromkeys(check_ratio(_number(ratio)) for ratio in (given if isinstance(given, list) else [given])))
+    asked = [{"compression_ratio": ratio} for ratio in dict.fromkeys(map(check_ratio, given.pop("compression_ratio")))]
+    asked += [{name: value} for name, values in given.items() for value in dict.fromkeys(values)]
     labelled = [(label, make_press(choice, entries)) for label, choice in chosen.items()]
-    return [(label, Variant(press, ratio)) for label, press in labelled for ratio in _ratios(press, ratios)]
+    return [(label, Variant(press, **limit)) for label, press in labelled for limit in _limits(press, asked)]
 
 
-def _ratios(press: BasePress, asked: list[float]) -> list[float]:
-    """The ratios at which a press runs: those asked for; once, where it has no ratio or a field of its own sets its budget."""
+def _limits(press: BasePress, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The budgets at which a press runs: those asked for; once, where it has no ratio or a field of its own sets its budget."""
     if press.lossless:
-        return [0.0]
-    return [press.compression_ratio] if press.own_budget else asked
+        return [{}]
+    return [{"compression_ratio": press.compression_ratio}] if press.own_budget else asked
+
+
+def _listed(given: Any) -> list[Any]:
+    """The values of an option that takes one, several or none."""
+    return [_number(value) for value in ([] if given is None else given if isinstance(given, list) else [given])]
 
 
 def _number(value: Any) -> Any:

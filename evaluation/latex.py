@@ -22,6 +22,7 @@ _ESCAPES = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "–": "--",
+    "≥": r"$\geq$",
     "…": r"\ldots{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -53,7 +54,8 @@ def _table(view: View) -> str:
         body.append(" & ".join([*start, *(_cell(line.cells.get(column)) for column in columns)]) + r" \\")
     rules = f"ll r *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
     many = len(columns) >= ROTATED_FROM
-    heads = ["press", "ratio", "kept", *(rf"\rotatebox{{70}}{{{escape(column)}}}" if many else escape(column) for column in columns)]
+    names = (rf"\rotatebox{{70}}{{{escape(column)}}}" if many else escape(column) for column in columns)
+    heads = ["press", view.budget_heading, "kept", *names]
     rows = [r"\toprule", *_grouped(view, tasks), " & ".join(heads) + r" \\", r"\midrule", *body, r"\bottomrule"]
     tabular = "\n".join([rf"\begin{{tabular}}{{{rules}}}", *rows, r"\end{tabular}"])
     fitted = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{tabular}%\n}}" if many else tabular
@@ -81,14 +83,14 @@ def _grouped(view: View, tasks: Sequence[str]) -> list[str]:
 
 
 def _order(line: Line) -> tuple[bool, int, float, str]:
-    """The full cache, then ratios rising, then other budgets falling; presses by name within each."""
+    """The full cache, then ratios rising, then tokens falling, then thresholds falling; presses by name within each."""
     if line.is_baseline:
         return False, 0, 0.0, ""
     try:
         return True, 0, float(line.budget), line.press
     except ValueError:
-        number = line.budget.split(" ")[0]
-        return True, 1, -float(number) if number.isdigit() else math.inf, line.press
+        first, *_, last = line.budget.split(" ") if " " in line.budget else ("", "inf")
+        return True, 1 if first.isdigit() else 2, -float(first if first.isdigit() else last), line.press
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

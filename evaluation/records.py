@@ -102,6 +102,8 @@ class Record:
     """Share of the evidence tokens kept, averaged over layers and heads; None where the suite knows no evidence."""
     budget_tokens: int | None = None
     """Requested absolute budget, where the variant is defined by one."""
+    threshold: float | None = None
+    """Requested lowest score, where the variant is defined by one."""
     data: dict[str, Any] = field(default_factory=dict)
     """Provenance of the sample: source, revision, haystack, seed."""
     seed: int = 0

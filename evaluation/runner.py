@@ -24,6 +24,7 @@ from evaluation.tables import report
 from pipeline import CompressingPipeline, Question, Request
 from pipeline.model import KnownModel, LoadedModel, ModelConfig, find_model
 from pipeline.pipeline import Result
+from pipeline.prefill import Variant
 
 COUNTING = ("tasks", "samples_per_task")
 """Options of a benchmark that choose samples without changing any of them: tables do not keep their records apart."""
@@ -120,7 +121,7 @@ class EvaluationRunner:
             "references": sample.references,
             "query_aware": self.settings.query_aware,
         }
-        presses = ([one.press.name, one.press.parameters(), one.compression_ratio] for _, one in self.settings.variants)
+        presses = ([one.press.name, one.press.parameters(), *_budget_key(one)] for _, one in self.settings.variants)
         return [record_key({**shared, "press": press}) for press in presses]
 
     def _record(self, loaded: LoadedModel, sample: Sample, at: int, result: Result, key: str) -> Record:
@@ -141,7 +142,7 @@ class EvaluationRunner:
             context_id=sample.context_id,
             press=label,
             press_parameters=variant.press.parameters(),
-            compression_ratio=None if variant.press.own_budget else variant.compression_ratio,
+            **{"compression_ratio": None, **variant.budget},  # type: ignore[arg-type]
             query_aware=settings.query_aware,
             metric=metric,
             score=scores.get(metric),
@@ -174,6 +175,13 @@ class EvaluationRunner:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.settings.resolved)), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment(loaded), indent=2) + "\n", encoding="utf-8")
+
+
+def _budget_key(variant: Variant) -> list[Any]:
+    """What a record's key says of the budget: the ratio, or another budget by name."""
+    if variant.budget_tokens is None and variant.threshold is None:
+        return [variant.compression_ratio]
+    return [variant.budget]
 
 
 def question_of(sample: Sample) -> Question:

@@ -28,8 +28,10 @@ from evaluation.records import BASELINE, Record
 
 TABLE = ("model", "revision", "dtype", "benchmark", "benchmark_version", "benchmark_parameters")
 """Columns that name a table."""
-LINE = ("press", "press_parameters", "compression_ratio", "budget_tokens", "query_aware")
+LINE = ("press", "press_parameters", "compression_ratio", "budget_tokens", "query_aware", "threshold")
 """Columns that name a line of a table."""
+ABSENT = {"compression_ratio": -1.0, "budget_tokens": -1.0, "threshold": -math.inf}
+"""What stands in a line's key for a budget of another kind."""
 MEANS = (
     *("kept_fraction", "evidence_kept", "cache_bytes", "full_cache_bytes", "context_tokens", "new_tokens"),
     *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds"),
@@ -42,7 +44,19 @@ POINTS = ("score", "se", "ci_low", "ci_high", "delta", "delta_se", "delta_ci_low
 COLUMNS = (
     *("model", "benchmark", "benchmark_version", "task", "press", "press_parameters", "compression_ratio", "kept_fraction", "query_aware"),
     *("metric", "n", "n_failed", "n_empty", "n_truncated", *POINTS[:8], "p_value", "p_holm", "n_common", "wins", "ties", "losses"),
-    *("lead", "p_lead", "n_contexts", "n_tasks", "aggregate", "budget_tokens", "dtype", "revision", "benchmark_parameters", *MEANS[1:]),
+    *(
+        "lead",
+        "p_lead",
+        "n_contexts",
+        "n_tasks",
+        "aggregate",
+        "budget_tokens",
+        "threshold",
+        "dtype",
+        "revision",
+        "benchmark_parameters",
+        *MEANS[1:],
+    ),
 )
 """Columns of the frame. `p_holm` is adjusted over all task cells of a table, or over all its averages; `p_lead`, of the best press of
 one budget against the second best, likewise; `aggregate` marks averages, over `n_tasks` tasks."""
@@ -154,7 +168,7 @@ def _frame(records: Iterable[Record]) -> pd.DataFrame:
     if not rows:
         raise ValueError("there are no records to make a table of")
     frame = pd.DataFrame(rows, columns=[*names, "failed", "empty"])
-    numbers = ["score", "weight", "compression_ratio", "budget_tokens", *MEANS]
+    numbers = ["score", "weight", "compression_ratio", "budget_tokens", "threshold", *MEANS]
     frame[numbers] = frame[numbers].astype(float)
     frame["compression_ratio"] = frame["compression_ratio"].round(6)
     frame.loc[frame["failed"], ["score", *MEANS]] = math.nan
@@ -166,7 +180,7 @@ def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[s
     tasks, shares = averages(names["benchmark"], frame["task"].unique())
     shown, lines = _lines(frame)
     line_of = {line: at for at, line in enumerate(lines)}
-    keyed = zip(*(frame[name].fillna(-1) if name in ("compression_ratio", "budget_tokens") else frame[name] for name in LINE), strict=True)
+    keyed = zip(*(frame[name].fillna(ABSENT[name]) if name in ABSENT else frame[name] for name in LINE), strict=True)
     frame = frame.assign(line=[line_of[key] for key in keyed], failed=frame["failed"].astype(int)).sort_values(
         ["line", "task", "sample_id"]
     )
@@ -213,16 +227,17 @@ def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[s
 
 
 def _lines(frame: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Lines as shown (parameters as a compact label) and as keyed (missing budgets as -1), the full cache first."""
-    unique = frame[list(LINE)].drop_duplicates().fillna({"compression_ratio": -1.0, "budget_tokens": -1.0})
-    keys = sorted(unique.itertuples(index=False, name=None), key=lambda key: (key[0] != BASELINE, key[4], key[0], key[1], key[2], key[3]))
+    """Lines as shown (parameters as a compact label) and as keyed (missing budgets as `ABSENT`), the full cache first."""
+    unique = frame[list(LINE)].drop_duplicates().fillna(ABSENT)
+    keys = sorted(unique.itertuples(index=False, name=None), key=lambda key: (key[0] != BASELINE, key[4], *key[:4], key[5]))
     labels: dict[tuple[str, str], str] = {}
     for press in {key[0] for key in keys}:
         texts = sorted({key[1] for key in keys if key[0] == press})
         labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
     shown = []
-    for press, text, ratio, budget, aware in keys:
-        shown.append((press, labels[press, text], math.nan if ratio < 0 else ratio, None if budget < 0 else int(budget), aware))
+    for press, text, ratio, budget, aware, threshold in keys:
+        numbers = math.nan if ratio < 0 else ratio, None if budget < 0 else int(budget), aware
+        shown.append((press, labels[press, text], *numbers, math.nan if math.isinf(threshold) else threshold))
     return shown, keys
 
 

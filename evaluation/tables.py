@@ -50,6 +50,11 @@ class View(NamedTuple):
     groups: list[tuple[str, list[str]]]
     lines: list[Line]
 
+    @property
+    def budget_heading(self) -> str:
+        """`ratio` where every budget is one, else `budget`: tokens and thresholds name themselves, a bare number is a ratio."""
+        return "budget" if any(" " in line.budget for line in self.lines) else "ratio"
+
 
 def views(frame: pd.DataFrame) -> list[View]:
     """The tables of a frame of `scores`, one per model and reading of a benchmark."""
@@ -172,10 +177,11 @@ def _write(folder: Path, frame: pd.DataFrame) -> None:
 
 
 def _line(rows: Sequence[Mapping[str, Any]], tell_mode: bool) -> Line:
-    press, parameters, ratio, budget, aware = (rows[0][name] for name in LINE)
+    press, parameters, ratio, budget, aware, threshold = (rows[0][name] for name in LINE)
     label = "full cache" if press == BASELINE else press + (f" ({parameters})" if parameters else "")
     label += " (query-aware)" if aware and tell_mode else ""
     limit = f"{ratio:g}" if not pd.isna(ratio) else f"{int(budget)} tokens" if not pd.isna(budget) else MISSING
+    limit = limit if pd.isna(threshold) else f"score ≥ {threshold:g}"
     single = [row for row in rows if not row["aggregate"]]
     cells = {row["task"]: row for row in [*(row for row in rows if row["aggregate"]), *single]}
     known = [row["kept_fraction"] for row in single if not math.isnan(row["kept_fraction"])]
@@ -217,7 +223,7 @@ def _start(line: Line) -> list[str]:
 
 
 def _header(view: View) -> list[str]:
-    return ["press", "ratio", "kept", "n", *view.columns]
+    return ["press", view.budget_heading, "kept", "n", *view.columns]
 
 
 def _row(columns: Iterable[str], line: Line, cell: Callable[[Mapping[str, Any] | None], str]) -> list[str]:

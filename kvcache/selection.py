@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Self
 
 import torch
@@ -28,6 +29,31 @@ def budget(tokens: int, ratio: float) -> int:
     below 0.1 in binary. A context never loses its last entry.
     """
     return max(1, int(tokens * (1 - ratio)))
+
+
+def ratio_for(tokens: int, kept: int) -> float:
+    """The ratio at which exactly `min(tokens, kept)` entries of `tokens` stay: the inverse of `budget`.
+
+    A millionth of an entry more, so that truncating keeps the count, of a head or of all layers together, whatever rounding does; a press
+    that truncates the number it removes may keep one entry more in all.
+    """
+    return 0.0 if kept >= tokens else 1 - (kept + 1e-6) / tokens
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A budget given as the lowest score that stays.
+
+    Attributes:
+        score: in the units of the press's scores.
+    """
+
+    score: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a finite number."""
+        if isinstance(self.score, bool) or not isinstance(self.score, int | float) or not isfinite(self.score):
+            raise ValueError(f"threshold={self.score!r} must be a finite number: it is the lowest score that stays")
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ class CompressingPipeline:
             measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
         readings = []
         for variant, kept, observing in measured:
-            kept.check_budget(variant.press, variant.compression_ratio)
+            kept.check_budget(variant.press, variant.limit(kept.tokens))
             rows = [Row(kept, question_ids, one) for question_ids, one in zip(rows_ids, asked, strict=True)]
             readings.append(_Reading(variant, kept, rows, truncated, seconds, observing))
         return readings
@@ -256,7 +256,7 @@ class CompressingPipeline:
         found: dict[int, CompressedContext] = {}
         for identity, press in prefilled.onlooker.presses.items():
             mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
-            ratios = [variants[at].compression_ratio for at in mine]
+            ratios = [variants[at].limit(prefilled.tokens) for at in mine]
             compressed = dict(zip(dict.fromkeys(ratios), prefilled.compress(press, list(dict.fromkeys(ratios)), watched), strict=True))
             found.update({at: compressed[ratio] for at, ratio in zip(mine, ratios, strict=True)})
         seconds = prefilled.onlooker.seconds

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kvcache.cache import CompressedLayer, Kept, Storage
 from kvcache.compressing import Prefill, kept_entries, stack_nested
 from kvcache.observation import LayerObservation, attention_modules, window_of
-from kvcache.selection import Selection, check_ratio
+from kvcache.selection import Selection, Threshold, check_ratio, ratio_for
 from presses.base import BasePress, check_positions
 
 
@@ -23,17 +23,46 @@ class Variant:
 
     Attributes:
         press: its own `compression_ratio` is not looked at.
-        compression_ratio: fraction of entries removed, in [0, 1).
+        compression_ratio: fraction of entries removed, in [0, 1); or
+        budget_tokens: entries kept per head on average, the whole context where it is shorter; or
+        threshold: lowest score that stays, for presses that choose by a score.
     """
 
     press: BasePress
     compression_ratio: float = 0.0
+    budget_tokens: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not a press, and a ratio outside [0, 1)."""
+        """Refuse what is not a press, a budget out of range, more than one budget, and a threshold where nothing has a score."""
         if not callable(getattr(self.press, "observe", None)):
             raise ValueError(f"a variant is (press, compression_ratio); {self.press!r} is not a press")
         object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        if (self.compression_ratio > 0) + (self.budget_tokens is not None) + (self.threshold is not None) > 1:
+            raise ValueError(f"a variant of {self.press.name} has one budget: give compression_ratio, budget_tokens or threshold")
+        tokens = self.budget_tokens
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
+            raise ValueError(f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, on average")
+        if self.threshold is not None and not self.press.has_threshold and Threshold(self.threshold):
+            raise ValueError(
+                f"press {self.press.name} takes no threshold={self.threshold}: what it keeps is not decided by one score per entry; "
+                "give it compression_ratio or budget_tokens"
+            )
+
+    def limit(self, tokens: int) -> float | Threshold:
+        """What the press is asked for on a context of `tokens`: a ratio, the exact one of `budget_tokens`; or a threshold."""
+        if self.threshold is not None:
+            return Threshold(self.threshold)
+        return self.compression_ratio if self.budget_tokens is None else ratio_for(tokens, self.budget_tokens)
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The budget by its name, empty where a field of the press sets it."""
+        if self.press.own_budget:
+            return {}
+        if self.threshold is not None:
+            return {"threshold": self.threshold}
+        return {"compression_ratio": self.compression_ratio} if self.budget_tokens is None else {"budget_tokens": self.budget_tokens}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +103,13 @@ class CompressedContext:
         """Measured bytes of the kept entries."""
         return sum(kept.bytes() for kept in self.layers)
 
-    def check_budget(self, press: BasePress, ratio: float) -> None:
+    def check_budget(self, press: BasePress, ratio: float | Threshold) -> None:
         """Stop where a press kept fewer or more than it states.
 
         Raises:
             ValueError: the measured budget and the stated one.
         """
-        if not self.observed:
+        if not self.observed or isinstance(ratio, Threshold):
             return
         entries = self.entries()
         kept = sum(sum(entries[index]) for index in self.observed)
@@ -152,22 +181,27 @@ class PrefilledContext:
             full_layer(layer.keys, layer.values, self.tokens, w) for layer, w in zip(self.prefill.cache.layers, self.windows, strict=True)
         ]
 
-    def compress(self, press: BasePress, ratios: Sequence[float], watched: Sequence[Sequence[int]] = ()) -> list[CompressedContext]:
+    def compress(
+        self, press: BasePress, ratios: Sequence[float | Threshold], watched: Sequence[Sequence[int]] = ()
+    ) -> list[CompressedContext]:
         """What `press` keeps at each ratio; variants with nested kept sets share memory.
 
         Args:
             press: one of those that looked on.
-            ratios: fractions removed.
+            ratios: fractions removed, or thresholds.
             watched: sets of positions whose survival is to be measured.
         """
         started = time.perf_counter()
-        lossy = [ratio for ratio in ratios if ratio > 0 and not press.lossless]
-        layers: dict[float, list[Kept]] = {ratio: list(self.full) for ratio in ratios}
-        selections: dict[float, list[Selection]] = {}
+        lossy = [ratio for ratio in ratios if (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless]
+        layers: dict[float | Threshold, list[Kept]] = {ratio: list(self.full) for ratio in ratios}
+        selections: dict[float | Threshold, list[Selection]] = {}
         positions = dict.fromkeys(ratios, self.tokens)
         if lossy and self.prefill.layers:
             evidence = press.probe(self.prefill, self.onlooker.evidence[press.identity()])
-            selections = {ratio: press.select(evidence, ratio) for ratio in lossy}
+            selections = {
+                ratio: press.select_above(evidence, ratio) if isinstance(ratio, Threshold) else press.select(evidence, ratio)
+                for ratio in lossy
+            }
             for ratio in lossy:
                 positions[ratio] = press.next_position(selections[ratio])
                 check_positions(press, positions[ratio], selections[ratio], len(self.prefill.layers) == len(self.full))

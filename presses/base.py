@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kvcache.compressing import Framing, Prefill, compressing
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget, gather
+from kvcache.selection import Selection, Threshold, budget, gather
 
 
 class BasePress(ABC):
@@ -45,6 +45,15 @@ class BasePress(ABC):
     @abstractmethod
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """Which entries stay at `ratio`, one selection per observed layer, given the evidence of all of them."""
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether entries can be chosen by the score they reach instead of by a ratio."""
+        return False
+
+    def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
+        """Which entries reach the threshold, one selection per observed layer; only where `has_threshold`."""
+        raise ValueError(f"press {self.name} has no threshold: what it keeps is not decided by one score per entry; give it a ratio")
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys and values (B, H, K, d) in the order of `selection.positions`, from full ones (B, H, T, d). New tensors."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget, check_ratio
+from kvcache.selection import Selection, Threshold, budget, check_ratio
 from presses.base import BasePress
 
 
@@ -45,6 +45,17 @@ class ScorerPress(BasePress):
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The top `budget(T, ratio)` entries of every head."""
         return [Selection.top(scores, budget(scores.shape[-1], ratio)) for scores in self.scores_at(evidence, ratio)]
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether nothing but a score that does not depend on the ratio decides what stays."""
+        return not self.lossless and type(self).select is ScorerPress.select and type(self).scores_at is ScorerPress.scores_at
+
+    def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
+        """Entries whose score is at least the threshold, and the best of every head in any case: counts differ from head to head."""
+        if not self.has_threshold:
+            return super().select_above(evidence, threshold)
+        return [Selection((scores >= threshold.score) | Selection.top(scores, 1).keep) for scores in evidence]
 
     def compress(self, layer: LayerObservation, prefill: Prefill) -> None:
         """Compress this layer at once: no other layer is needed."""

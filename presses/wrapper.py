@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, check_ratio
+from kvcache.selection import Selection, Threshold, check_ratio
 from presses.base import BasePress
 from presses.scorer import ScorerPress
 
@@ -46,6 +46,16 @@ class WrapperPress(BasePress):
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """What the press inside selects."""
         return self.press.select(evidence, ratio)
+
+    @property
+    def has_threshold(self) -> bool:
+        """As the press inside, where this one does not choose entries itself."""
+        own = type(self)
+        return own.select is WrapperPress.select and own.observe is WrapperPress.observe and self.press.has_threshold
+
+    def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
+        """As the press inside does."""
+        return self.press.select_above(evidence, threshold) if self.has_threshold else super().select_above(evidence, threshold)
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """As the press inside does."""

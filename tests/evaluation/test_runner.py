@@ -99,6 +99,19 @@ def kill_after(seconds: float, model_folder: Path, results: Path) -> None:
     process.wait()
 
 
+def test_tokens_and_thresholds_stand_beside_ratios(model_folder: Path, tmp_path: Path) -> None:
+    budgets = ["press=knorm", "budget_tokens=[100,100000]", "threshold=-5", "limit=1", "benchmark.tasks=[vt]"]
+    printed = run(model_folder, tmp_path, *budgets).stdout
+    found = {(r["compression_ratio"], r["budget_tokens"], r["threshold"]): r for r in records(tmp_path) if r["press"] == "knorm"}
+    assert found.keys() == {(0.25, None, None), (0.5, None, None), (None, 100, None), (None, 100000, None), (None, None, -5)}
+    assert found[None, 100, None]["kept_entries"] == [100] * 3
+    assert found[None, 100000, None]["kept_fraction"] == 1
+    assert 0 < found[None, None, -5]["kept_fraction"] < 1
+    assert len({record["key"] for record in records(tmp_path)}) == 6
+    assert all(text in printed for text in ("| budget |", "100 tokens", "score ≥ -5", "0.25"))
+    assert "nothing to do" in run(model_folder, tmp_path, *budgets).stderr
+
+
 @pytest.mark.parametrize("delays", [(-0.01, -0.05), pytest.param((1.0, -0.1, -0.0, -0.2, 3.0, -0.02), marks=pytest.mark.slow)], ids=str)
 def test_killed_runs_lose_and_repeat_nothing(
     finished: tuple[Path, str], model_folder: Path, tmp_path: Path, delays: tuple[float, ...]
@@ -129,6 +142,9 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
         (["compression_ratio=1.0"], "must be a number in [0, 1)"),
         (["compression_ratio=[0.5,half]"], "must be a number in [0, 1)"),
         (["compression_ratio=[]"], "names no ratio"),
+        (["budget_tokens=0"], "budget_tokens=0 must be a whole number"),
+        (["threshold=high"], "threshold='high' must be a finite number"),
+        (["press=adakv", "threshold=0.5"], "adakv takes no threshold"),
         (["limit=0"], "limit=0 must be at least 1"),
         (["compresion_ratio=0.5"], "compresion_ratio"),
         (["presses.snapkv.windw_size=3"], "windw_size"),
