@@ -101,14 +101,15 @@ def kill_after(seconds: float, model_folder: Path, results: Path) -> None:
 
 def test_tokens_and_thresholds_stand_beside_ratios(model_folder: Path, tmp_path: Path) -> None:
     budgets = ["press=knorm", "budget_tokens=[100,100000]", "threshold=-5", "limit=1", "benchmark.tasks=[vt]"]
-    printed = run(model_folder, tmp_path, *budgets).stdout
+    run(model_folder, tmp_path, *budgets)
     found = {(r["compression_ratio"], r["budget_tokens"], r["threshold"]): r for r in records(tmp_path) if r["press"] == "knorm"}
     assert found.keys() == {(0.25, None, None), (0.5, None, None), (None, 100, None), (None, 100000, None), (None, None, -5)}
     assert found[None, 100, None]["kept_entries"] == [100] * 3
     assert found[None, 100000, None]["kept_fraction"] == 1
     assert 0 < found[None, None, -5]["kept_fraction"] < 1
     assert len({record["key"] for record in records(tmp_path)}) == 6
-    assert all(text in printed for text in ("| budget |", "100 tokens", "score ≥ -5", "0.25"))
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert all(f" {text} |" in table for text in ("budget", "100 tokens", "100000 tokens", "score ≥ -5", "0.25"))
     assert "nothing to do" in run(model_folder, tmp_path, *budgets).stderr
 
 

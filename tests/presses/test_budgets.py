@@ -7,7 +7,7 @@ from tiny_models import KV_HEADS, LAYERS, tiny_model
 
 from kvcache.selection import Threshold, budget, ratio_for
 from pipeline.prefill import Variant
-from presses import AdaKVPress, CompactorPress, KeyRerotationPress, KnormPress, NonePress, PyramidKVPress, SnapKVPress
+from presses import AdaKVPress, CompactorPress, KnormPress, NonePress, PyramidKVPress, SnapKVPress
 from presses.base import BasePress
 
 TOKENS = 203
