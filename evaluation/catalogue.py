@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-ABSTRACT = ("base", "scorer", "wrapper")
+ABSTRACT = ("base", "scorer", "wrapper", "from_kvpress")
 """Files of `presses/` that hold what presses are built from."""
 
 

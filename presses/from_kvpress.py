@@ -1,0 +1,222 @@
+"""A press written for kvpress, run unchanged: any object with its interface, kvpress itself need not be installed.
+
+Its `score` is asked once per layer where nothing else decides and it does not look at the ratio; otherwise its own hook runs for every
+ratio on a copy of the layer's cache, so hidden states of all layers are held until then. Head-wise presses that only note the entries
+to be masked (`module.masked_key_indices`) lose these entries for good. Presses whose work is done elsewhere, in `__call__` around the
+model or while decoding, are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from kvcache.compressing import Prefill
+from kvcache.observation import LayerObservation
+from kvcache.selection import Selection, budget, check_ratio
+from presses.base import BasePress
+
+
+@dataclass(frozen=True)
+class Kept(Selection):
+    """What a foreign press left of a layer.
+
+    Attributes:
+        keys: (B, H, K, d), behind a head's own count anything.
+        values: like keys.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class FromKVPress(BasePress):
+    """Runs the press of `make()`: `FromKVPress(kvpress.SnapKVPress(window_size=32))`, or a subclass in a file of `presses_dir`.
+
+    Attributes:
+        press: an object with kvpress's interface: `score`, `compress` or `forward_hook`, with the arguments they have there.
+        compression_ratio: fraction of entries removed, in [0, 1).
+        attentions: whether the press needs the attention of all queries (B, H * G, T, T), as observed attention does.
+    """
+
+    press: Any = None
+    compression_ratio: float = 0.0
+    attentions: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a ratio outside [0, 1), and what is not such a press."""
+        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        if self.press is None:
+            object.__setattr__(self, "press", self.make())
+        kind = type(self.press).__name__
+        if not any(callable(getattr(self.press, verb, None)) for verb in ("score", "compress")):
+            raise ValueError(f"{kind} has neither score nor compress: give a press with kvpress's interface")
+        if any("__call__" in vars(one) for one in type(self.press).__mro__ if one.__name__ != "BasePress"):
+            raise ValueError(f"{kind} does its work around the model (it has a __call__ of its own), which a shared prefill cannot run")
+
+    def make(self) -> Any:
+        """The press to run, for subclasses: then the file's name is the press's."""
+        raise ValueError("give the press to run: FromKVPress(press=…), or a subclass with make()")
+
+    @property
+    def _only_scores(self) -> bool:
+        """Whether the press adds nothing to a score."""
+        has = callable(getattr(self.press, "score", None))
+        return has and all(
+            not hasattr(self.press, verb) or _defined(self.press, verb, owner)
+            for verb, owner in (("compress", "ScorerPress"), ("forward_hook", "BasePress"), ("post_init_from_model", "BasePress"))
+        )
+
+    def observe(self, layer: LayerObservation) -> LayerObservation | Tensor:
+        """The scores (B, H, T) where they are all there is and the ratio is not looked at; else the layer."""
+        if not self._only_scores:
+            return layer
+        watched, read = _watching_ratio(self.press)
+        with self._kvpress_call(layer) as (_, kwargs, attention):
+            scores: Tensor = watched.score(layer.module, layer.hidden, layer.keys, layer.values, attention, kwargs)
+        if scores.shape != layer.keys.shape[:3]:
+            raise ValueError(f"{self._title}.score must return (B, H, T)={tuple(layer.keys.shape[:3])}, got {tuple(scores.shape)}")
+        return layer if read else scores
+
+    def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
+        """Let the press look at the model first, as it would on entering."""
+        if hasattr(self.press, "post_init_from_model"):
+            self.press.post_init_from_model(prefill.model)
+        return evidence
+
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
+        """The top `budget(T, ratio)` of scores; or what the press's own hook leaves."""
+        return [
+            Selection.top(seen, budget(seen.shape[-1], ratio)) if isinstance(seen, Tensor) else self._run(seen, ratio) for seen in evidence
+        ]
+
+    def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """What the press left, or the entries of highest score."""
+        return (selection.keys, selection.values) if isinstance(selection, Kept) else super().apply(keys, values, selection)
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """The budget where scores decide; else whatever the press does, which is measured."""
+        return super().entries(layers, heads, tokens, ratio) if self._only_scores else (0, layers * heads * tokens)
+
+    def parameters(self) -> dict[str, Any]:
+        """Class and fields of the press, without its ratio."""
+        return _described(self.press)
+
+    def identity(self) -> Hashable:
+        """Equal for presses of one class and equal fields, whatever their ratio."""
+        return type(self), type(self.press), json.dumps(self.parameters(), sort_keys=True), self.attentions
+
+    @property
+    def _title(self) -> str:
+        return type(self.press).__name__
+
+    def _run(self, layer: LayerObservation, ratio: float) -> Selection:
+        press = deepcopy(self.press)
+        try:
+            press.compression_ratio = ratio
+        except AttributeError as error:
+            raise ValueError(f"{self._title} has no compression_ratio that can be set ({error}); a sweep needs one") from error
+        with self._kvpress_call(layer) as (cache, kwargs, attention):
+            stored = cache.layers[layer.index]
+            if hasattr(press, "forward_hook"):
+                press.forward_hook(layer.module, [], kwargs, [layer.hidden, attention])
+                keys, values = stored.keys, stored.values
+            else:
+                keys, values = press.compress(layer.module, layer.hidden, stored.keys, stored.values, attention, kwargs)
+            masked = getattr(layer.module, "masked_key_indices", None)
+        if masked is not None:
+            keep = torch.ones(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
+            keep[tuple(masked)] = False
+            return Selection(keep)
+        return Kept(_where(layer, keys, values), keys, values)
+
+    @contextmanager
+    def _kvpress_call(self, layer: LayerObservation) -> Iterator[tuple[DynamicCache, dict[str, Any], Tensor | None]]:
+        """Cache, keywords and attention as kvpress's hook gets them; what a press leaves on the module is taken off again."""
+        module = layer.module
+        before = dict(module.__dict__)
+        cache = DynamicCache()
+        for index in range(layer.index):  # a press looks for its layer by index
+            cache.update(layer.keys[:, :, :0], layer.values[:, :, :0], index)
+        cache.update(layer.keys.clone(), layer.values.clone(), layer.index)
+        positions = torch.arange(layer.tokens, device=layer.keys.device)
+        kwargs = {
+            "hidden_states": layer.hidden,
+            "past_key_values": cache,
+            "cache_position": positions,
+            "position_ids": positions[None],
+            "position_embeddings": (layer.cos, layer.sin),
+        }
+        if "rotary_emb" not in module._modules:
+            module.__dict__["rotary_emb"] = lambda like, position_ids: layer.rope(position_ids[0])
+        try:
+            yield cache, kwargs, layer.window_attention(layer.tokens) if self.attentions else None
+        finally:
+            for name in module.__dict__.keys() - before.keys():
+                del module.__dict__[name]
+            module.__dict__.update(before)
+
+
+def _defined(press: Any, verb: str, owner: str) -> bool:
+    """Whether `verb` of the press is the one of kvpress's class `owner`, not one of its own."""
+    return str(getattr(type(press), verb).__qualname__) == f"{owner}.{verb}"
+
+
+def _watching_ratio(press: Any) -> tuple[Any, list[str]]:
+    """A copy of the press, and a list that is filled when its ratio is looked at."""
+    read: list[str] = []
+    ratio = getattr(press, "compression_ratio", 0.0)
+
+    def looked(_: Any) -> Any:
+        read.append("compression_ratio")
+        return ratio
+
+    watched = copy(press)
+    watched.__class__ = type(type(press).__name__, (type(press),), {"compression_ratio": property(looked)})
+    return watched, read
+
+
+def _described(press: Any) -> dict[str, Any]:
+    """Class and fields of a foreign press as JSON values, presses inside likewise, without ratios."""
+    plain = (bool, int, float, str, type(None))
+    found: dict[str, Any] = {"press": type(press).__name__}
+    for name, value in vars(press).items():
+        if isinstance(value, plain) and not name.endswith("compression_ratio"):
+            found[name] = value
+        elif callable(getattr(value, "compress", None)) or callable(getattr(value, "score", None)):
+            found[name] = _described(value)
+        elif isinstance(value, list | tuple) and all(isinstance(one, plain) for one in value):
+            found[name] = list(value)
+    return found
+
+
+def _where(layer: LayerObservation, keys: Tensor, values: Tensor) -> Tensor:
+    """(B, H, T) bool with as many True per head as entries are left: where they came from, found by their values; else the last ones.
+
+    Entries are compared bit by bit through a hash; a press that changes values (merging) hides where they came from.
+    """
+    left = keys.shape[2]
+    keep = (torch.arange(layer.tokens, device=keys.device) >= layer.tokens - left).expand(layer.keys.shape[:3])
+    whole, part = _hash(layer.values), _hash(values)
+    both = whole + _hash(layer.keys), part + _hash(keys) if keys.shape == values.shape else part
+    for full, some in ((whole, part), both) if left else ():
+        rows = some.sort(dim=-1).values
+        found = rows.gather(-1, torch.searchsorted(rows, full).clamp(max=left - 1)) == full
+        keep = torch.where((found.sum(-1) == left)[..., None], found, keep)
+    return keep
+
+
+def _hash(entries: Tensor) -> Tensor:
+    """(B, H, *) int64 hash of entries (B, H, *, d), the same wherever an entry stands: integers add up in any order."""
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.randint(-(2**62), 2**62, (entries.shape[-1],), generator=generator).to(entries.device) | 1
+    return (entries.float().contiguous().view(torch.int32).long() * odd).sum(-1)
