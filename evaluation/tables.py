@@ -1,6 +1,6 @@
 """Tables of scores for people and for papers, from records alone: `python -m evaluation.tables DIR…` needs no model.
 
-Writes `scores.csv`, `scores.parquet`, `table.md` and `table.tex` into the first folder and prints the tables. Several folders are
+Writes `scores.csv`, `scores.parquet`, `table.md`, `table.tex` and `report.html` into the first folder and prints the tables. Several folders are
 merged: a record that stands in more than one counts once.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from evaluation.latex import latex
-from evaluation.records import BASELINE, read_records
+from evaluation.records import BASELINE, Record, read_records
 from evaluation.scores import LINE, TABLE, averages, scores
 
 MISSING = "–"
@@ -124,6 +124,24 @@ def report(folders: Sequence[Path]) -> pd.DataFrame:
     Raises:
         ValueError: a folder has no records, or cannot be read or written; or records cannot stand in one table.
     """
+    records = read(folders)
+    frame = scores(records)
+    from evaluation.report import page  # which shows these tables, so it imports this module
+
+    try:
+        _write(folders[0], frame, page(frame, records, folders))
+    except OSError as error:
+        raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
+    print(terminal(frame, shutil.get_terminal_size((120, 24)).columns))
+    return frame
+
+
+def read(folders: Sequence[Path]) -> list[Record]:
+    """All records under `folders`, each key once.
+
+    Raises:
+        ValueError: a folder has no records, or cannot be read.
+    """
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"no folder at {folder}; give the results folder of a run")
@@ -138,13 +156,7 @@ def report(folders: Sequence[Path]) -> pd.DataFrame:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
     if not records:
         raise ValueError(f"no line under {', '.join(str(folder / 'records') for folder in folders)} is a record; run the benchmark again")
-    frame = scores(records)
-    try:
-        _write(folders[0], frame)
-    except OSError as error:
-        raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
-    print(terminal(frame, shutil.get_terminal_size((120, 24)).columns))
-    return frame
+    return records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,36 +171,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(folder: Path, frame: pd.DataFrame) -> None:
+def _write(folder: Path, frame: pd.DataFrame, page: str) -> None:
     """Each file whole or not at all, whatever other processes write at the same time."""
     files: dict[str, Callable[[Path], Any]] = {
         "scores.csv": lambda path: frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n", encoding="utf-8"),
         "scores.parquet": lambda path: frame.to_parquet(path, index=False),
         "table.md": lambda path: path.write_text(markdown(frame), encoding="utf-8"),
         "table.tex": lambda path: path.write_text(latex(views(frame)), encoding="utf-8"),
+        "report.html": lambda path: path.write_text(page, encoding="utf-8"),
     }
     for name, write in files.items():
-        part = folder / f".{name}.{os.getpid()}"
-        try:
-            write(part)
-            part.replace(folder / name)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(folder / name, write)
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` fill a file beside `path`, and put it in its place when it is whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _line(rows: Sequence[Mapping[str, Any]], tell_mode: bool) -> Line:
     press, parameters, ratio, budget, aware, threshold = (rows[0][name] for name in LINE)
-    label = "full cache" if press == BASELINE else press + (f" ({parameters})" if parameters else "")
-    label += " (query-aware)" if aware and tell_mode else ""
-    limit = f"{ratio:g}" if not pd.isna(ratio) else f"{int(budget)} tokens" if not pd.isna(budget) else MISSING
-    limit = limit if pd.isna(threshold) else f"score ≥ {threshold:g}"
+    label, limit = line_label(press, parameters, aware and tell_mode), line_budget(press, ratio, budget, threshold)
     single = [row for row in rows if not row["aggregate"]]
     cells = {row["task"]: row for row in [*(row for row in rows if row["aggregate"]), *single]}
     known = [row["kept_fraction"] for row in single if not math.isnan(row["kept_fraction"])]
     counts = sorted({int(row["n"]) for row in single})
     samples = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     kept = f"{100 * sum(known) / len(known):.1f} %" if known else MISSING
-    return Line(label, "" if press == BASELINE else limit, kept, samples, cells)
+    return Line(label, limit, kept, samples, cells)
+
+
+def line_label(press: str, parameters: str, aware: bool) -> str:
+    """How a press is called in tables; `parameters` as `differing` gives them."""
+    label = "full cache" if press == BASELINE else press + (f" ({parameters})" if parameters else "")
+    return label + (" (query-aware)" if aware else "")
+
+
+def line_budget(press: str, ratio: float | None, budget: float | None, threshold: float | None) -> str:
+    """How a budget stands in tables: a ratio, tokens, a threshold, or nothing for the full cache."""
+    if press == BASELINE:
+        return ""
+    for value, text in ((threshold, "score ≥ {:g}"), (ratio, "{:g}"), (budget, "{:.0f} tokens")):
+        if value is not None and not pd.isna(value):
+            return text.format(value)
+    return MISSING
 
 
 def _title(keys: Mapping[str, Any], frame: pd.DataFrame, modes: set[bool]) -> str:

@@ -107,7 +107,8 @@ def test_latex_is_bold_only_where_the_lead_is_significant() -> None:
 def test_report_writes_whole_files_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "run", sweep(["a", "b"], PRESSES))
     frame = report([folder])
-    assert sorted(path.name for path in folder.iterdir()) == ["records", "scores.csv", "scores.parquet", "table.md", "table.tex"]
+    written = ["records", "report.html", "scores.csv", "scores.parquet", "table.md", "table.tex"]
+    assert sorted(path.name for path in folder.iterdir()) == written
     csv, parquet = pd.read_csv(folder / "scores.csv"), pd.read_parquet(folder / "scores.parquet")
     assert list(csv.columns) == list(parquet.columns) == list(COLUMNS)
     pd.testing.assert_frame_equal(parquet, frame)

@@ -1,0 +1,296 @@
+"use strict";
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+const data = read("data");
+const by = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+function make(name, attributes = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) key in node ? (node[key] = value) : node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+function draw(name, attributes = {}, ...children) {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+function fill(select, names) {
+  select.replaceChildren(...names.map((name, at) => make("option", { value: String(at), textContent: name })));
+}
+const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
+const CROWD = 8;
+let view, shown, styles, sorting, contextOf, start;
+
+// a colour is never the only difference: dash and marker change with it
+function look(at) {
+  return { colour: `var(--c${at % 8})`, dash: DASHES[at % DASHES.length], shape: (at + Math.floor(at / 8)) % 5 };
+}
+function marker(shape, x, y, colour) {
+  const size = 4.5;
+  const paths = [
+    `M${x - size} ${y}a${size} ${size} 0 1 0 ${2 * size} 0a${size} ${size} 0 1 0 ${-2 * size} 0`,
+    `M${x - size} ${y - size}h${2 * size}v${2 * size}h${-2 * size}z`,
+    `M${x} ${y - 1.3 * size}L${x + 1.2 * size} ${y + size}H${x - 1.2 * size}z`,
+    `M${x} ${y - 1.4 * size}L${x + 1.4 * size} ${y}L${x} ${y + 1.4 * size}L${x - 1.4 * size} ${y}z`,
+    `M${x - size} ${y - size}L${x + size} ${y + size}M${x + size} ${y - size}L${x - size} ${y + size}`,
+  ];
+  return draw("path", { d: paths[shape], fill: shape === 4 ? "none" : colour, stroke: colour, "stroke-width": shape === 4 ? 2.2 : 0 });
+}
+const pressesOf = () => [...new Set(view.lines.filter((line) => !line.baseline).map((line) => line.press))];
+
+function overview(chosen) {
+  const body = by("overview-body");
+  body.replaceChildren();
+  if (!chosen) {
+    body.append(make("p", { className: "sure", textContent: "No compressed cache was run yet, so there is nothing to choose. Run a press into this folder." }));
+    return;
+  }
+  const [best, second] = chosen.ranked;
+  const removed = `${Math.round(100 * Number(chosen.ratio))} %`;
+  const name = make("strong", { textContent: best.press });
+  const near = chosen.half ? "" : " (50 % was not run; this is the nearest ratio)";
+  body.append(make("p", { className: "verdict" }, `With ${removed} of the cache removed${near}, `, name, ` scores highest on ${chosen.column}: ${best.text}, against ${chosen.full} for the full cache.`));
+  const against = best.difference === "–" ? "" : ` Difference to the full cache on the same samples: ${best.difference}.`;
+  let sure = "It is the only press at this ratio.";
+  if (second && !chosen.lead) sure = `Whether it is ahead of ${second.press} cannot be tested: they share no complete set of samples.`;
+  else if (second) sure = chosen.sure
+    ? `Its lead over ${second.press} is ${chosen.lead.lead} points and significant (p = ${chosen.lead.p}).`
+    : `Its lead over ${second.press} is ${chosen.lead.lead} points, which these samples cannot tell from chance (p = ${chosen.lead.p}): choose either, or run more samples.`;
+  body.append(make("p", { className: "sure", textContent: `${sure}${against} ${best.n.toLocaleString("en")} answers.` }));
+  const bars = make("div", { className: "bars" });
+  for (const one of chosen.ranked.slice(0, 12)) {
+    const svg = draw("svg", { viewBox: "0 0 100 16", preserveAspectRatio: "none", "aria-hidden": "true" });
+    svg.append(draw("line", { x1: 0, x2: 100, y1: 8, y2: 8, stroke: "var(--rule)", "vector-effect": "non-scaling-stroke" }));
+    svg.append(draw("line", { x1: one.low, x2: one.high, y1: 8, y2: 8, stroke: "var(--accent)", "stroke-width": 5, "vector-effect": "non-scaling-stroke", opacity: 0.4 }));
+    svg.append(draw("line", { x1: one.score, x2: one.score, y1: 1, y2: 15, stroke: "var(--accent)", "stroke-width": 3, "vector-effect": "non-scaling-stroke" }));
+    bars.append(make("span", { textContent: one.press }), svg, make("span", { className: "value", textContent: one.text }));
+  }
+  body.append(bars);
+  const rest = chosen.ranked.length - 12;
+  body.append(make("p", { className: "quiet", textContent: `Bars: 95 % intervals on a scale from 0 to 100.${rest > 0 ? ` ${rest} more presses stand in the table.` : ""}` }));
+}
+
+function legend() {
+  const box = by("legend");
+  const rank = new Map((data.overview[data.views.indexOf(view)]?.ranked || []).map((one, at) => [one.press, at]));
+  const names = pressesOf();
+  styles = new Map(names.map((name, at) => [name, look(at)]));
+  shown = new Set([...names].sort((a, b) => (rank.get(a) ?? 99) - (rank.get(b) ?? 99)).slice(0, CROWD));
+  box.replaceChildren(make("legend", { textContent: names.length > CROWD ? `Presses shown (the best ${CROWD} of ${names.length} to begin with)` : "Presses shown" }));
+  for (const name of names) {
+    const one = styles.get(name);
+    const key = draw("svg", { width: 34, height: 14, "aria-hidden": "true" });
+    key.append(draw("line", { x1: 1, x2: 33, y1: 7, y2: 7, stroke: one.colour, "stroke-width": 2, "stroke-dasharray": one.dash }), marker(one.shape, 17, 7, one.colour));
+    const tick = make("input", { type: "checkbox", checked: shown.has(name) });
+    tick.addEventListener("change", () => { tick.checked ? shown.add(name) : shown.delete(name); chart(); });
+    box.append(make("label", {}, tick, key, name));
+  }
+}
+
+function chart() {
+  const column = view.columns[Number(by("task").value)];
+  const width = Math.max(300, Math.min(by("chart").clientWidth || 900, 1100)), height = width < 600 ? 300 : 400;
+  const [left, right, top, bottom] = [42, 14, 14, 46];
+  const full = view.lines.find((line) => line.baseline)?.cells[column];
+  const series = pressesOf().filter((name) => shown.has(name)).map((name) => ({
+    name,
+    points: view.lines.filter((line) => line.press === name && line.cells[column] && line.cells[column].score !== null)
+      .map((line) => ({ line, cell: line.cells[column], kept: line.cells[column].kept ?? line.keptValue / 100 })).sort((a, b) => a.kept - b.kept),
+  }));
+  const cells = [...series.flatMap((one) => one.points.map((point) => point.cell)), ...(full && full.score !== null ? [full] : [])];
+  const low = Math.max(0, Math.floor(Math.min(100, ...cells.map((cell) => cell.low)) / 10) * 10);
+  const high = Math.min(100, Math.ceil(Math.max(low + 10, ...cells.map((cell) => cell.high)) / 10) * 10);
+  const x = (kept) => left + kept * (width - left - right);
+  const y = (score) => top + (1 - (score - low) / (high - low)) * (height - top - bottom);
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Score of ${column} against kept fraction` });
+  const step = (high - low) / 10 > 5 ? 20 : 10;
+  for (let score = low; score <= high; score += step) {
+    svg.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: y(score), y2: y(score) }), draw("text", { x: left - 8, y: y(score) + 4, "text-anchor": "end" }, String(score)));
+  }
+  for (const kept of [0, 0.25, 0.5, 0.75, 1]) svg.append(draw("text", { x: x(kept), y: height - bottom + 20, "text-anchor": kept === 1 ? "end" : "middle" }, `${100 * kept} %`));
+  svg.append(draw("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "cache kept (measured)"));
+  if (full && full.score !== null) {
+    svg.append(draw("rect", { class: "fullband", x: left, width: width - left - right, y: y(full.high), height: Math.max(1, y(full.low) - y(full.high)) }));
+    svg.append(draw("line", { class: "full", x1: left, x2: width - right, y1: y(full.score), y2: y(full.score) }));
+    svg.append(draw("text", { x: left + 6, y: y(full.score) > top + 20 ? y(full.score) - 6 : y(full.score) + 16 }, "full cache"));
+  }
+  const marks = [];
+  for (const one of series) {
+    const style = styles.get(one.name);
+    if (!one.points.length) continue;
+    const band = [...one.points.map((p) => [x(p.kept), y(p.cell.high)]), ...[...one.points].reverse().map((p) => [x(p.kept), y(p.cell.low)])];
+    if (one.points.length > 1) svg.append(draw("polygon", { points: band.map((p) => p.join()).join(" "), fill: style.colour, opacity: 0.1 }));
+    svg.append(draw("polyline", { points: one.points.map((p) => [x(p.kept), y(p.cell.score)].join()).join(" "), fill: "none", stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash }));
+    for (const { line, cell, kept } of one.points) {
+      const text = `${line.press} at ratio ${line.budget}, ${line.kept} kept: ${cell.text}, 95 % interval ${cell.interval}, to the full cache ${cell.difference}, ${cell.n} answers`;
+      const point = draw("g", { class: "point", tabindex: "0", role: "img", "aria-label": text });
+      if (one.points.length === 1) point.append(draw("line", { x1: x(kept), x2: x(kept), y1: y(cell.low), y2: y(cell.high), stroke: style.colour, opacity: 0.5 }));
+      point.append(draw("circle", { class: "ring", cx: x(kept), cy: y(cell.score), r: 9 }), marker(style.shape, x(kept), y(cell.score), style.colour));
+      for (const event of ["focus", "pointerenter"]) point.addEventListener(event, () => (by("reading").textContent = text));
+      marks.push(point);
+    }
+  }
+  svg.append(...marks);
+  by("chart").replaceChildren(svg);
+  by("reading").textContent = cells.length ? "Point at a mark, or reach it with Tab, to read its values." : "No score for this task yet.";
+}
+
+function table() {
+  const what = by("what").value, heads = ["press", "ratio", "kept", "n", ...view.columns];
+  const number = (text) => (Number.isNaN(parseFloat(text)) ? null : parseFloat(text));
+  const value = (line, at) => {
+    if (at === 0) return line.press;
+    if (at < 4) return number([line.budget, line.kept, line.n][at - 1]);
+    const cell = line.cells[heads[at]];
+    return cell ? (what === "difference" ? cell.delta : cell.score) : null;
+  };
+  const lines = [...view.lines];
+  if (sorting) {
+    const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
+    lines.sort((a, b) => {
+      const [u, v] = [value(a, sorting.at), value(b, sorting.at)];
+      return u === null || v === null ? (u === null) - (v === null) : sorting.sign * compare(u, v);
+    });
+  }
+  const head = make("tr");
+  heads.forEach((name, at) => {
+    const button = make("button", { type: "button", textContent: name });
+    button.addEventListener("click", () => {
+      const first = at === 0 ? 1 : -1;
+      sorting = { at, sign: sorting?.at === at ? -sorting.sign : first };
+      table();
+      by("table").querySelectorAll("thead button")[at].focus();
+    });
+    const cell = make("th", { scope: "col" }, button);
+    if (sorting?.at === at) cell.setAttribute("aria-sort", sorting.sign > 0 ? "ascending" : "descending");
+    head.append(cell);
+  });
+  const rows = lines.map((line) => make("tr", { className: line.baseline ? "baseline" : "" },
+    make("th", { scope: "row", textContent: line.press }), ...[line.budget || "–", line.kept, line.n].map((text) => make("td", { textContent: text })),
+    ...view.columns.map((column) => make("td", { textContent: line.cells[column]?.[what] ?? "–" }))));
+  by("table").replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
+}
+
+const samplesOf = () => data.samples.filter((one) => data.views[one.view] === view);
+function sampleTasks() {
+  const tasks = [...new Set(samplesOf().map((one) => one.task))];
+  fill(by("sample-task"), tasks);
+  by("samples-note").textContent = data.note;
+  sampleNames();
+}
+function sampleNames() {
+  const task = by("sample-task").selectedOptions[0]?.textContent;
+  fill(by("sample"), samplesOf().filter((one) => one.task === task).map((one) => one.id));
+  sample();
+}
+const contexts = new Map();
+function context(at) {
+  if (!contexts.has(at)) {
+    const raw = read(`context-${at}`);
+    const bytes = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0)).buffer;
+    contexts.set(at, { ...raw, spans: new Uint32Array(bytes(raw.spans)), count: (key) => new Uint16Array(bytes(raw.counts[key])) });
+  }
+  return contexts.get(at);
+}
+function sample() {
+  const task = by("sample-task").selectedOptions[0]?.textContent, id = by("sample").selectedOptions[0]?.textContent;
+  const one = samplesOf().find((other) => other.task === task && other.id === id);
+  if (!one) return;
+  const mapped = one.answers.find((answer) => answer.context !== null);
+  by("question").textContent = mapped ? context(mapped.context).questions[one.id] ?? "" : "";
+  by("references").textContent = one.references.join(" · ") || "none given";
+  const head = make("tr", {}, ...["press", "ratio", "score", "answer"].map((text) => make("th", { scope: "col", textContent: text })));
+  head.lastChild.style.textAlign = "left";
+  const first = one.answers.find((answer) => answer.context !== null && view.lines[answer.line].budget === "0.5") || one.answers.find((answer) => answer.context !== null && !view.lines[answer.line].baseline) || one.answers[0];
+  const rows = one.answers.map((answer) => {
+    const line = view.lines[answer.line];
+    const pick = make("input", { type: "radio", name: "variant", checked: answer === first });
+    const row = make("tr", {}, make("th", { scope: "row" }, make("label", {}, pick, line.press)),
+      make("td", { textContent: line.budget || "–" }), make("td", { textContent: answer.score }), make("td", { className: "answer", textContent: answer.answer.trim() || "(empty)" }));
+    pick.addEventListener("change", () => choose(one, answer, row));
+    if (answer === first) queueMicrotask(() => choose(one, answer, row));
+    return row;
+  });
+  by("answers").replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
+  start = null;
+}
+function choose(one, answer, row) {
+  by("answers").querySelectorAll("tr.chosen").forEach((other) => other.classList.remove("chosen"));
+  row.classList.add("chosen");
+  contextOf = { one, answer };
+  shade();
+}
+const PAGE = 4000; // tokens drawn at once: more makes scrolling slow
+function shade() {
+  const { one, answer } = contextOf, line = view.lines[answer.line];
+  const box = by("context"), known = answer.context !== null;
+  by("scale").hidden = !known;
+  by("context-head").textContent = known ? `Context as ${line.press}${line.budget ? ` at ratio ${line.budget}` : ""} keeps it` : "Context";
+  box.replaceChildren();
+  by("pager").hidden = true;
+  if (!known) {
+    by("context-note").textContent = "No map of kept tokens was recorded for this answer; kept_maps=N records them for the first N samples of every task.";
+    return;
+  }
+  const read = context(answer.context), counts = read.count(answer.key), spans = read.spans, total = counts.length;
+  const evidence = read.evidence[one.id] || [];
+  const inside = (from, to) => evidence.some(([a, b]) => from < b && a < to);
+  if (start === null) {
+    let at = 0;
+    while (at < total && evidence.length && spans[2 * at + 1] <= evidence[0][0]) at += 1;
+    start = at < total ? Math.floor(at / PAGE) * PAGE : 0;
+  }
+  const end = Math.min(total, start + PAGE);
+  by("context-note").textContent = `Every token is shaded by how many of its ${read.entries} entries (layers × heads) are kept.${evidence.length ? " The evidence is lined above and below." : ""}`;
+  if (total > PAGE) {
+    by("pager").hidden = false;
+    by("where").textContent = `tokens ${start + 1} to ${end} of ${total}`;
+    by("before").disabled = start === 0;
+    by("after").disabled = end === total;
+  }
+  let node = null, state = "", place = start ? spans[2 * start - 1] : 0;
+  for (let at = start; at < end; at += 1) {
+    const from = Math.max(place, spans[2 * at]), to = spans[2 * at + 1];
+    if (to <= place) continue;
+    const level = Math.ceil((8 * counts[at]) / read.entries), marked = inside(spans[2 * at], to);
+    const next = `${counts[at]} ${marked}`;
+    if (next !== state || !node) {
+      node = make("span", { className: `k${Math.min(8, level)}${marked ? " ev" : ""}`, title: `kept by ${counts[at]} of ${read.entries}` });
+      box.append(node);
+      state = next;
+    }
+    node.append(read.text.slice(place, to));
+    place = to;
+  }
+  const lit = box.querySelector(".ev");
+  box.scrollTop = lit ? Math.max(0, lit.offsetTop - box.offsetTop - box.clientHeight / 3) : 0;
+}
+
+function choosePage(at) {
+  view = data.views[at];
+  sorting = null;
+  by("title").textContent = view.title;
+  const failed = data.counts.failed ? `, ${data.counts.failed} failed` : "";
+  const lines = view.lines.length, tasks = view.columns.length - view.averages.length;
+  by("run").textContent = `${lines} variants (${pressesOf().length} presses at their ratios, and the full cache where it was run) on ${tasks} task${tasks === 1 ? "" : "s"}. ${data.counts.records.toLocaleString("en")} answers in all${failed}.`;
+  fill(by("task"), view.columns);
+  overview(data.overview[at]);
+  legend();
+  chart();
+  table();
+  sampleTasks();
+}
+if (data.views.length > 1) by("view-choice").hidden = false;
+fill(by("view"), data.views.map((one) => one.title));
+by("view").addEventListener("change", () => choosePage(Number(by("view").value)));
+by("task").addEventListener("change", chart);
+by("what").addEventListener("change", table);
+by("sample-task").addEventListener("change", sampleNames);
+by("sample").addEventListener("change", sample);
+by("before").addEventListener("click", () => { start -= PAGE; shade(); });
+by("after").addEventListener("click", () => { start += PAGE; shade(); });
+let drawn = window.innerWidth;
+window.addEventListener("resize", () => { if (window.innerWidth !== drawn) { drawn = window.innerWidth; chart(); } });
+choosePage(0);
+document.documentElement.dataset.ready = "true";
