@@ -18,6 +18,11 @@ function draw(name, attributes = {}, ...children) {
 function fill(select, names) {
   select.replaceChildren(...names.map((name, at) => make("option", { value: String(at), textContent: name })));
 }
+// names may break after an underscore
+function soft(name) {
+  const nodes = name.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]);
+  return make("span", {}, ...nodes.slice(0, -1));
+}
 const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
 const CROWD = 8;
 let view, shown, styles, sorting, contextOf, start;
@@ -64,7 +69,7 @@ function overview(chosen) {
     svg.append(draw("line", { x1: 0, x2: 100, y1: 8, y2: 8, stroke: "var(--rule)", "vector-effect": "non-scaling-stroke" }));
     svg.append(draw("line", { x1: one.low, x2: one.high, y1: 8, y2: 8, stroke: "var(--accent)", "stroke-width": 5, "vector-effect": "non-scaling-stroke", opacity: 0.4 }));
     svg.append(draw("line", { x1: one.score, x2: one.score, y1: 1, y2: 15, stroke: "var(--accent)", "stroke-width": 3, "vector-effect": "non-scaling-stroke" }));
-    bars.append(make("span", { textContent: one.press }), svg, make("span", { className: "value", textContent: one.text }));
+    bars.append(make("div", { className: "bar" }, make("span", { className: "name" }, soft(one.press)), svg, make("span", { className: "value", textContent: one.text })));
   }
   body.append(bars);
   const rest = chosen.ranked.length - 12;
@@ -84,7 +89,7 @@ function legend() {
     key.append(draw("line", { x1: 1, x2: 33, y1: 7, y2: 7, stroke: one.colour, "stroke-width": 2, "stroke-dasharray": one.dash }), marker(one.shape, 17, 7, one.colour));
     const tick = make("input", { type: "checkbox", checked: shown.has(name) });
     tick.addEventListener("change", () => { tick.checked ? shown.add(name) : shown.delete(name); chart(); });
-    box.append(make("label", {}, tick, key, name));
+    box.append(make("label", {}, tick, key, soft(name)));
   }
 }
 
@@ -167,7 +172,7 @@ function table() {
     head.append(cell);
   });
   const rows = lines.map((line) => make("tr", { className: line.baseline ? "baseline" : "" },
-    make("th", { scope: "row", textContent: line.press }), ...[line.budget || "–", line.kept, line.n].map((text) => make("td", { textContent: text })),
+    make("th", { scope: "row" }, soft(line.press)), ...[line.budget || "–", line.kept, line.n].map((text) => make("td", { textContent: text })),
     ...view.columns.map((column) => make("td", { textContent: line.cells[column]?.[what] ?? "–" }))));
   by("table").replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
 }
@@ -201,12 +206,11 @@ function sample() {
   by("question").textContent = mapped ? context(mapped.context).questions[one.id] ?? "" : "";
   by("references").textContent = one.references.join(" · ") || "none given";
   const head = make("tr", {}, ...["press", "ratio", "score", "answer"].map((text) => make("th", { scope: "col", textContent: text })));
-  head.lastChild.style.textAlign = "left";
   const first = one.answers.find((answer) => answer.context !== null && view.lines[answer.line].budget === "0.5") || one.answers.find((answer) => answer.context !== null && !view.lines[answer.line].baseline) || one.answers[0];
   const rows = one.answers.map((answer) => {
     const line = view.lines[answer.line];
     const pick = make("input", { type: "radio", name: "variant", checked: answer === first });
-    const row = make("tr", {}, make("th", { scope: "row" }, make("label", {}, pick, line.press)),
+    const row = make("tr", {}, make("th", { scope: "row" }, make("label", {}, pick, soft(line.press))),
       make("td", { textContent: line.budget || "–" }), make("td", { textContent: answer.score }), make("td", { className: "answer", textContent: answer.answer.trim() || "(empty)" }));
     pick.addEventListener("change", () => choose(one, answer, row));
     if (answer === first) queueMicrotask(() => choose(one, answer, row));

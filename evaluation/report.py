@@ -138,12 +138,13 @@ def _samples(
     for record in records:
         groups.setdefault((place[_table_key(record)][0], record.task, record.sample_id), []).append(record)
     of_task: dict[tuple[int, str], list[tuple[int, str, str]]] = {}
-    for name, held in groups.items():
+    for name in groups:
         of_task.setdefault(name[:2], []).append(name)
     for names in of_task.values():
         names.sort(key=lambda name: (not any(one.key in mapped for one in groups[name]), len(name[2]), name[2]))
     rounds = [names[at] for at in range(max(map(len, of_task.values()))) for names in of_task.values() if at < len(names)]
-    chosen, answers = [], 0
+    chosen: list[tuple[int, str, str]] = []
+    answers = 0
     for name in rounds:  # the first of every task, then the second of every task, …
         if chosen and answers + len(groups[name]) > ANSWERS:
             break
@@ -155,7 +156,7 @@ def _samples(
     order = {at: [(line.press, line.budget) for line in view.lines] for at, view in enumerate(shown)}
     for view, task, sample in sorted(chosen, key=lambda name: (name[0], shown[name[0]].columns.index(name[1]))):
         held = groups[view, task, sample]
-        rows = []
+        rows: list[dict[str, Any]] = []
         parts = sorted({mapped[one.key] for one in held if one.key in mapped})
         for part in parts:
             if part not in known:
@@ -166,10 +167,10 @@ def _samples(
                     contexts.append(_context(maps[part]))
         for one in held:
             line = order[view].index(place[_table_key(one)][1][_line_key(one)])
-            part = known.get(mapped.get(one.key, -1))
+            at = known.get(mapped.get(one.key, -1))
             score = "failed" if one.error is not None else MISSING if one.score is None else f"{100 * one.score:.1f}"
             text = "" if one.error is not None else _cut(one.prediction)
-            rows.append({"line": line, "score": score, "answer": text, "context": part, "key": one.key if part is not None else None})
+            rows.append({"line": line, "score": score, "answer": text, "context": at, "key": None if at is None else one.key})
         rows.sort(key=lambda row: row["line"])
         references = [_cut(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) for one in held[0].references]
         result.append({"view": view, "task": task, "id": sample, "references": references, "answers": rows})
@@ -194,9 +195,7 @@ def _places(
         for press in {key[0] for key in held}:
             texts = sorted({key[1] for key in held if key[0] == press})
             labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
-        named = {
-            key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1), line_budget(key[0], key[2], key[3])) for key in held
-        }
+        named = {key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1), line_budget(key[0], key[2], key[3])) for key in held}
         result[table] = (numbers[table], named)
     return result
 
@@ -222,7 +221,9 @@ def _context(kept: KeptMap) -> dict[str, Any]:
     units = np.concatenate([[0], np.cumsum([1 + (ord(character) > 0xFFFF) for character in kept.text])]).astype("<u4")
     last = len(kept.text)
     counts = {key: _bytes(values.clip(0, 65535).astype("<u2")) for key, values in kept.counts.items()}
-    evidence = {name: [[int(units[min(start, last)]), int(units[min(end, last)])] for start, end in one] for name, one in kept.evidence.items()}
+    evidence = {
+        name: [[int(units[min(start, last)]), int(units[min(end, last)])] for start, end in one] for name, one in kept.evidence.items()
+    }
     spans = _bytes(units[kept.spans.clip(0, last)].ravel())
     return {"text": kept.text, "spans": spans, "entries": kept.entries, "evidence": evidence, "questions": kept.questions, "counts": counts}
 

@@ -1,7 +1,7 @@
 """Tables of scores for people and for papers, from records alone: `python -m evaluation.tables DIR…` needs no model.
 
-Writes `scores.csv`, `scores.parquet`, `table.md`, `table.tex` and `report.html` into the first folder and prints the tables. Several folders are
-merged: a record that stands in more than one counts once.
+Writes `scores.csv`, `scores.parquet`, `table.md`, `table.tex` and `report.html` into the first folder and prints the tables. Several
+folders are merged: a record that stands in more than one counts once.
 """
 
 from __future__ import annotations
