@@ -195,7 +195,10 @@ def _places(
         for press in {key[0] for key in held}:
             texts = sorted({key[1] for key in held if key[0] == press})
             labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
-        named = {key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1), line_budget(key[0], key[2], key[3])) for key in held}
+        named = {
+            key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1), line_budget(key[0], key[2], key[3], key[5]))
+            for key in held
+        }
         result[table] = (numbers[table], named)
     return result
 
@@ -205,8 +208,8 @@ def _table_key(record: Record) -> tuple[Any, ...]:
 
 
 def _line_key(record: Record) -> tuple[Any, ...]:
-    press, parameters, ratio, budget, aware = _LINE(record)
-    return press, _plain(parameters), None if ratio is None or press == BASELINE else round(ratio, 6), budget, aware
+    press, parameters, ratio, *others = _LINE(record)
+    return press, _plain(parameters), None if ratio is None or press == BASELINE else round(ratio, 6), *others
 
 
 _TABLE, _LINE = attrgetter(*TABLE), attrgetter(*LINE)
