@@ -61,6 +61,9 @@ class Settings:
         max_batch_gb: bound on a decode batch, GiB.
         seed: of benchmark and presses that draw.
         resolved: the whole configuration, as plain values.
+        shard: index and count: this job takes every count-th context from index on.
+        workers: processes that share the contexts; 0 stands for one per GPU.
+        plan: print what would be done, and stop.
     """
 
     model: dict[str, Any]
@@ -73,6 +76,9 @@ class Settings:
     max_batch_gb: float
     seed: int
     resolved: dict[str, Any] = field(default_factory=dict)
+    shard: tuple[int, int] = (0, 1)
+    workers: int = 1
+    plan: bool = False
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -109,6 +115,14 @@ def settings(config: DictConfig) -> Settings:
         raise ValueError(f"prefill_chunk={plain['prefill_chunk']} must be a positive number of tokens, or null to read in one piece")
     if not plain["max_batch_gb"] > 0:
         raise ValueError(f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB")
+    index, count = plain["shard"]["index"], plain["shard"]["count"]
+    if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
+        raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")
+    workers = 0 if plain["workers"] == "auto" else plain["workers"]
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < (plain["workers"] != "auto"):
+        raise ValueError(f"workers={plain['workers']} must be a positive number of processes, or auto for one per GPU")
+    if workers != 1 and plain["model"].get("device_map") is not None:
+        raise ValueError("model.device_map spreads one model over the cards; it goes with workers=1")
     benchmark = _benchmark(plain["benchmark"])
     variants = _variants(plain)
     name = f"{benchmark.name}-{plain['model']['name']}"
@@ -125,6 +139,9 @@ def settings(config: DictConfig) -> Settings:
         plain["max_batch_gb"],
         plain["seed"],
         plain,
+        (index, count),
+        workers,
+        plain["plan"],
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.base import Sample, group_by_context
 from evaluation.config import Settings
+from evaluation.plan import Item, Plan, describe
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.tables import report
 from pipeline import CompressingPipeline, Question, Request
@@ -54,23 +55,39 @@ class EvaluationRunner:
         Raises:
             ValueError: the model names nothing that can be loaded, the benchmark gives no sample, or a press did not meet its budget.
         """
-        folder = self.settings.results
-        known = find_model(self.model_config)
-        samples = list(self.settings.benchmark.samples(known.tokenizer, known.window, self.settings.limit))
-        if not samples:
-            raise ValueError(f"benchmark {self.settings.benchmark.name} gives no sample with these options")
-        done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
-        keys = {sample.id: self._keys(known, sample) for sample in samples}
-        work = [(asked, missing) for asked, missing in (self._missing(group, keys, done) for group in group_by_context(samples)) if asked]
-        if work:
-            self._run_inference(known.load(), work, keys, done, folder)
+        plan, folder = self.plan(), self.settings.results
+        work = plan.work()
+        if self.settings.plan:
+            print(describe([("", plan)]))
+            return folder
+        if not work:
+            print(f"nothing to do: all {plan.answers} answers are in {folder}", file=sys.stderr)
         else:
-            print(f"nothing to do: all {len(samples) * len(self.settings.variants)} answers are in {folder}", file=sys.stderr)
-        report([folder])
+            self._run_inference(plan.known.load(), work, plan.keys, plan.done, folder)
+        if plan.answers:  # a shard may have no context
+            report([folder])
         return folder
 
+    def plan(self) -> Plan:
+        """What there is to do, before any weight is loaded.
+
+        Raises:
+            ValueError: the model names nothing that can be loaded, or the benchmark gives no sample.
+        """
+        known, settings = find_model(self.model_config), self.settings
+        samples = list(settings.benchmark.samples(known.tokenizer, known.window, settings.limit))
+        if not samples:
+            raise ValueError(f"benchmark {settings.benchmark.name} gives no sample with these options")
+        folder = settings.results
+        done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
+        keys = {sample.id: self._keys(known, sample) for sample in samples}
+        groups = list(group_by_context(samples))
+        n_variants = len(settings.variants)
+        plan = Plan(known, settings.benchmark.name, folder, n_variants, settings.query_aware, groups, keys, done)
+        return plan.shard(*settings.shard)
+
     def _run_inference(
-        self, loaded: LoadedModel, work: Sequence[tuple[list[Sample], list[int]]], keys: dict[str, list[str]], done: set[str], folder: Path
+        self, loaded: LoadedModel, work: Sequence[Item], keys: Mapping[str, Sequence[str]], done: Set[str], folder: Path
     ) -> None:
         """Answer what is missing (samples that share a context, and variants by index), and append the records."""
         settings = self.settings
@@ -98,11 +115,6 @@ class EvaluationRunner:
                     if keys[sample.id][at] not in done:
                         writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
                 progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
-
-    def _missing(self, group: Sequence[Sample], keys: dict[str, list[str]], done: set[str]) -> tuple[list[Sample], list[int]]:
-        """Samples of a context, and variants by index, that have something left to do."""
-        missing = [at for at in range(len(self.settings.variants)) if any(keys[sample.id][at] not in done for sample in group)]
-        return [sample for sample in group if any(keys[sample.id][at] not in done for at in missing)], missing
 
     def _request(self, work: tuple[Sequence[Sample], Sequence[int]]) -> Request:
         """What the pipeline is asked about one context."""

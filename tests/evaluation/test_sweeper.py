@@ -1,0 +1,89 @@
+"""Multirun, shards and plans: jobs share prefills, contexts are split without loss, and nothing is loaded to plan."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from byte_tokenizer import VOCABULARY, byte_tokenizer
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_runner import ROOT, content, records
+from tiny_models import tiny_model
+
+from evaluation.sweeper import fold
+
+FOLDED = frozenset({"press", "compression_ratio"})
+
+
+def folded(*arguments: str) -> list[list[str]]:
+    return fold(OverridesParser.create().parse_overrides(list(arguments)), FOLDED)
+
+
+def test_presses_and_ratios_become_lists_of_one_job_per_model_and_benchmark() -> None:
+    jobs = folded("press=a,b", "compression_ratio=0.25,0.5", "model=x,y", "benchmark=p,q")
+    assert len(jobs) == 4
+    assert {tuple(job[2:]) for job in jobs} == {(f"model={m}", f"benchmark={b}") for m in "xy" for b in "pq"}
+    assert all(job[:2] == ["press=[a,b]", "compression_ratio=[0.25,0.5]"] for job in jobs)
+
+
+def test_what_is_no_sweep_stays_as_it_was() -> None:
+    assert folded("press=[a,b]", "compression_ratio=0.5", "limit=null") == [["press=[a,b]", "compression_ratio=0.5", "limit=null"]]
+
+
+def test_lists_are_joined_without_repeats_and_ranges_are_listed() -> None:
+    assert folded("press=[a,b],[b,c],d") == [["press=[a,b,c,d]"]]
+    assert folded("shard.count=3", "shard.index=range(3)") == [["shard.count=3", f"shard.index={i}"] for i in range(3)]
+
+
+def test_an_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match="separated by commas"):
+        folded("compression_ratio=interval(0,1)")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def evaluate(tiny: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    common = ["benchmark=ruler", "benchmark.tasks=[niah_single_1,vt]", "limit=3", "benchmark.length=2048", f"results={results}"]
+    command = [sys.executable, str(ROOT / "evaluate.py"), *common, "model=hub", f"model.path={tiny}", "model.name=tiny", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_shards_fill_one_folder_as_a_single_run(tiny: Path, tmp_path: Path) -> None:
+    sweep = ["press=knorm,snapkv", "compression_ratio=0.25,0.5"]
+    planned = evaluate(tiny, tmp_path / "shards", "-m", *sweep, "plan=true")
+    assert "plan: 1 job, 6 prefills, 30 answers left" in planned.stdout
+    assert not (tmp_path / "shards").exists()
+    printed = evaluate(tiny, tmp_path / "shards", "-m", *sweep, "shard.count=4", "shard.index=range(4)").stdout
+    assert "plan: 4 jobs, 6 prefills, 30 answers left" in printed
+    evaluate(tiny, tmp_path / "single", "press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]")
+    assert content(tmp_path / "shards") == content(tmp_path / "single")
+    assert len(records(tmp_path / "shards")) == 30
+    assert (tmp_path / "shards" / "table.md").read_text() == (tmp_path / "single" / "table.md").read_text()
+    assert (
+        "0 of 30 answers left"
+        in evaluate(tiny, tmp_path / "single", "press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "plan=true").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [["shard.count=2", "shard.index=2"], ["workers=0"], ["workers=many"], ["press=knorm", "limit=0,1"]], ids=str
+)
+def test_a_job_that_cannot_run_is_refused_before_any_starts(tiny: Path, tmp_path: Path, wrong: list[str]) -> None:
+    done = evaluate(tiny, tmp_path / "none", "-m", *wrong, code=2)
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failing_job_leaves_the_others_alone(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = evaluate(tiny, tmp_path, "-m", f"results={tmp_path / 'file'},{tmp_path / 'good'}", "limit=1", "press=knorm", code=1)
+    assert "1 of 2 jobs failed" in done.stderr
+    assert len(records(tmp_path / "good")) == 4
