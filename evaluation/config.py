@@ -62,7 +62,6 @@ class Settings:
         seed: of benchmark and presses that draw.
         resolved: the whole configuration, as plain values.
         shard: index and count: this job takes every count-th context from index on.
-        workers: processes that share the contexts; 0 stands for one per GPU.
         plan: print what would be done, and stop.
     """
 
@@ -77,7 +76,6 @@ class Settings:
     seed: int
     resolved: dict[str, Any] = field(default_factory=dict)
     shard: tuple[int, int] = (0, 1)
-    workers: int = 1
     plan: bool = False
 
 
@@ -118,11 +116,6 @@ def settings(config: DictConfig) -> Settings:
     index, count = plain["shard"]["index"], plain["shard"]["count"]
     if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
         raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")
-    workers = 0 if plain["workers"] == "auto" else plain["workers"]
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < (plain["workers"] != "auto"):
-        raise ValueError(f"workers={plain['workers']} must be a positive number of processes, or auto for one per GPU")
-    if workers != 1 and plain["model"].get("device_map") is not None:
-        raise ValueError("model.device_map spreads one model over the cards; it goes with workers=1")
     benchmark = _benchmark(plain["benchmark"])
     variants = _variants(plain)
     name = f"{benchmark.name}-{plain['model']['name']}"
@@ -140,7 +133,6 @@ def settings(config: DictConfig) -> Settings:
         plain["seed"],
         plain,
         (index, count),
-        workers,
         plain["plan"],
     )
 
