@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from evaluation import errorbars
+from evaluation import errorbars, significance
 from evaluation.catalogue import benchmarks
 from evaluation.errorbars import Array, Clusters
 from evaluation.records import BASELINE, Record
@@ -386,8 +386,8 @@ def _tests(
             if all((line, task) in single for task in share):
                 joint[line, f"\0{name}"] = _joint([single[line, task] for task in share], list(share.values()))
     for family in (single, joint):
-        p = errorbars.p_values(list(family.values()), seed)
-        for key, raw, adjusted in zip(family, p, errorbars.holm(p), strict=True):
+        p = significance.p_values(list(family.values()), seed)
+        for key, raw, adjusted in zip(family, p, significance.holm(p), strict=True):
             rows[key].update(p_value=float(raw), p_holm=float(adjusted))
 
 
@@ -423,7 +423,7 @@ def _leads(
                     apart = [cells[first, task].minus(cells[second, task]).samples for task in share]
                     if all(one.n for one in apart):
                         races[first, column] = _joint(apart, list(share.values()))
-        p = errorbars.holm(errorbars.p_values(list(races.values()), seed))
+        p = significance.holm(significance.p_values(list(races.values()), seed))
         for (key, race), adjusted in zip(races.items(), p, strict=True):
             rows[key].update(lead=race.mean, p_lead=float(adjusted))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation import errorbars
+from evaluation import errorbars, significance
 
 
 def test_mean_and_standard_error_by_hand() -> None:
@@ -156,7 +156,7 @@ def test_mcnemar_equals_the_binomial_test(wins: int, losses: int) -> None:
 def test_sign_flips_equal_scipy_where_exact_and_are_near_it_otherwise() -> None:
     generator = np.random.default_rng(2)
     effects = [generator.normal(0.4, 1, 9), generator.normal(0.4, 1, 30), np.zeros(5)]
-    p = errorbars.sign_flips(effects)
+    p = significance.sign_flips(effects)
     exact, near = (
         stats.permutation_test((effect,), np.mean, permutation_type="samples", n_resamples=count, rng=np.random.default_rng(0)).pvalue
         for effect, count in ((effects[0], np.inf), (effects[1], 20_000))
@@ -183,15 +183,15 @@ def test_pairs_are_the_common_ids_and_prompts_must_agree() -> None:
 
 def test_adjusted_p_values_by_hand() -> None:
     p = [0.01, 0.04, math.nan, 0.03]
-    assert errorbars.holm(p) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
-    assert errorbars.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, math.nan, 0.04], nan_ok=True)
-    assert np.isnan(errorbars.holm([math.nan])).all() and np.isnan(errorbars.benjamini_hochberg([math.nan])).all()
+    assert significance.holm(p) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
+    assert significance.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, math.nan, 0.04], nan_ok=True)
+    assert np.isnan(significance.holm([math.nan])).all() and np.isnan(significance.benjamini_hochberg([math.nan])).all()
 
 
 def test_non_inferiority() -> None:
-    assert errorbars.non_inferior([-0.9, -1.0, 0.5], 1.0).tolist() == [True, False, True]
+    assert significance.non_inferior([-0.9, -1.0, 0.5], 1.0).tolist() == [True, False, True]
     with pytest.raises(ValueError, match="margin"):
-        errorbars.non_inferior(0.0, 0.0)
+        significance.non_inferior(0.0, 0.0)
 
 
 def test_macro_average_by_hand_and_of_perfect_tasks() -> None:
@@ -279,4 +279,4 @@ def test_coverage_in_full(draw: Any, true: float, least: float, paired: bool) ->
 def test_p_values_hold_their_level() -> None:
     generator = np.random.default_rng(0)
     cells = [errorbars.cluster(generator.choice([-0.5, -0.25, 0, 0.25, 0.5], 80)) for _ in range(2000)]
-    assert 0.035 <= (errorbars.p_values(cells) < 0.05).mean() <= 0.065
+    assert 0.035 <= (significance.p_values(cells) < 0.05).mean() <= 0.065
