@@ -15,7 +15,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from kvcache.cache import Block, CompressedLayer
-from kvcache.observation import attention_modules, window_of
+from kvcache.following import follow
+from kvcache.observation import attention_modules, decoder_of, window_of
 
 NAME = "longpress"
 """Name of the registered attention implementation."""
@@ -73,7 +74,15 @@ def attending(model: nn.Module) -> Iterator[None]:
             kwargs = kwargs | {"ragged": layers[index]}
         return args, kwargs
 
+    def act(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        layer = kwargs.get("ragged")
+        if layer is not None and any(layer.followers):
+            hidden = args[0] if args else kwargs["hidden_states"]
+            follow(layer, decoder, module, hidden, *(kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]))
+
+    decoder = decoder_of(model)
     hooks = [module.register_forward_pre_hook(offer, with_kwargs=True) for module in modules]
+    hooks += [module.register_forward_hook(act, with_kwargs=True) for module in modules]
     config._attn_implementation = NAME
     try:
         yield

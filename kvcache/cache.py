@@ -128,14 +128,19 @@ class CompressedLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = True
 
-    def __init__(self, rows: Sequence[Kept], next_position: int | Sequence[int], capacity: int = 0) -> None:
+    def __init__(
+        self, rows: Sequence[Kept], next_position: int | Sequence[int], capacity: int = 0, followers: Sequence[Any] | None = None
+    ) -> None:
         """Rows over stored entries.
 
         Args:
             rows: what each row keeps of its context.
             next_position: at which the tokens after the context continue, one for all rows or one each.
             capacity: tokens of tail to reserve; the tail grows by itself beyond it.
+            followers: per row the `kvcache.following.Follower` that acts while its answer is written, or None.
         """
+        self.followers: list[Any] = [None] * len(rows) if followers is None else list(followers)
+        self.held: dict[int, list[Any]] | None = None
         self.blocks = blocks_of(rows)
         first = rows[0].storage.keys
         self.device, self.dtype = first.device, first.dtype
@@ -211,6 +216,7 @@ class CompressedLayer(CacheLayerMixin):
                 blocks.append(Block(start, start + len(inside), block.storage, counts))
                 start += len(inside)
         self.blocks, self.start, self.lengths = blocks, self.start[index], self.lengths[index]
+        self.followers = [self.followers[row] for row in rows]
         remaining = self.lengths.tolist()
         self.longest, self.even = max(remaining), len(set(remaining)) == 1
         self.tail_keys, self.tail_values = self.tail_keys[index], self.tail_values[index]
@@ -222,11 +228,50 @@ class CompressedLayer(CacheLayerMixin):
         for layer in (self, other):
             if layer.tail_keys.shape[2] < capacity:
                 layer._grow(capacity)
-        self.blocks = [*self.blocks, *moved]
+        self.blocks, self.followers = [*self.blocks, *moved], [*self.followers, *other.followers]
         self.tail_keys = torch.cat((self.tail_keys, other.tail_keys))
         self.tail_values = torch.cat((self.tail_values, other.tail_values))
         self.start = torch.cat((self.start, other.start))
         self.set_lengths([*self.lengths.tolist(), *other.lengths.tolist()])
+
+    def kept(self) -> list[Kept]:
+        """What each row keeps in storage, its tail apart."""
+        return [
+            Kept(block.storage, None if block.counts is None else block.counts[row])
+            for block in self.blocks
+            for row in range(block.stop - block.start)
+        ]
+
+    def row_entries(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """A row's entries, stored ones and tail: keys, values (1, H, K, d), which exist (1, H, K), positions (H, K) under a window."""
+        kept, tail = self.kept()[row], int(self.lengths[row])
+        storage, heads = kept.storage, self.tail_keys.shape[1]
+        length = storage.keys.shape[1]
+        exists = torch.arange(length, device=self.device) < torch.tensor(kept.entries(), device=self.device)[:, None]
+        valid = torch.cat((exists, exists.new_ones(heads, tail)), dim=1)[None]
+        positions = None
+        if storage.positions is not None:
+            own = self.start[row] + torch.arange(tail, device=self.device)
+            positions = torch.cat((storage.positions.expand(heads, -1), own.expand(heads, -1)), dim=1)
+        keys = torch.cat((storage.whole_keys().masked_fill(~exists[..., None], 0), self.tail_keys[row, :, :tail]), dim=1)
+        values = torch.cat((storage.values.masked_fill(~exists[..., None], 0), self.tail_values[row, :, :tail]), dim=1)
+        return keys[None], values[None], valid, positions
+
+    def replace_row(self, row: int, kept: Kept) -> None:
+        """Give a row entries of its own in the place of what it stored and of its tail; other rows see no difference."""
+        rows = self.kept()
+        rows[row] = kept
+        self.blocks = blocks_of(rows)
+        lengths = self.lengths.tolist()
+        self.start = self.start.clone()
+        self.start[row] += lengths[row]
+        lengths[row] = 0
+        self.set_lengths(lengths)
+
+    def bytes_of_rows(self) -> list[int]:
+        """Bytes of each row's entries, tail included."""
+        token = self.tail_keys.shape[1] * (self.tail_keys.shape[3] + self.tail_values.shape[3]) * self.tail_keys.element_size()
+        return [kept.bytes() + token * length for kept, length in zip(self.kept(), self.lengths.tolist(), strict=True)]
 
     @property
     def valid(self) -> Tensor:
@@ -284,7 +329,7 @@ class CompressedLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Position at which the next token continues (of the longest row)."""
-        return int(self.start.max()) + self.longest
+        return int((self.start + self.lengths).max())
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         """(entries that a mask must span, offset of the first): every kept context entry lies in the past of every query."""

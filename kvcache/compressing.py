@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedLayer, Kept, Storage
+from kvcache.following import Follower
 from kvcache.observation import LayerObservation, attention_modules, decoder_of, observing, window_of
 from kvcache.selection import Selection
 
@@ -74,11 +75,16 @@ class Prefill:
 class Press(Protocol):
     """What `compressing` needs of a press."""
 
+    compression_ratio: float
+
     def forward_hook(self, layer: LayerObservation, prefill: Prefill) -> None:
         """Called after each layer's attention, in the prefill only."""
 
     def finish(self, prefill: Prefill) -> None:
         """Called when the prefill's forward pass is over."""
+
+    def while_decoding(self, ratio: float) -> Follower | None:
+        """What acts on one layer of one row after the prefill, None for nothing."""
 
 
 def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None) -> Kept:
@@ -100,7 +106,10 @@ def compressing(model: nn.Module, press: Press, framing: Framing | None = None) 
     """
     prefill = Prefill(model, framing=framing)
 
+    seen: list[int] = []
+
     def on_layer(layer: LayerObservation, cache: Any) -> None:
+        seen.append(layer.index)
         if prefill.cache is not cache:
             prefill.cache = cache
             prefill.layers.clear()
@@ -111,10 +120,27 @@ def compressing(model: nn.Module, press: Press, framing: Framing | None = None) 
     def on_end(cache: Any) -> None:
         prefill.cache = cache
         press.finish(prefill)
+        for index in seen:
+            _add_followers(press, cache, index, window_of(attention_modules(model)[index]))
+        seen.clear()
         prefill.cache = None
 
     with attending(model), observing(model, on_layer, on_end):
         yield model
+
+
+def _add_followers(press: Press, cache: Any, index: int, window: int | None) -> None:
+    """Let `press` act on layer `index` of a prefilled cache while tokens are added to it, if it does so at all."""
+    layer = cache.layers[index]
+    followers = [press.while_decoding(press.compression_ratio) for _ in range(layer.keys.shape[0])]
+    if not any(followers):
+        return
+    if not isinstance(layer, CompressedLayer):
+        tokens = layer.keys.shape[2]
+        positions = None if window is None else torch.arange(tokens, device=layer.keys.device)[None]
+        rows = [Kept(Storage(keys, values, positions, window)) for keys, values in zip(layer.keys, layer.values, strict=True)]
+        layer = cache.layers[index] = CompressedLayer(rows, tokens)
+    layer.followers = followers
 
 
 @contextmanager

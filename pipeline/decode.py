@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.following import Follower, release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
 from pipeline.prefill import CompressedContext
 from pipeline.prompt import Prompt, Question
@@ -30,11 +31,18 @@ class Row:
         context: what the variant keeps.
         question_ids: tokens read after the context.
         question: with its limits; its text is not looked at again.
+        follower: makes what acts on one compressed layer while the answer is written, or None.
     """
 
     context: CompressedContext
     question_ids: list[int]
     question: Question
+    follower: Callable[[], Follower | None] = lambda: None
+
+    def followers(self) -> list[Follower | None]:
+        """One per layer of the model; layers left whole have none."""
+        layers = range(len(self.context.layers))
+        return [self.follower() if at in self.context.observed else None for at in layers]
 
 
 @dataclass
@@ -54,6 +62,8 @@ class Answer:
     stop_reason: str = ""
     seconds: float = 0.0
     question_tokens: int = 0
+    cache_bytes: list[int] = field(default_factory=list)
+    """Bytes of the row's cache, what was written included, after the question and after each token read since."""
 
 
 @dataclass(eq=False)
@@ -122,8 +132,10 @@ class Decoder:
         rows = [writing.row for writing in entering]
         capacity = max(len(row.question_ids) + row.question.max_new_tokens for row in rows)
         starts = [row.context.next_position for row in rows]
-        layers = range(len(rows[0].context.layers))
-        cache = CompressedCache([CompressedLayer([row.context.layers[at] for row in rows], starts, capacity) for at in layers])
+        followers = list(zip(*(row.followers() for row in rows), strict=True))  # per layer, per row
+        cache = CompressedCache(
+            [CompressedLayer([row.context.layers[at] for row in rows], starts, capacity, one) for at, one in enumerate(followers)]
+        )
         device = rows[0].context.layers[0].storage.keys.device
         first = torch.tensor(starts, device=device)
         hidden = self._read_questions(rows, cache, first)
@@ -134,6 +146,7 @@ class Decoder:
             self.cache.join(cache)
             self.hidden, self.position = torch.cat((self.hidden, hidden)), torch.cat((self.position, position))
         self.alive += entering
+        self._measure(len(self.alive) - len(entering))
 
     def _step(self) -> None:
         """One more token for every row alive; rows that end keep their place until `_drop_finished`."""
@@ -149,6 +162,15 @@ class Decoder:
             tokens, self.position = tokens[going], self.position[going]
         self.hidden = self._forward(tokens[:, None], self.position[:, None], self.cache)[:, -1]
         self.position = self.position + 1
+        self._measure()
+
+    def _measure(self, first: int = 0) -> None:
+        """Note the bytes of the cache of each row being written, from row `first` of the batch on."""
+        assert self.cache is not None
+        sizes = torch.tensor([layer.bytes_of_rows() for layer in self.cache.layers]).sum(0).tolist()
+        going = [writing for writing in self.alive if not writing.answer.stop_reason]
+        for writing, size in list(zip(going, sizes, strict=True))[first:]:
+            writing.answer.cache_bytes.append(size)
 
     def _drop_finished(self) -> None:
         self.alive = [writing for writing in self.alive if not writing.answer.stop_reason]
@@ -171,6 +193,8 @@ class Decoder:
         entries = max(kept.storage.keys.shape[1] for row in rows for kept in row.context.layers)
         piece = max(1, self.max_bytes // (len(rows) * _attention_bytes(self.model, entries + longest)))
         last: list[Tensor | None] = [None] * len(rows)
+        for layer in cache.layers:
+            layer.held = {}
         for start in range(0, longest, piece):
             part = ids[:, start : start + piece]
             positions = first[:, None] + torch.arange(start, start + part.shape[1], device=first.device)
@@ -179,6 +203,8 @@ class Decoder:
                 if start < length <= start + part.shape[1]:
                     last[row] = hidden[row, length - 1 - start]
         cache.set_lengths(lengths)
+        for layer in cache.layers:
+            release(layer)
         return torch.stack([state for state in last if state is not None])
 
     def _next_tokens(self) -> Tensor:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -236,8 +237,10 @@ class CompressingPipeline:
             measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
         readings = []
         for variant, kept, observing in measured:
-            kept.check_budget(variant.press, variant.limit(kept.tokens))
-            rows = [Row(kept, question_ids, one) for question_ids, one in zip(rows_ids, asked, strict=True)]
+            limit = variant.limit(kept.tokens)
+            kept.check_budget(variant.press, limit)
+            follower = partial(variant.press.while_decoding, limit)
+            rows = [Row(kept, question_ids, one, follower) for question_ids, one in zip(rows_ids, asked, strict=True)]
             readings.append(_Reading(variant, kept, rows, truncated, seconds, observing))
         return readings
 

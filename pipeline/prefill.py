@@ -205,9 +205,10 @@ class PrefilledContext:
             for ratio in lossy:
                 positions[ratio] = press.next_position(selections[ratio])
                 check_positions(press, positions[ratio], selections[ratio], len(self.prefill.layers) == len(self.full))
+            follows = any(press.while_decoding(ratio) is not None for ratio in lossy)
             for at, index in enumerate(self.prefill.layers):
                 chosen = [selections[ratio][at] for ratio in lossy]
-                for ratio, kept in zip(lossy, self._apply(press, index, chosen), strict=True):
+                for ratio, kept in zip(lossy, self._apply(press, index, chosen, follows), strict=True):
                     layers[ratio][index] = kept
         seconds = (time.perf_counter() - started) / len(ratios)
         return [
@@ -224,10 +225,10 @@ class PrefilledContext:
             for ratio in ratios
         ]
 
-    def _apply(self, press: BasePress, index: int, selections: Sequence[Selection]) -> list[Kept]:
-        """What variants of one press keep in one layer."""
+    def _apply(self, press: BasePress, index: int, selections: Sequence[Selection], follows: bool) -> list[Kept]:
+        """What variants of one press keep in one layer; in order of position where a follower reads them (`follows`)."""
         full, window = self.prefill.cache.layers[index], self.windows[index]
-        if press.gathers:
+        if press.gathers and not follows:
             return stack_nested(full.keys[0], full.values[0], [selection.keep[0] for selection in selections], window)
         applied = [(press.apply(full.keys, full.values, selection), selection) for selection in selections]
         return [kept_entries(keys[0], values[0], chosen.counts[0], chosen.positions[0], window) for (keys, values), chosen in applied]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from kvcache.compressing import Framing, Prefill, compressing
+from kvcache.following import Follower
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, Threshold, budget, gather
 
@@ -58,6 +59,13 @@ class BasePress(ABC):
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys and values (B, H, K, d) in the order of `selection.positions`, from full ones (B, H, T, d). New tensors."""
         return gather(keys, selection.positions), gather(values, selection.positions)
+
+    def while_decoding(self, ratio: float) -> Follower | None:
+        """A new object that acts on one layer of one row while its answer is written; None (the default): the row only grows.
+
+        Called once per row and compressed layer; the prefill is shared all the same.
+        """
+        return None
 
     @property
     def gathers(self) -> bool:

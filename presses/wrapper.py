@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kvcache.compressing import Prefill
+from kvcache.following import Follower
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, Threshold, check_ratio
 from presses.base import BasePress
@@ -65,6 +66,10 @@ class WrapperPress(BasePress):
     def gathers(self) -> bool:
         """Whether neither this press nor the one inside changes entries."""
         return type(self).apply is WrapperPress.apply and self.press.gathers
+
+    def while_decoding(self, ratio: float) -> Follower | None:
+        """As the press inside does."""
+        return self.press.while_decoding(ratio)
 
     def next_position(self, selections: Sequence[Selection]) -> int:
         """As the press inside does."""

@@ -1,0 +1,63 @@
+"""Ratio decoding: while decoding, keep the share `1 - compression_ratio` of all tokens so far, context, question and answer, by any scorer.
+
+Source: kvpress 0.5.5 (CompressionRatioDecodingPress); each scorer cites its own paper.
+Differs: the ratio of the sweep is the ratio while decoding (kvpress: a field of its own). Otherwise as decoding.
+Cost: as decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcache.following import Follower
+from kvcache.observation import LayerObservation
+from kvcache.selection import Selection, budget
+from presses.decoding import ScoreFollower, check_scorer
+from presses.knorm import KnormPress
+from presses.scorer import ScorerPress
+from presses.wrapper import ScoreWrapperPress
+
+
+@dataclass(frozen=True)
+class RatioDecodingPress(ScoreWrapperPress):
+    """A share of all tokens while answers are written; the context is read whole.
+
+    Attributes:
+        press: that scores the entries.
+        compression_ratio: fraction of all tokens so far that is gone after a compression, in [0, 1).
+        compression_interval: forward passes between two compressions; the question is one.
+        buffer_size: last tokens whose hidden states are held for scorers that look at queries.
+    """
+
+    press: ScorerPress = KnormPress()
+    compression_ratio: float | None = None  # type: ignore[assignment]
+    compression_interval: int = 512
+    buffer_size: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse scorers that need more than a cache."""
+        super().__post_init__()
+        check_scorer(self.press, self.compression_interval, self.buffer_size)
+
+    def observe(self, layer: LayerObservation) -> Tensor:
+        """Nothing is scored in the prefill: an empty tensor of shape (B, H, T, 0)."""
+        return layer.keys[..., :0]
+
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
+        """Everything: the prefill is not compressed."""
+        return [Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence]
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """All entries of the context."""
+        return layers * heads * tokens, layers * heads * tokens
+
+    def while_decoding(self, ratio: float) -> Follower | None:
+        """Keeps `budget(tokens so far, ratio)` entries at every interval; at ratio 0 there is nothing to do."""
+        if ratio == 0:
+            return None
+        return ScoreFollower(self.press, self.compression_interval, lambda tokens: budget(tokens, ratio), self.buffer_size)
