@@ -104,6 +104,12 @@ class Record:
     """Requested absolute budget, where the variant is defined by one."""
     threshold: float | None = None
     """Requested lowest score, where the variant is defined by one."""
+    final_cache_bytes: int | None = None
+    """Bytes of the row's whole cache (context, question and answer) after the last token read; None in records of older versions."""
+    peak_cache_bytes: int | None = None
+    """The most of them at any step while the answer was written, after what the press dropped in that step."""
+    mean_cache_bytes: float | None = None
+    """Their mean over the steps."""
     data: dict[str, Any] = field(default_factory=dict)
     """Provenance of the sample: source, revision, haystack, seed."""
     seed: int = 0

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import torch
@@ -177,6 +178,9 @@ class EvaluationRunner:
             decode_seconds=result.answer.seconds,
             prompt_hash=prompt_hash(sample),
             evidence_kept=kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
+            final_cache_bytes=result.answer.cache_bytes[-1],
+            peak_cache_bytes=max(result.answer.cache_bytes),
+            mean_cache_bytes=mean(result.answer.cache_bytes),
             data=dict(sample.metadata),
             seed=settings.seed,
             benchmark_parameters={key: value for key, value in asdict(settings.benchmark).items() if key not in COUNTING},  # type: ignore[call-overload]

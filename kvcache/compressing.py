@@ -14,7 +14,7 @@ from kvcache.attention import attending
 from kvcache.cache import CompressedLayer, Kept, Storage
 from kvcache.following import Follower
 from kvcache.observation import LayerObservation, attention_modules, decoder_of, observing, window_of
-from kvcache.selection import Selection
+from kvcache.selection import Selection, Threshold
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Press(Protocol):
     def finish(self, prefill: Prefill) -> None:
         """Called when the prefill's forward pass is over."""
 
-    def while_decoding(self, ratio: float) -> Follower | None:
+    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """What acts on one layer of one row after the prefill, None for nothing."""
 
 

@@ -89,7 +89,7 @@ def release(layer: CompressedLayer) -> None:
     for row, passes in held.items():
         n = int(layer.lengths[row])
         hidden, cos, sin = (torch.cat([one[part] for one in passes], dim=1)[:, :n] for part in (2, 3, 4))
-        _act(layer, row, layer.followers[row], *passes[0][:2], hidden, cos, sin)
+        _act(layer, row, layer.followers[row], passes[0][0], passes[0][1], hidden, cos, sin)
 
 
 @torch.no_grad()

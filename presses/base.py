@@ -60,7 +60,7 @@ class BasePress(ABC):
         """Kept keys and values (B, H, K, d) in the order of `selection.positions`, from full ones (B, H, T, d). New tensors."""
         return gather(keys, selection.positions), gather(values, selection.positions)
 
-    def while_decoding(self, ratio: float) -> Follower | None:
+    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """A new object that acts on one layer of one row while its answer is written; None (the default): the row only grows.
 
         Called once per row and compressed layer; the prefill is shared all the same.

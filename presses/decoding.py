@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvcache.following import DecodingObservation, Follower, with_tokens
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, check_ratio
+from kvcache.selection import Selection, Threshold
 from presses.base import BasePress
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
@@ -104,7 +104,6 @@ class DecodingPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse a ratio, an empty target, and scorers that need more than a cache."""
         super().__post_init__()
-        check_ratio(self.compression_ratio)
         if self.compression_ratio:
             raise ValueError(f"compression_ratio={self.compression_ratio}: decoding leaves the prefill whole; set target_size")
         if self.target_size < 1:
@@ -128,6 +127,6 @@ class DecodingPress(ScoreWrapperPress):
         """All entries of the context, whatever the ratio."""
         return layers * heads * tokens, layers * heads * tokens
 
-    def while_decoding(self, ratio: float) -> Follower:
+    def while_decoding(self, ratio: float | Threshold) -> Follower:
         """Keeps `target_size` entries at every interval."""
         return ScoreFollower(self.press, self.compression_interval, lambda tokens: self.target_size, self.buffer_size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvcache.following import Follower
+from kvcache.selection import Threshold
 from presses.base import BasePress
 from presses.decoding import DecodingPress
 from presses.snapkv import SnapKVPress
@@ -36,6 +37,11 @@ class PrefillDecodingPress(WrapperPress):
         if self.decoding.while_decoding(0.5) is None:
             raise ValueError(f"decoding={self.decoding.name} does nothing while decoding; give one such as DecodingPress()")
 
-    def while_decoding(self, ratio: float) -> Follower | None:
+    @property
+    def has_threshold(self) -> bool:
+        """As the first press, where the second has a budget of its own."""
+        return super().has_threshold and self.decoding.own_budget
+
+    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """As the second press does."""
         return self.decoding.while_decoding(ratio)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvcache.following import Follower
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget
+from kvcache.selection import Selection, Threshold, budget
 from presses.decoding import ScoreFollower, check_scorer
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
@@ -56,8 +56,10 @@ class RatioDecodingPress(ScoreWrapperPress):
         """All entries of the context."""
         return layers * heads * tokens, layers * heads * tokens
 
-    def while_decoding(self, ratio: float) -> Follower | None:
+    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """Keeps `budget(tokens so far, ratio)` entries at every interval; at ratio 0 there is nothing to do."""
+        if isinstance(ratio, Threshold):
+            raise ValueError("ratio_decoding takes no threshold: what it keeps is a share of all tokens so far; give it a ratio")
         if ratio == 0:
             return None
         return ScoreFollower(self.press, self.compression_interval, lambda tokens: budget(tokens, ratio), self.buffer_size)

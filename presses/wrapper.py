@@ -67,7 +67,7 @@ class WrapperPress(BasePress):
         """Whether neither this press nor the one inside changes entries."""
         return type(self).apply is WrapperPress.apply and self.press.gathers
 
-    def while_decoding(self, ratio: float) -> Follower | None:
+    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """As the press inside does."""
         return self.press.while_decoding(ratio)
 

@@ -16,7 +16,16 @@ from kvcache.following import Follower
 from kvcache.observation import cache_keyword
 from kvcache.selection import Selection
 from pipeline.prefill import Onlooker, PrefilledContext
-from presses import DecodingPress, KeyDiffPress, KnormPress, PrefillDecodingPress, RatioDecodingPress, SnapKVPress, StreamingLLMPress, TOVAPress
+from presses import (
+    DecodingPress,
+    KeyDiffPress,
+    KnormPress,
+    PrefillDecodingPress,
+    RatioDecodingPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    TOVAPress,
+)
 from presses.base import BasePress
 
 GOLDENS = load_goldens(MORE)
@@ -132,13 +141,20 @@ def forced(model, contexts, followers, ids: torch.Tensor) -> torch.Tensor:
     """(R, n, D) hidden states of single tokens (R, n) fed to a batch of rows."""
     starts = [context.next_position for context in contexts]
     count = len(contexts[0].layers)
-    made = [[follower() if at in context.observed else None for context, follower in zip(contexts, followers, strict=True)] for at in range(count)]
+    made = [
+        [follower() if at in context.observed else None for context, follower in zip(contexts, followers, strict=True)]
+        for at in range(count)
+    ]
     cache = CompressedCache([CompressedLayer([c.layers[at] for c in contexts], starts, 0, made[at]) for at in range(count)])
     out = []
     with torch.no_grad(), attending(model):
         for step in range(ids.shape[1]):
             positions = (torch.tensor(starts) + step)[:, None]
-            out.append(model.model(input_ids=ids[:, step : step + 1], position_ids=positions, **{cache_keyword(model.model): cache}).last_hidden_state)
+            out.append(
+                model.model(
+                    input_ids=ids[:, step : step + 1], position_ids=positions, **{cache_keyword(model.model): cache}
+                ).last_hidden_state
+            )
     return torch.cat(out, dim=1)
 
 
@@ -163,7 +179,9 @@ def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, f
     with torch.no_grad(), standing(model):
         model.model(input_ids=tiny_ids(60), **{keyword: stored})
         steps = [
-            model.model(input_ids=ids[1:2, at : at + 1], position_ids=torch.tensor([[mine.next_position + at]]), **{keyword: stored}).last_hidden_state
+            model.model(
+                input_ids=ids[1:2, at : at + 1], position_ids=torch.tensor([[mine.next_position + at]]), **{keyword: stored}
+            ).last_hidden_state
             for at in range(13)
         ]
     torch.testing.assert_close(together[1:2], torch.cat(steps, dim=1), rtol=1e-3, atol=1e-3)
@@ -207,5 +225,5 @@ def test_generate_works_inside_the_block(name: str) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(make_press) -> None:
-    with pytest.raises(ValueError, match="compression_ratio|target_size|interval|does nothing"):
+    with pytest.raises(ValueError, match=r"compression_ratio|target_size|interval|does nothing"):
         make_press()
