@@ -237,9 +237,9 @@ class CompressingPipeline:
             measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
         readings = []
         for variant, kept, observing in measured:
-            limit = variant.limit(kept.tokens)
-            kept.check_budget(variant.press, limit)
-            follower = partial(variant.press.while_decoding, limit)
+            budget = variant.limit(kept.tokens)
+            kept.check_budget(variant.press, budget)
+            follower = partial(variant.press.while_decoding, budget)
             rows = [Row(kept, question_ids, one, follower) for question_ids, one in zip(rows_ids, asked, strict=True)]
             readings.append(_Reading(variant, kept, rows, truncated, seconds, observing))
         return readings
