@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -99,3 +100,33 @@ class Selection:
 def gather(entries: Tensor, positions: Tensor) -> Tensor:
     """Rows of `entries` (B, H, T, d) at `positions` (B, H, K), as (B, H, K, d)."""
     return entries.gather(2, positions[..., None].expand(*positions.shape, entries.shape[-1]))
+
+
+def apportion(weights: Sequence[float], total: int, least: int, most: int) -> list[int]:
+    """Whole numbers that sum to `total`, near `least` each and the rest in proportion to the weights, none above `most`.
+
+    Args:
+        weights: one per layer or head, not negative; if all are 0, the rest is split evenly.
+        total: to be given out, at most `most` for each.
+        least: given to each in any case; lowered where the total does not suffice.
+        most: what does not fit goes to the others, in proportion again.
+    """
+    size = len(weights)
+    least = min(least, total // size)
+    finite = [max(float(weight), 0.0) + 1e-12 for weight in weights]
+    shares = [float(most)] * size
+    free = set(range(size))
+    while free:
+        rest = total - least * len(free) - most * (size - len(free))
+        unit = rest / sum(finite[at] for at in free)
+        over = {at for at in free if least + unit * finite[at] > most}
+        if not over:
+            for at in free:
+                shares[at] = least + unit * finite[at]
+            break
+        free -= over
+    counts = [int(share + 1e-6) for share in shares]
+    by_fraction = sorted(range(size), key=lambda at: (counts[at] >= most, counts[at] - shares[at]))
+    for at in by_fraction[: total - sum(counts)]:
+        counts[at] += 1
+    return counts

@@ -1,0 +1,74 @@
+"""ZigZagKV: layers that need more entries to hold their attention get more of the cache.
+
+need of a layer = smallest number of entries that together hold `coverage` of the attention of the last `window_size` queries, averaged
+over the query heads; a layer's budget is `floor` of the even one and its share of the needs of what remains.
+Source: Zhong et al. 2024, "ZigZagKV: Dynamic KV Cache Compression for Long-context Modeling based on Layer Uncertainty", arXiv 2412.09036.
+Differs: a wrapper around any scorer. The floor is a share of the even budget. Heads of a layer share its budget evenly.
+Cost: one attention of `window_size` queries and one sort of it per layer, and that of the press inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcache.observation import LayerObservation
+from kvcache.selection import Selection, apportion, budget
+from presses.scorer import ScorerPress
+from presses.snapkv import SnapKVPress
+from presses.wrapper import ScoreWrapperPress
+
+
+@dataclass(frozen=True)
+class ZigZagKVPress(ScoreWrapperPress):
+    """Layer-wise budgets by uncertainty, on the scores of another press.
+
+    Attributes:
+        press: whose scores are ranked.
+        compression_ratio: fraction of all entries removed, in [0, 1).
+        coverage: share of the attention to be held, in (0, 1].
+        window_size: last tokens whose attention is looked at.
+        floor: share of the even budget that every layer keeps in any case, in [0, 1].
+    """
+
+    press: ScorerPress = SnapKVPress()
+    compression_ratio: float | None = None  # type: ignore[assignment]
+    coverage: float = 0.9
+    window_size: int = 64
+    floor: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside their ranges and an empty window."""
+        super().__post_init__()
+        if not (0 < self.coverage <= 1 and 0 <= self.floor <= 1 and self.window_size >= 1):
+            given = f"coverage={self.coverage}, floor={self.floor}, window_size={self.window_size}"
+            raise ValueError(f"{given}: coverage must lie in (0, 1], floor in [0, 1], and the window have at least 1 token")
+
+    def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
+        """What the press inside observes, and the layer's need (B,) in entries."""
+        return self.press.observe(layer), need(layer.window_attention(self.window_size).float().mean(2), self.coverage)
+
+    def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
+        """The top entries of every head, as many as the layer's need gives."""
+        ranked = self.press.scores_at([seen for seen, _ in evidence], ratio)
+        tokens = ranked[0].shape[-1]
+        even = budget(tokens, ratio)
+        needs = torch.stack([seen for _, seen in evidence], dim=1).tolist()  # (B, L)
+        shares = [apportion(row, even * len(ranked), max(1, int(even * self.floor)), tokens) for row in needs]
+        counts = torch.tensor(shares, device=ranked[0].device)
+        return [Selection.top(scores, counts[:, at, None].expand(scores.shape[:2])) for at, scores in enumerate(ranked)]
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """Exactly the even budget in all."""
+        exact = layers * heads * budget(tokens, ratio)
+        return exact, exact
+
+
+def need(attention: Tensor, coverage: float) -> Tensor:
+    """(B,): entries that hold `coverage` of attention (B, heads, T), which sums to 1, averaged over heads."""
+    held = attention.sort(dim=-1, descending=True).values.cumsum(-1)
+    return ((held < coverage - 1e-6).sum(-1) + 1).clamp(max=attention.shape[-1]).float().mean(-1)
