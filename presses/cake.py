@@ -58,7 +58,7 @@ class CAKEPress(BasePress):
         """Scores (B, H, T) in float32, and the layer's preference (B,)."""
         window = self.window_size if layer.tokens > self.window_size else max(1, layer.tokens // 2)
         attention = layer.window_attention(window)[..., : layer.tokens - window].float()  # (B, H * G, w, T - w)
-        scores = mean_over_group(attention.mean(2) + self.gamma * attention.var(2, correction=0), layer.group)
+        scores = mean_over_group(attention.mean(2) + self.gamma * variance(attention, 2), layer.group)
         if scores.shape[-1]:
             scores = functional.avg_pool1d(scores, self.kernel_size, stride=1, padding=self.kernel_size // 2)
         scores = pin(functional.pad(scores, (0, window)), last=window)
@@ -77,5 +77,10 @@ class CAKEPress(BasePress):
 def preference(attention: Tensor, tau1: float, tau2: float) -> Tensor:
     """(B,): dispersion^(1/tau1) · shift^(1/tau2) of attention (B, w, n)."""
     dispersion = torch.special.entr(attention.mean(1)).sum(-1)
-    shift = attention.var(1, correction=0).sum(-1)
+    shift = variance(attention, 1).sum(-1)
     return dispersion.clamp(min=0) ** (1 / tau1) * shift ** (1 / tau2)
+
+
+def variance(entries: Tensor, dim: int) -> Tensor:
+    """Mean squared distance from the mean along `dim`; of no entries, nothing (torch's own warns)."""
+    return (entries - entries.mean(dim, keepdim=True)).square().mean(dim)
