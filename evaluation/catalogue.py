@@ -1,7 +1,7 @@
 """What exists: every press and benchmark is a file in its folder, found by scanning, described by its docstring.
 
-`python -m evaluation.catalogue` lists them, one line each with the source paper. Nothing is imported to list them, so that `--help`
-needs no torch.
+`python -m evaluation.catalogue [DIR]` lists them, one line each with the source paper, and what each press costs; with those of a
+`presses_dir`, if one is named. Nothing is imported to list them, so that `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -168,13 +168,17 @@ def _default(node: ast.expr) -> Any:
         return ...
 
 
-def _print() -> None:
-    for title, entries in (("presses", presses()), ("benchmarks", benchmarks())):
+def _print(folder: str | None = None) -> None:
+    for title, entries in (("presses", presses(folder)), ("benchmarks", benchmarks())):
         print(f"{title}:")
         width = max(map(len, entries), default=0)
         for entry in entries.values():
-            print(f"  {entry.name:<{width}}  {entry.summary}  [{entry.source}]")
+            cost = f"  Cost: {entry.cost}" if entry.cost else ""
+            print(f"  {entry.name:<{width}}  {entry.summary}  [{entry.source}]{cost}")
 
 
 if __name__ == "__main__":
-    _print()
+    try:
+        _print(*sys.argv[1:2])
+    except ValueError as error:
+        sys.exit(f"error: {error}")

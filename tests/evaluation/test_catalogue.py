@@ -1,0 +1,96 @@
+"""The list of everything, and a press author's path: one short file and nothing else."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from learned_weights import with_weights
+from test_laws import RATIOS, TOKENS, logits_after, model_of, read
+from tiny_models import tiny_ids
+
+from evaluation.catalogue import benchmarks, find, presses
+from evaluation.config import make_press
+
+ROOT = Path(__file__).parents[2]
+MINE = '''"""Mine: keep the values of largest norm.
+
+Source: this test.
+Differs: nothing.
+Cost: one norm per value.
+"""
+
+from dataclasses import dataclass
+
+from presses.scorer import ScorerPress
+
+
+@dataclass(frozen=True)
+class OneFilePress(ScorerPress):
+    """Large values stay."""
+
+    power: float = 1.0
+
+    def score(self, layer):
+        """(B, H, T)."""
+        return layer.values.norm(dim=-1) ** self.power
+'''
+
+
+def listing(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.catalogue", *arguments], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_list_has_every_press_with_paper_and_cost() -> None:
+    lines = {line.split()[0]: line for line in listing().splitlines() if line.startswith("  ")}
+    for entry in [*presses().values(), *benchmarks().values()]:
+        assert f"[{entry.source}]" in lines[entry.name]
+    assert all(entry.source and f"Cost: {entry.cost}" in lines[entry.name] for entry in presses().values())
+    assert not {"base", "scorer", "wrapper", "from_kvpress"} & presses().keys()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    assert len(MINE.splitlines()) <= 30
+    (tmp_path / "one_file.py").write_text(MINE)
+    return tmp_path
+
+
+def test_one_file_is_a_row_of_the_list(folder: Path) -> None:
+    assert "one_file" in listing(str(folder))
+    assert "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value." in listing(str(folder))
+    assert "no folder at" in listing("/nowhere", code=1)
+
+
+def test_one_file_has_options_wrappers_and_the_laws(folder: Path) -> None:
+    entries = presses(folder)
+    entry = find("one_file", entries, "press")
+    assert dict(entry.options).keys() == {"power"}
+    press = make_press({"name": "one_file", "power": 2}, entries)
+    assert press.name == "one_file"
+    for name, wrapper in entries.items():
+        if next(iter(wrapper.options.values()), None) and wrapper.options.get("press") and wrapper.options["press"].is_press:
+            wrapped = with_weights(make_press({"name": name, "press": {"name": "one_file"}}, entries))
+            assert "one_file" in str(wrapped.parameters()), name
+            assert {field.name for field in fields(wrapped)} > {"press"}
+            for ratio, context in zip(RATIOS, read(model_of("llama"), [wrapped]).compress(wrapped, RATIOS), strict=True):
+                context.check_budget(wrapped, ratio)
+    (context,) = read(model_of("llama"), [press]).compress(press, [0.5])
+    assert context.entries() == [[TOKENS // 2] * 2] * 3
+    assert bool(logits_after(model_of("llama"), entry.load()(0.5), tiny_ids(3)).isfinite().all())
+    assert torch.equal(*(press.select(read(model_of("llama"), [press]).onlooker.evidence[press.identity()], 0.5)[0].keep for _ in "ab"))
+
+
+def test_only_files_of_the_named_folder_are_loaded(folder: Path) -> None:
+    (folder / "inside").mkdir()
+    (folder / "inside" / "other.py").write_text("raise RuntimeError('never read')\n")
+    (folder / "helper.py").write_text("raise RuntimeError('no press in here')\n")
+    entries = presses(folder)
+    assert entries["one_file"].load().__name__ == "OneFilePress"
+    assert {"helper", "other", "inside"}.isdisjoint(entries)
