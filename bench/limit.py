@@ -1,0 +1,79 @@
+"""What the machine could do at best: `python -m bench.limit IN OUT` measures its parts on the rows of a sweep.
+
+The limit of a sweep is one plain prefill of every row, the questions of all variants as one wide matrix product, and as many tokens as
+were written, each at the best rate of any batch size. Neither attention to the context while decoding nor scoring is in it, so no
+engine that writes those tokens step by step reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache
+
+from bench.sweep import load
+from pipeline.model import load_model
+from pipeline.prompt import Prompt
+
+BATCHES = (1, 8, 16, 32, 64, 128, 256)
+"""Rows decoded together, of which the best counts."""
+
+WIDTH = 1024
+"""Tokens side by side in the question pass."""
+
+
+def without_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """An attention function that reads nothing: what remains is the model's matrix products and norms."""
+    return query.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("without_attention", without_attention)
+
+
+def plain_prefill(model: Any, ids: Tensor) -> float:
+    """Seconds of one forward pass of transformers over (1, T) ids with its own cache and its fastest attention."""
+    cache = DynamicCache(config=model.config)
+    started = time.perf_counter()
+    model.model(input_ids=ids, past_key_values=cache)
+    return time.perf_counter() - started
+
+
+def pass_seconds(model: Any, rows: int, tokens: int, repeats: int = 3) -> float:
+    """Best seconds of `repeats` passes over (rows, tokens) ids without attention, with the logits of each row's last token."""
+    ids = torch.randint(100, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        model.lm_head(model.model(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def main() -> None:
+    """Measure and write `prefill` (seconds per row), `question_token`, `token` (seconds each) and `batches` (seconds per step)."""
+    source, target = map(Path, sys.argv[1:])
+    rows, _ = load(source)
+    loaded = load_model()
+    model: Any = loaded.model
+    prompt = Prompt(loaded.tokenizer, True)
+    with torch.no_grad():
+        ids = [torch.tensor([prompt.context_ids(row.context)]) for row in rows]
+        plain_prefill(model, ids[0][:, :500])
+        prefill = [plain_prefill(model, one) for one in ids]
+        model.set_attn_implementation("without_attention")
+        steps = {rows: pass_seconds(model, rows, 1) for rows in BATCHES}
+        question = pass_seconds(model, 1, WIDTH) / WIDTH
+    best = min(seconds / rows for rows, seconds in steps.items())
+    target.write_text(json.dumps({"prefill": prefill, "question_token": question, "token": best, "batches": steps}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

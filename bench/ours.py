@@ -1,0 +1,64 @@
+"""The sweep with longpress: `python -m bench.ours IN OUT` reads rows and variants, writes answers, seconds, bytes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.sweep import Point, Row, load
+from evaluation.catalogue import find, presses
+from pipeline import CompressingPipeline, Question, Request, Variant
+from pipeline.model import load_model
+
+
+def variants(points: Sequence[Point]) -> list[Variant]:
+    """Presses of the catalogue, with their default options."""
+    catalogue = presses()
+    return [Variant(find(point.press, catalogue, "press").load()(), point.ratio) for point in points]
+
+
+def sweep(pipe: CompressingPipeline, rows: Sequence[Row], points: Sequence[Point]) -> dict[str, Any]:
+    """All variants on all rows, and where the seconds went.
+
+    Returns:
+        `seconds` of the whole; `prefill`, `observe`, `compress`, `decode` seconds; `answers[row][point]`; `new_tokens` and
+        `question_tokens`, summed over rows and variants; `context_tokens` per row; `cache_bytes`, of the largest row, all variants.
+    """
+    requests = [Request(row.context, [Question(row.question, row.answer_prefix, row.max_new_tokens)], variants(points)) for row in rows]
+    started = time.perf_counter()
+    results = list(pipe.stream(requests))
+    seconds = time.perf_counter() - started
+    every = [result for of_row in results for result in of_row]
+    observed = [{result.variant.press.identity(): result.observe_seconds for result in of_row} for of_row in results]
+    return {
+        "seconds": seconds,
+        "prefill": sum(of_row[0].prefill_seconds for of_row in results),
+        "observe": sum(sum(of_press.values()) for of_press in observed),
+        "compress": sum(result.context.seconds for result in every),
+        "decode": sum(result.answer.seconds for result in every),
+        "answers": [[result.answer.text for result in of_row] for of_row in results],
+        "new_tokens": sum(len(result.answer.token_ids) for result in every),
+        "question_tokens": sum(result.answer.question_tokens for result in every),
+        "context_tokens": [of_row[0].context.tokens for of_row in results],
+    }
+
+
+def main() -> None:
+    """Load the embedded model, sweep, write."""
+    source, target = map(Path, sys.argv[1:])
+    rows, points = load(source)
+    loaded = load_model()
+    pipe = CompressingPipeline(loaded.model, loaded.tokenizer, window=loaded.window)
+    pipe(rows[0].context[:2000], question="Why?", max_new_tokens=2)  # first calls allocate and choose kernels
+    measured = sweep(pipe, rows, points)
+    measured["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    target.write_text(json.dumps(measured), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The same rows with kvpress, in an environment of its own: `python -m bench.peer IN OUT`; one pipeline call per row and variant."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import kvpress
+from transformers import pipeline
+
+from bench.sweep import load
+from pipeline.model import load_model
+
+MAKE: dict[str, Callable[[float], Any]] = {
+    "none": lambda ratio: None,
+    "knorm": lambda ratio: kvpress.KnormPress(ratio),
+    "keydiff": lambda ratio: kvpress.KeyDiffPress(ratio),
+    "streaming_llm": lambda ratio: kvpress.StreamingLLMPress(ratio),
+    "snapkv": lambda ratio: kvpress.SnapKVPress(ratio),
+    "tova": lambda ratio: kvpress.TOVAPress(ratio),
+    "expected_attention": lambda ratio: kvpress.ExpectedAttentionPress(ratio),
+    "pyramidkv": lambda ratio: kvpress.PyramidKVPress(ratio),
+    "adakv": lambda ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio)),
+}
+
+
+def main() -> None:
+    """Load the embedded model, answer, write seconds and answers per row and variant."""
+    source, target = map(Path, sys.argv[1:])
+    rows, points = load(source)
+    loaded = load_model()
+    pipe = pipeline("kv-press-text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
+
+    pipe(rows[0].context[:2000], question="Why?", max_new_tokens=2)
+    seconds, answers = [], []
+    for row in rows:
+        options = {"question": row.question, "answer_prefix": row.answer_prefix, "max_new_tokens": row.max_new_tokens}
+        for point in points:
+            started = time.perf_counter()
+            answers.append(pipe(row.context, press=MAKE[point.press](point.ratio), **options)["answer"])
+            seconds.append(time.perf_counter() - started)
+    n = len(points)
+    measured = {
+        "seconds": [seconds[start : start + n] for start in range(0, len(seconds), n)],
+        "answers": [answers[start : start + n] for start in range(0, len(answers), n)],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "kvpress": version("kvpress"),
+        "transformers": version("transformers"),
+    }
+    target.write_text(json.dumps(measured), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
