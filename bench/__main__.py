@@ -102,9 +102,8 @@ def summary(found: Mapping[str, Any]) -> str:
         ours = one["ours"]
         split = ", ".join(f"{name} {ours[name]:.1f}" for name in ("prefill", "observe", "compress", "decode"))
         lines.append(f"{length} tokens, {one['variants']} variants: {ours['seconds']:.1f} s ({split}; observe is part of prefill)")
-        lines.append(
-            f"  peak memory {ours['peak_bytes'] / 1e9:.2f} GB; {one['fraction_of_limit']:.2f} of the limit ({one['limit']['seconds']:.1f} s)"
-        )
+        share, limit = one["fraction_of_limit"], one["limit"]["seconds"]
+        lines.append(f"  peak memory {ours['peak_bytes'] / 1e9:.2f} GB; {share:.2f} of the limit ({limit:.1f} s)")
         if "peer" in one:
             lines.append(
                 f"  kvpress {one['peer']['extrapolated_seconds']:.0f} s, extrapolated from {len(peer_grid())} variants: "
