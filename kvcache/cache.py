@@ -52,6 +52,12 @@ class Storage:
         """Size d of a whole key."""
         return self.keys.shape[-1] if self.key_size is None else self.key_size
 
+    @property
+    def bytes(self) -> int:
+        """Bytes in memory."""
+        parts = (self.keys, self.values, self.positions, self.channels)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
     def whole_keys(self) -> Tensor:
         """(H, K, d): the keys with all their channels."""
         if self.channels is None:

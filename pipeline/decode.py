@@ -105,13 +105,13 @@ class Decoder:
         return [writing.answer for writing in queued]
 
     def run(self, leave: int = 0) -> None:
-        """Write until no row waits and at most `leave` rows are unfinished.
+        """Write until at most `leave` rows are unfinished.
 
         Raises:
             ValueError: the model gave NaN.
         """
         with attending(self.model), torch.no_grad():
-            while self.waiting or len(self.alive) > leave:
+            while len(self.waiting) + len(self.alive) > leave:
                 started = time.perf_counter()
                 self._admit()
                 self._step()

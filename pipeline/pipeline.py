@@ -25,8 +25,14 @@ from presses.none import NonePress
 MAX_BATCH_BYTES = 2 * 2**30
 """Default bound on the tails and work space of one decode batch."""
 
+MAX_CONTEXT_BYTES = 2 * 2**30
+"""Default bound on the contexts held for decoding together; a single context may exceed it."""
+
+WIDE = 192
+"""Unfinished rows that are decoded at a model's best rate: with fewer, the next context is read first if memory allows."""
+
 THIN = 16
-"""Unfinished rows below which the next context is read, so that its rows join them."""
+"""Unfinished rows below which the next context is read in any case, so that its rows join them."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class CompressingPipeline:
         window: int | None = None,
         prefill_chunk: int | None = None,
         max_batch_bytes: int = MAX_BATCH_BYTES,
+        max_context_bytes: int = MAX_CONTEXT_BYTES,
     ) -> None:
         """A pipeline over a loaded model.
 
@@ -109,11 +116,12 @@ class CompressingPipeline:
             window: context window in tokens; by default the model's own.
             prefill_chunk: tokens per chunk of the prefill (exact; bounds activation memory), None for one piece.
             max_batch_bytes: bound on the tails and work space of one decode batch.
+            max_context_bytes: bound on the contexts held so that their rows are decoded together; a single one may exceed it.
         """
         self.model, self.tokenizer = model.eval(), tokenizer
         config: Any = model.config
         self.window = window or getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.prefill_chunk, self.max_batch_bytes = prefill_chunk, max_batch_bytes
+        self.prefill_chunk, self.max_batch_bytes, self.max_context_bytes = prefill_chunk, max_batch_bytes, max_context_bytes
         self.eos_ids = eos_token_ids(model, tokenizer)
         self._prompts: dict[bool, Prompt] = {}
 
@@ -172,8 +180,9 @@ class CompressingPipeline:
     def stream(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Results of every request, in order, variant by variant and question by question.
 
-        Contexts are read one after the other. Once few rows of a context are still being written, the next one is read and its rows join
-        them, so that batches stay full; what is written does not depend on it.
+        Contexts are read one after the other, and the rows of several are decoded together: as many as `max_context_bytes` holds, up to
+        `WIDE` rows. Once few rows of the contexts held are still being written, the next one is read and its rows join them, so that
+        batches stay full; what is written does not depend on it.
 
         Raises:
             ValueError: as calling the pipeline.
@@ -196,9 +205,12 @@ class CompressingPipeline:
                 n_variants = len(results) // len(request.questions)
                 results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(request.questions))]
             pending.append(results)
-            decoder.run(leave=min(THIN, len(results) // 2))
+            held = sum(storage_bytes(of_context) for of_context in pending)
+            roomy = held + storage_bytes(results) <= self.max_context_bytes
+            decoder.run(leave=WIDE if roomy else min(THIN, len(results) // 2))
             while pending and all(result.answer.stop_reason for result in pending[0]):
                 yield pending.popleft()
+            del results
         decoder.run()
         yield from pending
 
@@ -283,3 +295,12 @@ class CompressingPipeline:
         if isinstance(question, Question):
             return question
         return Question(str(question), answer_prefix, max_new_tokens)
+
+
+def storage_bytes(results: Sequence[Result]) -> int:
+    """Bytes in memory of what the unfinished variants of a context keep."""
+    storages: dict[int, int] = {}
+    for result in results:
+        if not result.answer.stop_reason:
+            storages |= result.context.storages()
+    return sum(storages.values())

@@ -103,6 +103,10 @@ class CompressedContext:
         """Measured bytes of the kept entries."""
         return sum(kept.bytes() for kept in self.layers)
 
+    def storages(self) -> dict[int, int]:
+        """Bytes in memory of every storage read, by its identity; variants of a context may share some."""
+        return {id(kept.storage): kept.storage.bytes for kept in self.layers}
+
     def check_budget(self, press: BasePress, ratio: float | Threshold) -> None:
         """Stop where a press kept fewer or more than it states.
 
