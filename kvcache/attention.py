@@ -119,40 +119,77 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float) -> Tensor:
     length, heads = layer.longest, layer.tail_keys.shape[1]
     group = query_heads // heads
     grouped = (query * scaling).reshape(rows, heads, group * n, size)
-    tail_keys, tail_values = layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length]
-    own = (grouped @ tail_keys.transpose(2, 3)).view(rows, heads, group, n, length)
     last = layer.lengths[:, None] - n + torch.arange(n, device=query.device)  # (R, n) index of each query in its row's tail
     window = layer.blocks[0].storage.window
+    hidden = None
     if n > 1 or not layer.even or window is not None:
         index = torch.arange(length, device=query.device)
         hidden = index > last[..., None]
         if window is not None:
             hidden |= index <= last[..., None] - window
-        own.masked_fill_(hidden[:, None, None], float("-inf"))  # (R, 1, 1, n, t)
-    out = query.new_empty(rows, heads, group * n, tail_values.shape[-1])
+        hidden = hidden[:, None, None].expand(-1, -1, group, -1, -1).reshape(rows, 1, group * n, length)
+    tail, tail_total = _part(grouped, layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length], hidden)
+    context, context_total = torch.empty_like(tail), torch.empty_like(tail_total)
     for block in layer.blocks:
         here = slice(block.start, block.stop)
-        out[here] = _block(grouped[here], own[here], tail_values[here], block, (layer.start[here, None] + last[here]), group)
-    return out.view(rows, query_heads, n, -1)
+        _block(grouped[here], block, layer.start[here, None] + last[here], n, context[here], context_total[here])
+    share = torch.sigmoid(context_total - tail_total)[..., None]  # of the softmax's weight that lies on the context
+    return torch.lerp(tail.float(), context.float(), share).to(query.dtype).view(rows, query_heads, n, -1)
 
 
-def _block(query: Tensor, own: Tensor, tail_values: Tensor, block: Block, at: Tensor, group: int) -> Tensor:
-    """Rows that share a storage: query (r, H, G * n, d), logits of the tail (r, H, G, n, t), positions of the queries (r, n)."""
-    rows, heads = query.shape[:2]
-    n, length = own.shape[3], own.shape[4]
+def _block(query: Tensor, block: Block, at: Tensor, n: int, out: Tensor, total: Tensor) -> None:
+    """Attention of rows that share a storage over that storage.
+
+    Args:
+        query: (r, H, G * n, d).
+        block: with the storage.
+        at: (r, n) positions of the queries.
+        n: queries per head.
+        out: (r, H, G * n, d) to write to.
+        total: (r, H, G * n) to write to: logarithm of the sum of the exponentials.
+    """
+    rows, heads, many = query.shape[:3]
     storage, counts = block.storage, block.counts
     kept = storage.keys.shape[1]
     if storage.channels is not None:
-        query = query.gather(-1, storage.channels[None, :, None].expand(rows, -1, query.shape[2], -1))
-    shared = query.transpose(0, 1).reshape(heads, rows * group * n, -1) @ storage.keys.transpose(1, 2)
-    logits = torch.cat((shared.view(heads, rows, group, n, kept), own.transpose(0, 1)), dim=-1)  # (H, r, G, n, K + t)
+        query = query.gather(-1, storage.channels[None, :, None].expand(rows, -1, many, -1))
+    hidden = None
     if counts is not None:
         absent = torch.arange(kept, device=query.device) >= counts.T[..., None]  # (H, r, K)
-        logits[..., :kept].masked_fill_(absent[:, :, None, None], float("-inf"))
+        hidden = absent[:, :, None, None].expand(-1, -1, many // n, n, -1)
     if storage.window is not None and storage.positions is not None:
         passed = storage.positions[:, None, None] <= at[None, ..., None] - storage.window  # (H or 1, r, n, K)
-        logits[..., :kept].masked_fill_(passed[:, :, None], float("-inf"))
-    weights = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
-    context = weights[..., :kept].reshape(heads, rows * group * n, kept) @ storage.values
-    tail = weights[..., kept:].transpose(0, 1).reshape(rows, heads, group * n, length) @ tail_values
-    return context.view(heads, rows, group * n, -1).transpose(0, 1) + tail
+        passed = passed[:, :, None].expand(heads, -1, many // n, -1, -1)
+        hidden = passed if hidden is None else hidden | passed
+    mask = None if hidden is None else hidden.reshape(1, heads, rows * many, kept)
+    stacked = query.transpose(0, 1).reshape(1, heads, rows * many, -1)
+    attended, weight = _part(stacked, storage.keys[None], storage.values[None], mask)
+    out.copy_(attended.view(heads, rows, many, -1).transpose(0, 1))
+    total.copy_(weight.view(heads, rows, many).transpose(0, 1))
+
+
+def _part(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention over one part of what a query sees: the weighted values, and the logarithm of the sum of the exponentials.
+
+    Args:
+        query: (b, H, m, d), scaled.
+        keys: (b, H, K, d).
+        values: (b, H, K, d').
+        hidden: (b, 1 or H, m, K) bool, what is not seen; a query may see nothing of this part.
+
+    Returns:
+        (b, H, m, d') and, in float32, (b, H, m).
+    """
+    if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
+        mask = None if hidden is None else torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, float("-inf"))
+        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=1.0)
+    else:
+        logits = (query @ keys.transpose(2, 3)).float()
+        if hidden is not None:
+            logits.masked_fill_(hidden, float("-inf"))
+        total = logits.logsumexp(-1)
+        out = (logits - total[..., None]).exp().to(values.dtype) @ values
+    if hidden is not None:
+        nothing = hidden.all(-1)  # a head may keep no entry at all
+        out, total = out.masked_fill(nothing[..., None], 0.0), total.masked_fill(nothing, float("-inf"))
+    return out, total
