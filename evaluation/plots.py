@@ -1,0 +1,148 @@
+"""Plots of a frame of `scores`, from records alone: `python -m evaluation.plots DIR…` needs no model, but matplotlib (extra `plots`).
+
+Writes `curves-<k>.png` and `.pdf` (score against measured kept fraction, 95 % bands, full-cache line; the average first, then a panel
+per task) and `pareto-<k>` (score against cache bytes) for each table k, into the first folder. Lines differ by marker and dash, so
+that they can be told apart in grey; of many presses the `TOP` best are named and the rest drawn in grey, which the title states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evaluation.records import BASELINE, read_records
+from evaluation.scores import TABLE, averages, scores
+
+TOP = 8
+"""Presses drawn with a name."""
+_MARKERS = "osD^vPX*"
+_DASHES = ("-", "--", "-.", ":")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#882255")  # distinct without red or green
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def draw(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write every plot of a frame of `scores` into `folder`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    if not available():
+        raise ValueError("plots need matplotlib; install it with: pip install 'longpress[plots]'")
+    written: list[Path] = []
+    for number, (names, part) in enumerate(frame.groupby(list(TABLE), sort=False), start=1):
+        keys = dict(zip(TABLE, names, strict=True))
+        title = f"{keys['benchmark']} on {keys['model']}"
+        tasks, shares = averages(str(keys["benchmark"]), part.loc[~part["aggregate"], "task"].unique())
+        shown = [*(name for name in shares if len(tasks) > 1), *tasks]
+        part = part.assign(label=_labels(part))
+        ranking = ranked(part, shown[0])
+        for stem, axis, panels in ((f"curves-{number}", "kept_fraction", shown), (f"pareto-{number}", "cache_bytes", shown[:1])):
+            written += _save(_figure(part, panels, ranking, axis, title), folder / stem)
+    return written
+
+
+def ranked(part: pd.DataFrame, task: str) -> list[str]:
+    """Labels of the presses, best mean score on `task` over their budgets first, then by name; those without a score last."""
+    rows = part[part["press"] != BASELINE]
+    means = rows[rows["task"] == task].groupby("label")["score"].mean()
+    return sorted(rows["label"].unique(), key=lambda label: (-float(means.get(label, math.nan)) if label in means.dropna() else 1.0, label))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: exit code 0, or 2 with one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.plots", description="Draw plots from records; needs no model.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the plots")
+    folders = parser.parse_args(arguments).folders
+    try:
+        for path in draw(scores(read_records(folders)), folders[0]):
+            print(path)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _labels(part: pd.DataFrame) -> list[str]:
+    """Press, its differing parameters, and whether it saw the question where only some did."""
+    told = part["query_aware"].nunique() > 1
+    rows = zip(part["press"], part["press_parameters"], part["query_aware"], strict=True)
+    return [name + (f" ({more})" if more else "") + (" (query-aware)" if told and aware else "") for name, more, aware in rows]
+
+
+def _figure(part: pd.DataFrame, panels: Sequence[str], ranking: Sequence[str], axis: str, title: str) -> Any:
+    """A panel per task, with one legend below all of them."""
+    from matplotlib.figure import Figure  # only here: the extra is optional
+
+    columns = min(4, len(panels))
+    height = math.ceil(len(panels) / columns)
+    single = len(panels) == 1
+    figure = Figure(figsize=(7, 4.8) if single else (3.1 * columns + 0.5, 2.6 * height + 1.6), layout="constrained")
+    grid = figure.subplots(height, columns, squeeze=False)
+    for at, axes in enumerate(grid.flat):
+        if at >= len(panels):
+            axes.set_axis_off()
+            continue
+        _panel(axes, part[part["task"] == panels[at]], ranking, axis)
+        axes.set_title(panels[at], fontsize=9)
+    rest = len(ranking) - TOP
+    note = f"\nthe {TOP} best of {len(ranking)} presses on {panels[0]} by mean over budgets are named; {rest} in grey" if rest > 0 else ""
+    figure.suptitle(title + note, fontsize=10)
+    figure.supxlabel("kept fraction of the cache" if axis == "kept_fraction" else "cache per sample (MiB)", fontsize=9)
+    figure.supylabel("score (0 to 100), 95 % interval", fontsize=9)
+    known: dict[str, Any] = {}
+    for axes in grid.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=min(4, columns + 1), fontsize=8, frameon=False)
+    return figure
+
+
+def _panel(axes: Any, rows: pd.DataFrame, ranking: Sequence[str], axis: str) -> None:
+    scale = 1.0 if axis == "kept_fraction" else 2.0**-20
+    full = rows[(rows["press"] == BASELINE) & rows["score"].notna()]
+    if len(full):
+        axes.axhline(full["score"].iloc[0], color="black", linewidth=1, linestyle=(0, (6, 2)), label="full cache", zorder=1)
+        axes.axhspan(full["ci_low"].iloc[0], full["ci_high"].iloc[0], color="black", alpha=0.06, linewidth=0)
+    curves = {label: curve for label, curve in rows[rows["press"] != BASELINE].groupby("label")}
+    for place, label in reversed(list(enumerate(ranking))):
+        curve = curves.get(label)
+        curve = None if curve is None else curve.dropna(subset=["score", axis]).sort_values(axis)
+        if curve is None or not len(curve):
+            continue
+        x, y = curve[axis] * scale, curve["score"]
+        if place >= TOP:
+            axes.plot(x, y, color="0.8", linewidth=0.8, marker=".", markersize=3, zorder=0)
+            continue
+        style = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _DASHES[place % 4], "markersize": 4, "linewidth": 1.3}
+        axes.plot(x, y, label=label, zorder=3, **style)
+        axes.fill_between(x, curve["ci_low"], curve["ci_high"], color=_COLOURS[place], alpha=0.1, linewidth=0)
+    axes.set_ylim(-3, 103)
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Any, stem: Path) -> list[Path]:
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")]
+    for path in paths:
+        figure.savefig(path, dpi=160)
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())
