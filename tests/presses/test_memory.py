@@ -6,8 +6,8 @@ from test_laws import NAMES, make, model_of, read
 from kvcache.selection import budget
 
 RATIOS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9)
-OF_SOMETHING_ELSE = {"duo_attention", "simlayerkv", "think"}
-"""Their ratio is of heads that stream, of layers that stay lazy, of key channels; `kept_fraction` says what that leaves of the cache."""
+OF_SOMETHING_ELSE = {"duo_attention", "ratio_decoding", "simlayerkv", "think"}
+"""Their ratio is of streaming heads, of the answer being written, of lazy layers, of key channels; `kept_fraction` says what is left."""
 CLAIMING = [name for name in NAMES if not (make(name).lossless or make(name).own_budget)]
 
 
