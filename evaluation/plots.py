@@ -102,13 +102,15 @@ def _figure(part: pd.DataFrame, panels: Sequence[str], ranking: Sequence[str], a
     rest = len(ranking) - TOP
     note = f"\nthe {TOP} best of {len(ranking)} presses on {panels[0]} by mean over budgets are named; {rest} in grey" if rest > 0 else ""
     figure.suptitle(title + note, fontsize=10)
-    figure.supxlabel("kept fraction of the cache" if axis == "kept_fraction" else "cache per sample (MiB)", fontsize=9)
+    name = "kept fraction of the cache" if axis == "kept_fraction" else "cache per sample (MiB)"
+    for axes in grid.flat[: len(panels)]:
+        axes.set_xlabel(name, fontsize=8)  # not supxlabel: it is laid over the legend
     figure.supylabel("score (0 to 100), 95 % interval", fontsize=9)
     known: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=min(4, columns + 1), fontsize=8, frameon=False)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
