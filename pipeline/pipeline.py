@@ -205,8 +205,8 @@ class CompressingPipeline:
                 n_variants = len(results) // len(request.questions)
                 results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(request.questions))]
             pending.append(results)
-            held = sum(storage_bytes(of_context) for of_context in pending)
-            roomy = held + storage_bytes(results) <= self.max_context_bytes
+            held = [storage_bytes(of_context) for of_context in pending]
+            roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
             decoder.run(leave=WIDE if roomy else min(THIN, len(results) // 2))
             while pending and all(result.answer.stop_reason for result in pending[0]):
                 yield pending.popleft()

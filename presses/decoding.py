@@ -81,8 +81,24 @@ def check_scorer(press: BasePress, interval: int, buffer_size: int) -> None:
         raise ValueError(f"compression_interval={interval} and buffer_size={buffer_size} must be at least 1")
 
 
+class PrefillLeftWhole(ScoreWrapperPress):
+    """A press that keeps the whole context, whatever the ratio, and acts while answers are written."""
+
+    def observe(self, layer: LayerObservation) -> Tensor:
+        """Nothing is scored in the prefill: an empty tensor of shape (B, H, T, 0)."""
+        return layer.keys[..., :0]
+
+    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
+        """Everything, whatever the ratio."""
+        return [Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence]
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """All entries of the context, whatever the ratio."""
+        return layers * heads * tokens, layers * heads * tokens
+
+
 @dataclass(frozen=True)
-class DecodingPress(ScoreWrapperPress):
+class DecodingPress(PrefillLeftWhole, ScoreWrapperPress):
     """A fixed number of entries while answers are written; the context is read whole.
 
     Attributes:
@@ -114,18 +130,6 @@ class DecodingPress(ScoreWrapperPress):
     def own_budget(self) -> bool:
         """The budget is `target_size`."""
         return True
-
-    def observe(self, layer: LayerObservation) -> Tensor:
-        """Nothing is scored in the prefill: an empty tensor of shape (B, H, T, 0)."""
-        return layer.keys[..., :0]
-
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """Everything, whatever the ratio."""
-        return [Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence]
-
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
-        """All entries of the context, whatever the ratio."""
-        return layers * heads * tokens, layers * heads * tokens
 
     def while_decoding(self, ratio: float | Threshold) -> Follower:
         """Keeps `target_size` entries at every interval."""

@@ -7,24 +7,18 @@ Cost: as decoding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from kvcache.following import Follower
-from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, Threshold, budget
-from presses.decoding import ScoreFollower, check_scorer
+from kvcache.selection import Threshold, budget
+from presses.decoding import PrefillLeftWhole, ScoreFollower, check_scorer
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
 from presses.wrapper import ScoreWrapperPress
 
 
 @dataclass(frozen=True)
-class RatioDecodingPress(ScoreWrapperPress):
+class RatioDecodingPress(PrefillLeftWhole, ScoreWrapperPress):
     """A share of all tokens while answers are written; the context is read whole.
 
     Attributes:
@@ -43,18 +37,6 @@ class RatioDecodingPress(ScoreWrapperPress):
         """Refuse scorers that need more than a cache."""
         super().__post_init__()
         check_scorer(self.press, self.compression_interval, self.buffer_size)
-
-    def observe(self, layer: LayerObservation) -> Tensor:
-        """Nothing is scored in the prefill: an empty tensor of shape (B, H, T, 0)."""
-        return layer.keys[..., :0]
-
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """Everything: the prefill is not compressed."""
-        return [Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence]
-
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
-        """All entries of the context."""
-        return layers * heads * tokens, layers * heads * tokens
 
     def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """Keeps `budget(tokens so far, ratio)` entries at every interval; at ratio 0 there is nothing to do."""
