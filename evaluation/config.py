@@ -60,6 +60,7 @@ class Settings:
         prefill_chunk: tokens per chunk of the prefill, None for one piece.
         max_batch_gb: bound on a decode batch, GiB.
         seed: of benchmark and presses that draw.
+        kept_maps: samples per task for which is recorded what each token keeps.
         resolved: the whole configuration, as plain values.
         shard: index and count: this job takes every count-th context from index on.
         plan: print what would be done, and stop.
@@ -74,6 +75,7 @@ class Settings:
     prefill_chunk: int | None
     max_batch_gb: float
     seed: int
+    kept_maps: int = 0
     resolved: dict[str, Any] = field(default_factory=dict)
     shard: tuple[int, int] = (0, 1)
     plan: bool = False
@@ -111,6 +113,8 @@ def settings(config: DictConfig) -> Settings:
         raise ValueError(f"limit={limit} must be at least 1 sample per task, or null for all")
     if plain["prefill_chunk"] is not None and plain["prefill_chunk"] < 1:
         raise ValueError(f"prefill_chunk={plain['prefill_chunk']} must be a positive number of tokens, or null to read in one piece")
+    if plain["kept_maps"] < 0:
+        raise ValueError(f"kept_maps={plain['kept_maps']} must be a number of samples per task, or 0 for none")
     if not plain["max_batch_gb"] > 0:
         raise ValueError(f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB")
     index, count = plain["shard"]["index"], plain["shard"]["count"]
@@ -131,6 +135,7 @@ def settings(config: DictConfig) -> Settings:
         plain["prefill_chunk"],
         plain["max_batch_gb"],
         plain["seed"],
+        plain["kept_maps"],
         plain,
         (index, count),
         plain["plan"],

@@ -12,10 +12,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from benchmarks.base import Sample
+    from pipeline.prefill import CompressedContext
 
 LARGEST = 2**31
 """Bytes that one packed list may unfold to: a damaged file must not fill the memory."""
@@ -75,6 +79,18 @@ class KeptMap:
             return cls(str(row["text"]), spans, int(row["entries"]), evidence, questions, counts)
         except (KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
             raise ValueError(f"not a kept map: {error}") from None
+
+
+def kept_map(text: str, spans: Sequence[tuple[int, int]], samples: Sequence[Sample], kept: Mapping[str, CompressedContext]) -> KeptMap:
+    """The map of a context: characters of its tokens, the samples that ask about it, and what the variant of each record kept."""
+    any_kept = next(iter(kept.values()))
+    heads = any_kept.entries()
+    entries = sum(len(heads[index]) for index in any_kept.observed)
+    full = np.full(len(spans), entries, dtype=np.int32)
+    counts = {key: full if one.kept_by is None else one.kept_by.numpy() for key, one in kept.items()}
+    evidence = {sample.id: [list(span) for span in sample.evidence] for sample in samples}
+    questions = {sample.id: sample.question for sample in samples}
+    return KeptMap(text, np.array(spans, dtype=np.int32).clip(0).reshape(-1, 2), entries, evidence, questions, counts)
 
 
 def append(path: Path, kept: KeptMap) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.base import Sample, group_by_context
 from evaluation.config import Settings
+from evaluation.keptmaps import append, kept_map
 from evaluation.plan import Item, Plan, describe
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.tables import report
@@ -46,6 +48,7 @@ class EvaluationRunner:
         self.settings = settings
         self.model_config = ModelConfig(**{key: value for key, value in settings.model.items() if key in known})
         self.pipeline: CompressingPipeline | None = None
+        self._mapped: set[str] = set()  # contexts whose kept tokens are recorded
 
     def run(self) -> Path:
         """Do what is not done yet, write the tables, print them.
@@ -82,6 +85,11 @@ class EvaluationRunner:
         folder = settings.results
         done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
         keys = {sample.id: self._keys(known, sample) for sample in samples}
+        counted = Counter[str]()
+        for sample in samples:
+            counted[sample.task] += 1
+            if counted[sample.task] <= settings.kept_maps:
+                self._mapped.add(sample.context_id)
         groups = list(group_by_context(samples))
         n_variants = len(settings.variants)
         plan = Plan(known, settings.benchmark.name, folder, n_variants, settings.query_aware, groups, keys, done)
@@ -115,7 +123,29 @@ class EvaluationRunner:
                     sample = asked[result.question]
                     if keys[sample.id][at] not in done:
                         writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
+                if asked[0].context_id in self._mapped:
+                    self._map(folder / "kept_maps" / writer.path.name, asked, missing, results, keys)
                 progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
+
+    def _map(
+        self, path: Path, asked: Sequence[Sample], missing: Sequence[int], results: Sequence[Result], keys: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Record which tokens of a context each variant keeps; in query-aware mode each question was read with a context of its own."""
+        assert self.pipeline is not None
+        parts = [[at] for at in range(len(asked))] if self.settings.query_aware else [list(range(len(asked)))]
+        for part in parts:
+            samples = [asked[at] for at in part]
+            text = samples[0].context + (samples[0].question if self.settings.query_aware else "")
+            try:
+                spans = self.pipeline.token_spans(text, samples[0].chat_template)
+            except NotImplementedError:  # a tokenizer that does not know where its tokens stand
+                return
+            kept = {
+                at: result.context
+                for at, result in zip((at for at in missing for _ in asked), results, strict=True)
+                if result.question in part
+            }
+            append(path, kept_map(text, spans, samples, {keys[sample.id][at]: one for at, one in kept.items() for sample in samples}))
 
     def _request(self, work: tuple[Sequence[Sample], Sequence[int]]) -> Request:
         """What the pipeline is asked about one context."""

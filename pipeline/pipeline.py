@@ -177,6 +177,10 @@ class CompressingPipeline:
         answers: list[list[str]] = self(context, questions=questions, press=list(variants), **options)["answers"]
         return answers
 
+    def token_spans(self, context: str, chat_template: bool = True) -> list[tuple[int, int]]:
+        """Characters [start, end) of `context` that each position of its cache stands for; negative within the chat template."""
+        return self._prompt(chat_template).token_spans(context)
+
     def stream(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Results of every request, in order, variant by variant and question by question.
 

@@ -78,6 +78,7 @@ class CompressedContext:
         full_bytes: bytes of the full cache.
         evidence_kept: per watched set of positions, the share kept, averaged over compressed layers and heads.
         seconds: spent selecting and applying, this variant's share.
+        kept_by: (T,) int32, how many heads of the observed layers keep each token; None where all do, or where that was not asked.
     """
 
     layers: list[Kept]
@@ -88,6 +89,7 @@ class CompressedContext:
     full_bytes: int
     evidence_kept: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    kept_by: Tensor | None = None
 
     def entries(self) -> list[list[int]]:
         """Measured kept entries per layer and head."""
@@ -225,6 +227,7 @@ class PrefilledContext:
                 sum(kept.bytes() for kept in self.full),
                 [share_kept(selections.get(ratio, ()), positions) for positions in watched],
                 seconds,
+                keeping_heads(selections[ratio]) if ratio in selections else None,
             )
             for ratio in ratios
         ]
@@ -262,6 +265,11 @@ def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedCon
         layers.append(kept)
     starts = {int(cache.layers[index].start[0]) for index in observed}
     return CompressedContext(layers, observed, starts.pop() if starts else tokens, tokens, full_entries, full_bytes)
+
+
+def keeping_heads(selections: Sequence[Selection]) -> Tensor:
+    """How many heads, over all layers, keep each token: (T,) int32 on the CPU."""
+    return torch.stack([selection.keep[0].sum(0, dtype=torch.int32) for selection in selections]).sum(0, dtype=torch.int32).cpu()
 
 
 def share_kept(selections: Sequence[Selection], positions: Sequence[int]) -> float:

@@ -94,14 +94,17 @@ class Prompt:
 
     def evidence_tokens(self, context: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Positions of the context's tokens (template included) that overlap the character spans."""
-        encoded = self.tokenizer(self.before + context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        shift = len(self.before)
-        moved = [(start + shift, end + shift) for start, end in spans]
         return [
             position
-            for position, (first, last) in enumerate(encoded["offset_mapping"])
-            if any(first < end and start < last for start, end in moved)
+            for position, (first, last) in enumerate(self.token_spans(context))
+            if any(first < end and start < last for start, end in spans)
         ]
+
+    def token_spans(self, context: str) -> list[tuple[int, int]]:
+        """Characters [start, end) of `context` that each token of `context_ids` stands for; negative within the template."""
+        encoded = self.tokenizer(self.before + context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        shift = len(self.before)
+        return [(first - shift, last - shift) for first, last in encoded["offset_mapping"]]
 
     def last_id(self, text: str) -> int:
         """The last token of a stop string, which a row that may not end yet must not write."""

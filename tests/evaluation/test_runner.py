@@ -12,6 +12,8 @@ import pytest
 from byte_tokenizer import VOCABULARY, byte_tokenizer
 from tiny_models import tiny_model
 
+from evaluation.keptmaps import read_kept_maps
+
 ROOT = Path(__file__).parents[2]
 SWEEP = ["press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "benchmark=ruler", "benchmark.tasks=[niah_single_1,vt]", "limit=3"]
 
@@ -202,3 +204,21 @@ def test_a_press_of_ones_own_needs_one_file(model_folder: Path, tmp_path: Path) 
     found = {record["press"]: record for record in records(results)}
     assert found["mine"]["press_parameters"] == {"power": 1.0}
     assert found["adakv"]["press_parameters"]["press"]["press"] == "mine"
+
+
+def test_a_run_records_what_it_keeps_of_the_first_samples(finished: tuple[Path, str]) -> None:
+    results, _ = finished
+    by_key = {record["key"]: record for record in records(results)}
+    maps = list(read_kept_maps([results]))
+    assert sorted(name for one in maps for name in one.questions) == [f"{task}/{at}" for task in ("niah_single_1", "vt") for at in (0, 1)]
+    for one in maps:
+        assert one.counts
+        for key, counts in one.counts.items():
+            record = by_key[key]
+            entries = sum(sum(heads) if isinstance(heads, list) else heads * 2 for heads in record["kept_entries"])
+            assert int(counts.sum()) == entries, "the map adds up to the measured entries"
+            assert len(counts) == record["context_tokens"] and counts.max() <= one.entries
+            evidence = one.evidence[record["sample_id"]]
+            inside = [any(a < end and start < b for a, b in evidence) for start, end in one.spans]
+            assert counts[inside].mean() / one.entries == pytest.approx(record["evidence_kept"], abs=1e-6)
+    assert '"context":0' in (results / "report.html").read_text()
