@@ -119,12 +119,12 @@ class EvaluationRunner:
         with RecordWriter(folder) as writer, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task("contexts", total=len(work))
             for (asked, missing), results in zip(work, self.pipeline.stream(map(self._request, work)), strict=True):
+                if asked[0].context_id in self._mapped:
+                    self._map(folder / "kept_maps" / writer.path.name, asked, missing, results, keys)
                 for at, result in zip((at for at in missing for _ in asked), results, strict=True):
                     sample = asked[result.question]
                     if keys[sample.id][at] not in done:
                         writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
-                if asked[0].context_id in self._mapped:
-                    self._map(folder / "kept_maps" / writer.path.name, asked, missing, results, keys)
                 progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
 
     def _map(
@@ -152,7 +152,8 @@ class EvaluationRunner:
         samples, missing = work
         variants = [self.settings.variants[at][1] for at in missing]
         questions = [question_of(sample) for sample in samples]
-        return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template)
+        mapped = samples[0].context_id in self._mapped
+        return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template, count_kept=mapped)
 
     def _keys(self, known: KnownModel, sample: Sample) -> list[str]:
         """The key of the sample's record under each variant."""

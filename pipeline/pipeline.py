@@ -60,7 +60,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Request:
-    """Questions about one context, for `CompressingPipeline.stream`; what the fields mean says calling the pipeline."""
+    """Questions about one context, for `CompressingPipeline.stream`; what the fields mean says calling the pipeline.
+
+    `count_kept` asks besides for `CompressedContext.kept_by`: how many heads keep each token.
+    """
 
     context: str
     questions: Sequence[Question]
@@ -68,6 +71,7 @@ class Request:
     query_aware: bool = False
     chat_template: bool = True
     max_context_tokens: int | None = None
+    count_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,7 @@ class CompressingPipeline:
             onlooker = Onlooker([variant.press for variant in variants])
             self._forward(context_ids, onlooker, framing)
             seconds = time.perf_counter() - started
-            measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched)
+            measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched, request.count_kept)
         readings = []
         for variant, kept, observing in measured:
             budget = variant.limit(kept.tokens)
@@ -269,14 +273,15 @@ class CompressingPipeline:
         return cache
 
     def _compress(
-        self, prefilled: PrefilledContext, variants: Sequence[Variant], watched: Sequence[Sequence[int]]
+        self, prefilled: PrefilledContext, variants: Sequence[Variant], watched: Sequence[Sequence[int]], count_kept: bool
     ) -> list[tuple[Variant, CompressedContext, float]]:
         """What each variant keeps, in the order given; the variants of a press are compressed together."""
         found: dict[int, CompressedContext] = {}
         for identity, press in prefilled.onlooker.presses.items():
             mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
             ratios = [variants[at].limit(prefilled.tokens) for at in mine]
-            compressed = dict(zip(dict.fromkeys(ratios), prefilled.compress(press, list(dict.fromkeys(ratios)), watched), strict=True))
+            distinct = list(dict.fromkeys(ratios))
+            compressed = dict(zip(distinct, prefilled.compress(press, distinct, watched, count_kept), strict=True))
             found.update({at: compressed[ratio] for at, ratio in zip(mine, ratios, strict=True)})
         seconds = prefilled.onlooker.seconds
         return [(variant, found[at], seconds[variant.press.identity()]) for at, variant in enumerate(variants)]

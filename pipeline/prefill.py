@@ -188,7 +188,7 @@ class PrefilledContext:
         ]
 
     def compress(
-        self, press: BasePress, ratios: Sequence[float | Threshold], watched: Sequence[Sequence[int]] = ()
+        self, press: BasePress, ratios: Sequence[float | Threshold], watched: Sequence[Sequence[int]] = (), count_kept: bool = False
     ) -> list[CompressedContext]:
         """What `press` keeps at each ratio; variants with nested kept sets share memory.
 
@@ -196,6 +196,7 @@ class PrefilledContext:
             press: one of those that looked on.
             ratios: fractions removed, or thresholds.
             watched: sets of positions whose survival is to be measured.
+            count_kept: whether to count the heads that keep each token (`kept_by`).
         """
         started = time.perf_counter()
         lossy = [ratio for ratio in ratios if (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless]
@@ -227,7 +228,7 @@ class PrefilledContext:
                 sum(kept.bytes() for kept in self.full),
                 [share_kept(selections.get(ratio, ()), positions) for positions in watched],
                 seconds,
-                keeping_heads(selections[ratio]) if ratio in selections else None,
+                keeping_heads(selections[ratio]) if count_kept and ratio in selections else None,
             )
             for ratio in ratios
         ]

@@ -222,3 +222,14 @@ def test_a_run_records_what_it_keeps_of_the_first_samples(finished: tuple[Path, 
             inside = [any(a < end and start < b for a, b in evidence) for start, end in one.spans]
             assert counts[inside].mean() / one.entries == pytest.approx(record["evidence_kept"], abs=1e-6)
     assert '"context":0' in (results / "report.html").read_text()
+
+
+def test_in_query_aware_runs_every_question_has_a_map_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+    run(model_folder, tmp_path, "query_aware=true", "press=snapkv", "compression_ratio=0.5", "limit=1", "kept_maps=1")
+    found = {record["key"]: record for record in records(tmp_path)}
+    maps = list(read_kept_maps([tmp_path]))
+    assert len(maps) == 2 and {key for one in maps for key in one.counts} == set(found)
+    for one in maps:
+        (question,) = one.questions.values()
+        assert question and one.text.endswith(question)
+        assert all(len(counts) == found[key]["context_tokens"] for key, counts in one.counts.items())
