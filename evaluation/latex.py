@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evaluation.tables import Line, View
+    from evaluation.views import Line, View
 
 ROTATED_FROM = 8
 """Columns of scores from which on their heads are turned."""

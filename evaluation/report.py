@@ -23,9 +23,11 @@ import numpy as np
 import pandas as pd
 
 from evaluation.keptmaps import KeptMap, read_kept_maps
+from evaluation.markdown import difference_cell, score_cell
 from evaluation.records import BASELINE, Record
 from evaluation.scores import LINE, TABLE, differing, scores
-from evaluation.tables import MISSING, SIGNIFICANT, View, difference_cell, line_budget, line_label, read, score_cell, views, write_whole
+from evaluation.tables import read, write_whole
+from evaluation.views import MISSING, SIGNIFICANT, View, line_budget, line_label, views
 
 ANSWERS = 3000
 """Answers that the page holds; of more, the first samples of every task, those with kept maps before all."""

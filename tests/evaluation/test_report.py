@@ -16,9 +16,9 @@ from test_tables import PRESSES, sweep, write
 
 from evaluation import report
 from evaluation.keptmaps import KeptMap, append, read_kept_maps
+from evaluation.markdown import difference_cell, markdown, score_cell
 from evaluation.records import Record
 from evaluation.scores import scores
-from evaluation.tables import difference_cell, markdown, score_cell
 
 ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!-- \u2028 \ud800 &amp; 😀"
 

@@ -13,9 +13,11 @@ import pytest
 from test_scores import line
 
 from evaluation.latex import escape, latex
+from evaluation.markdown import difference_cell, markdown, score_cell, terminal
 from evaluation.records import Record, RecordWriter
 from evaluation.scores import COLUMNS, scores
-from evaluation.tables import difference_cell, main, markdown, report, score_cell, terminal, views
+from evaluation.tables import main, report
+from evaluation.views import views
 
 
 def sweep(tasks: Sequence[str], presses: Sequence[tuple[str, float]], n: int = 20, **changes: Any) -> list[Record]:
@@ -138,7 +140,7 @@ def test_several_models_and_versions_have_tables_of_their_own(tmp_path: Path) ->
 
 def test_group_headers_of_a_suite_with_named_averages(monkeypatch: pytest.MonkeyPatch) -> None:
     from evaluation import scores as module
-    from evaluation import tables
+    from evaluation import views as tables
 
     def named(benchmark: str, tasks: Any) -> Any:
         third = 1 / 3

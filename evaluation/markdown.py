@@ -1,0 +1,124 @@
+"""Tables as text: Markdown, and the same for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from evaluation.views import MISSING, SIGNIFICANT, Line, View, views
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """`table.md`: per table the scores, the paired differences to the full cache, and notes."""
+    parts = []
+    for view in views(frame):
+        wide = [(_header(view), [[*_start(line), *_row(view.columns, line, score_cell)] for line in view.lines])]
+        compared = _compared(view)
+        if compared:
+            wide.append((_header(view), [[*_start(line), *_row(view.columns, line, difference_cell)] for line in compared]))
+        titles = ("Score (0 to 100) ± standard error", "Difference to the full cache on the same samples [95 % interval]")
+        sections = [f"### {title}\n\n{grid(header, rows)}" for title, (header, rows) in zip(titles, wide, strict=False)]
+        parts.append("\n\n".join([f"## {view.title}", *sections, *_notes(view)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def terminal(frame: pd.DataFrame, width: int = 120) -> str:
+    """The same for a terminal of `width` columns: tasks become rows where presses fit side by side, else columns are split in blocks."""
+    parts = []
+    for view in views(frame):
+        blocks = [_fit(view, view.lines, score_cell, width)]
+        compared = _compared(view)
+        if compared:
+            blocks += ["difference to the full cache [95 % interval]:", _fit(view, compared, difference_cell, width)]
+        parts.append("\n\n".join([view.title, *blocks, *_notes(view)]))
+    return "\n\n\n".join(parts)
+
+
+def score_cell(row: Mapping[str, Any] | None) -> str:
+    """`41.5 ± 0.6`; the interval where a standard error says nothing (all samples equal, or one); † after failed samples; – if missing."""
+    if row is None or math.isnan(row["score"]):
+        return MISSING + ("†" if row is not None and row["n_failed"] else "")
+    error = row["se"]
+    text = f"{row['score']:.1f} ± {error:.1f}" if error > 0 else f"{row['score']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+    return text + ("†" if row["n_failed"] else "")
+
+
+def difference_cell(row: Mapping[str, Any] | None) -> str:
+    """`-0.3 [-0.9, 0.3]`, with * where the adjusted p-value is below 0.05; – if missing."""
+    if row is None or math.isnan(row["delta"]):
+        return MISSING
+    mark = "*" if row["p_holm"] < SIGNIFICANT else ""
+    return f"{row['delta']:+.1f} [{row['delta_ci_low']:+.1f}, {row['delta_ci_high']:+.1f}]{mark}"
+
+
+def _compared(view: View) -> list[Line]:
+    return [line for line in view.lines if any(not math.isnan(cell["delta"]) for cell in line.cells.values())]
+
+
+def _start(line: Line) -> list[str]:
+    return [line.press, line.budget or MISSING, line.kept, line.samples]
+
+
+def _header(view: View) -> list[str]:
+    return ["press", view.budget_heading, "kept", "n", *view.columns]
+
+
+def _row(columns: Iterable[str], line: Line, cell: Callable[[Mapping[str, Any] | None], str]) -> list[str]:
+    return [cell(line.cells.get(column)) for column in columns]
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table with aligned columns, the first `left` to the left."""
+    table = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
+    rule = ["-" * width if at < left else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
+    table.insert(1, rule)
+    pad = [str.ljust if at < left else str.rjust for at in range(len(widths))]
+    aligned = [[put(text, width) for put, text, width in zip(pad, row, widths, strict=True)] for row in table]
+    return "\n".join(f"| {' | '.join(row)} |" for row in aligned)
+
+
+def _fit(view: View, lines: Sequence[Line], cell: Callable[[Mapping[str, Any] | None], str], width: int) -> str:
+    head = [_header(view)[:4], *map(_start, lines)]
+    rows = [view.columns, *(_row(view.columns, line, cell) for line in lines)]
+    names = ["task", *(f"{line.press} {line.budget}".strip() for line in lines)]
+    turned = [names, *(list(column) for column in zip(*rows, strict=True))]
+    taken, sizes = _width(head), [_width([[text] for text in column]) - 1 for column in zip(*rows, strict=True)]
+    if taken + sum(sizes) > width and _width(turned) <= width:
+        return grid(turned[0], turned[1:])
+    blocks, start = [], 0
+    while start < len(sizes):
+        end = start + 1
+        while end < len(sizes) and taken + sum(sizes[start : end + 1]) <= width:
+            end += 1
+        table = [left + right[start:end] for left, right in zip(head, rows, strict=True)]
+        blocks.append(grid(table[0], table[1:]))
+        start = end
+    return "\n\n".join(blocks)
+
+
+def _width(table: Sequence[Sequence[str]]) -> int:
+    """Characters across the grid of a table."""
+    return 1 + sum(3 + max(3, *map(len, column)) for column in zip(*table, strict=True))
+
+
+def _notes(view: View) -> list[str]:
+    """What a reader needs to know about the cells of this table."""
+    notes = []
+    rows = [(line, row) for line in view.lines for row in line.cells.values()]
+    held = {row["task"]: row["n_tasks"] for _, row in rows if row["aggregate"]}
+    if view.averages:
+        named = ", ".join(f"{name} of {held[name]} task{'s' if held[name] > 1 else ''}" for name in view.averages if name in held)
+        notes.append(f"Averages: {named}. An average is left out where one of its tasks is missing for that press.")
+    notes.append("n: samples per task; kept: measured share of cache entries; brackets: 95 % interval; *: p < 0.05 (Holm).")
+    single = [(f"{line.press} {line.budget}".strip(), row) for line, row in rows if not row["aggregate"]]
+    failed = [f"{name} {row['task']}: {row['n_failed']}" for name, row in single if row["n_failed"]]
+    if failed:
+        notes.append(f"† failed samples, left out of the means: {'; '.join(failed[:20])}{'; …' if len(failed) > 20 else ''}.")
+    empty, cut = (sum(row[name] for _, row in single) for name in ("n_empty", "n_truncated"))
+    if empty or cut:
+        notes.append(f"Of all lines, empty answers: {empty}; answers about contexts cut to fit the window: {cut}.")
+    return notes
