@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow check format
+.PHONY: help setup demo test test-slow test-latex check format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -29,6 +29,9 @@ test: setup ## run every test that needs no GPU, browser or cluster
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest --numprocesses 2 -m slow
+
+test-latex: setup ## compile the tables for papers (needs pdflatex)
+	$(BIN)/python -m pytest -m latex
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -110,6 +110,10 @@ class Benchmark(ABC):
         """Named aggregates: name -> groups of tasks. The aggregate is the mean over groups of the mean over a group's tasks."""
         return {"average": [(task,) for task in self.tasks]}
 
+    def headings(self) -> Mapping[str, Sequence[str]]:
+        """Groups of tasks for the heads of tables: name -> tasks. No average is taken over them."""
+        return {}
+
     @property
     def name(self) -> str:
         """The file name without `.py`: the name on the command line and in tables."""

@@ -130,6 +130,15 @@ class LongbenchBenchmark(Benchmark):
                 found[name] = categories(language)
         return found or {"average": [(task,) for task in self.tasks]}
 
+    def headings(self) -> Mapping[str, Sequence[str]]:
+        """The suite's categories, as tables of papers name them."""
+        names = {"qa": "QA", "doc": "Doc", "shot": "Shot"}
+        found: dict[str, list[str]] = {}
+        for task in ALL_21:
+            words = prompts()[task]["category"].split("_")
+            found.setdefault(" ".join(names.get(word, word.capitalize()) for word in words), []).append(task)
+        return found
+
     def _rows(self, name: str) -> tuple[sources.Rows, dict[str, Any]]:
         what, place = f"longbench {name}", Path(self.path).expanduser()
         if not self.path:

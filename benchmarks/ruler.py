@@ -11,7 +11,7 @@ for questions), upper and lower case alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -115,6 +115,11 @@ class RulerBenchmark(Benchmark):
         if not found:
             return {metric: 0.0}
         return {metric: float(any(found)) if metric == "string_match_part" else sum(found) / len(found)}
+
+    def headings(self) -> Mapping[str, Sequence[str]]:
+        """The paper's categories of tasks."""
+        names = {"niah": "Retrieval", "vt": "Tracing", "cwe": "Aggregation", "fwe": "Aggregation", "qa": "Questions"}
+        return {name: [task for task in TASKS if names[TASKS[task].kind] == name] for name in dict.fromkeys(names.values())}
 
     def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
         """Rows of RULER's prediction files: `pred`, `outputs`, and the task from the row where it is not given."""

@@ -1,20 +1,34 @@
 r"""Tables for papers: LaTeX with booktabs, the full cache first, then one block per budget.
 
-Needs `\usepackage{booktabs}` and `\usepackage{graphicx}` (rotated heads, tables fitted to the line). A number is bold only where it is
-the best of its block and the paired difference to the runner-up is significant after Holm's adjustment.
+The file compiles alone, and inside a paper that has `\usepackage{booktabs}` and `\usepackage{graphicx}` (rotated heads, tables fitted to
+the line) where `\input{table.tex}` stands. A number is bold only where it is the best of its block and the paired difference to the
+runner-up is significant after Holm's adjustment; an asterisk marks a significant difference to the full cache.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from evaluation.views import Line, View
+from evaluation.costs import NOTE, Grid
+from evaluation.views import SIGNIFICANT, Line, View
 
 ROTATED_FROM = 8
-"""Columns of scores from which on their heads are turned."""
+"""Columns of scores from which on their heads are turned and errors of single tasks are left to the caption."""
+PAGE = 44
+"""Lines that one page holds."""
+MARKS = r"bold: significantly best of its budget; $^*$: differs from the full cache ($p<0.05$, Holm)"
+HEAD = r"""% Alone: pdflatex table.tex. In a paper: \usepackage{booktabs,graphicx} and \input{table.tex}.
+\ifdefined\thepage\else
+  \documentclass{article}
+  \usepackage[margin=2cm]{geometry}
+  \usepackage{booktabs,graphicx}
+  \def\longpressend{\end{document}}
+  \begin{document}
+\fi
+"""
+TAIL = "\\ifdefined\\longpressend\\expandafter\\longpressend\\fi\n"
 _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -28,12 +42,19 @@ _ESCAPES = {
 }
 
 
-def latex(views: Sequence[View]) -> str:
-    """One `table` environment per view; see the module for the packages it needs."""
-    head = (
-        "% \\usepackage{booktabs} \\usepackage{graphicx}\n% Scores 0 to 100 with standard errors; bold: significantly best of its ratio.\n"
-    )
-    return head + "\n".join(_table(view) for view in views)
+def latex(views: Sequence[View], costs: Mapping[tuple[Any, ...], Grid] | None = None) -> str:
+    """The tables of each view: presses by budgets, scores by task, costs; see the module.
+
+    Args:
+        views: of a frame of scores.
+        costs: heads and rows of the cost table by `View.names`.
+    """
+    parts = []
+    for view in views:
+        parts += [*_by_budget(view), *_scores(view)]
+        if costs and view.names in costs:
+            parts.append(_cost(view.title, *costs[view.names]))
+    return HEAD + "\n".join(parts) + TAIL
 
 
 def escape(text: str) -> str:
@@ -41,26 +62,72 @@ def escape(text: str) -> str:
     return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
 
 
-def _table(view: View) -> str:
+def _by_budget(view: View) -> list[str]:
+    """A row per press, a column per budget: the first average, or the only task."""
+    lines = sorted((line for line in view.lines if not line.is_baseline), key=_order)
+    budgets, presses = list(dict.fromkeys(line.budget for line in lines)), sorted({line.press for line in lines})
+    if len(budgets) < 2 or len(presses) < 2:
+        return []
+    column = view.columns[0]
+    cells = {(line.press, line.budget): line.cells.get(column) for line in lines}
+    body = []
+    for line in view.lines:
+        if line.is_baseline:
+            whole = rf"\multicolumn{{{len(budgets)}}}{{c}}{{{_cell(line.cells.get(column))}}}"
+            body += [rf"{escape(line.press)} & {whole} \\", r"\midrule"]
+    body += [
+        " & ".join([escape(press), *(_cell(cells.get((press, budget)), mark=True) for budget in budgets)]) + r" \\" for press in presses
+    ]
+    over = (
+        rf" & \multicolumn{{{len(budgets)}}}{{c}}{{{view.budget_heading if view.budget_heading == 'budget' else 'compression ratio'}}} \\"
+    )
+    heads = [over, rf"\cmidrule(lr){{2-{1 + len(budgets)}}}", " & ".join(["press", *map(escape, budgets)]) + r" \\"]
+    caption = f"{escape(view.title)}: {escape(column)} (0 to 100) with standard error; {MARKS}."
+    return [_environment(caption, f"l *{{{len(budgets)}}}{{r}}", heads, body)]
+
+
+def _scores(view: View) -> list[str]:
+    """A row per press and budget, a column per task; a table for each budget where one page would not hold them."""
     tasks = [column for column in view.columns if column not in view.averages]
     columns = [*tasks, *view.averages]
-    body: list[str] = []
-    block: str | None = None
-    for line in sorted(view.lines, key=_order):
-        if block is not None and line.budget != block:
-            body.append(r"\midrule")
-        block = line.budget
-        start = [escape(line.press), escape(line.budget) or "--", escape(line.kept)]
-        body.append(" & ".join([*start, *(_cell(line.cells.get(column)) for column in columns)]) + r" \\")
-    rules = f"ll r *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
+    lines = sorted(view.lines, key=_order)
+    blocks: dict[str, list[Line]] = {}
+    for line in lines:
+        blocks.setdefault(line.budget, []).append(line)
+    full = blocks.pop("", [])
+    pages = [list(blocks.values())] if len(lines) <= PAGE else [[block] for block in blocks.values()]
     many = len(columns) >= ROTATED_FROM
-    names = (rf"\rotatebox{{70}}{{{escape(column)}}}" if many else escape(column) for column in columns)
-    heads = ["press", view.budget_heading, "kept", *names]
-    rows = [r"\toprule", *_grouped(view, tasks), " & ".join(heads) + r" \\", r"\midrule", *body, r"\bottomrule"]
+    names = [rf"\rotatebox{{70}}{{{escape(column)}}}" if many else escape(column) for column in columns]
+    heads = [*_grouped(view, tasks), " & ".join(["press", view.budget_heading, "kept", *names]) + r" \\"]
+    rules = f"ll r *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
+    errors = [line.cells[task]["se"] for line in lines for task in tasks if task in line.cells and line.cells[task]["se"] > 0]
+    said = f"standard errors of tasks up to {max(errors):.1f}" if many and errors else "with standard errors"
+    caption = f"{escape(view.title)}. Scores (0 to 100), {said}; kept: measured share of cache entries; {MARKS}."
+    tables = []
+    for page in pages or [[]]:
+        body: list[str] = []
+        for block in [full, *page]:
+            body += [r"\midrule"] if body and block else []
+            for line in block:
+                cells = [_cell(line.cells.get(name), error=not many or name in view.averages, mark=bool(line.budget)) for name in columns]
+                body.append(" & ".join([escape(line.press), escape(line.budget) or "--", escape(line.kept), *cells]) + r" \\")
+        tables.append(_environment(caption, rules, heads, body))
+    return tables
+
+
+def _cost(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    body = [" & ".join(map(escape, row)) + r" \\" for row in rows]
+    if len(body) > 1 and rows[0][0].startswith("full cache"):
+        body.insert(1, r"\midrule")
+    heads = [" & ".join(map(escape, head)) + r" \\"]
+    return _environment(f"{escape(title)}: cost. {escape(NOTE)}", f"l *{{{len(head) - 1}}}{{r}}", heads, body)
+
+
+def _environment(caption: str, rules: str, heads: Sequence[str], body: Sequence[str]) -> str:
+    rows = [r"\toprule", *heads, r"\midrule", *body, r"\bottomrule"]
     tabular = "\n".join([rf"\begin{{tabular}}{{{rules}}}", *rows, r"\end{tabular}"])
-    fitted = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{tabular}%\n}}" if many else tabular
-    caption = f"{escape(view.title)}. Scores (0 to 100) with standard errors; kept: measured share of cache entries."
-    return "\n".join([r"\begin{table}[t]", r"\centering", r"\small", rf"\caption{{{caption}}}", fitted, r"\end{table}", ""])
+    fitted = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{tabular}%\n}}"  # shrinks, never stretches
+    return "\n".join([r"\begin{table}[p]", r"\centering", r"\small", rf"\caption{{{caption}}}", fitted, r"\end{table}", ""])
 
 
 def _grouped(view: View, tasks: Sequence[str]) -> list[str]:
@@ -93,11 +160,16 @@ def _order(line: Line) -> tuple[bool, int, float, str]:
         return True, 1 if first.isdigit() else 2, -float(first if first.isdigit() else last), line.press
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
+def _cell(row: Mapping[str, Any] | None, *, error: bool = True, mark: bool = False) -> str:
+    """A score, bold where significantly best; its error, or the interval where that says nothing; marks."""
     if row is None or math.isnan(row["score"]):
         return "--"
     score = f"{row['score']:.1f}"
-    if not math.isnan(row["p_lead"]) and row["p_lead"] < 0.05 and row["lead"] > 0:
+    if not math.isnan(row["p_lead"]) and row["p_lead"] < SIGNIFICANT and row["lead"] > 0:
         score = rf"\textbf{{{score}}}"
-    error = rf"{{\scriptsize$\pm${row['se']:.1f}}}" if row["se"] > 0 else rf"{{\scriptsize[{row['ci_low']:.1f}, {row['ci_high']:.1f}]}}"
-    return score + error + (r"$^\dagger$" if row["n_failed"] else "")
+    if error and row["se"] > 0:
+        score += rf"{{\scriptsize$\pm${row['se']:.1f}}}"
+    elif error:
+        score += rf"{{\scriptsize[{row['ci_low']:.1f}, {row['ci_high']:.1f}]}}"
+    marks = ("*" if mark and row["p_holm"] < SIGNIFICANT else "") + (r"\dagger" if row["n_failed"] else "")
+    return score + (f"$^{{{marks}}}$" if marks else "")

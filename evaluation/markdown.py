@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.costs import NOTE, Grid
 from evaluation.views import MISSING, SIGNIFICANT, Line, View, views
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """`table.md`: per table the scores, the paired differences to the full cache, and notes."""
+def markdown(frame: pd.DataFrame, costs: Mapping[tuple[Any, ...], Grid] | None = None) -> str:
+    """`table.md`: per table the scores, the paired differences to the full cache, notes, and what it cost."""
     parts = []
     for view in views(frame):
         wide = [(_header(view), [[*_start(line), *_row(view.columns, line, score_cell)] for line in view.lines])]
@@ -21,7 +22,8 @@ def markdown(frame: pd.DataFrame) -> str:
             wide.append((_header(view), [[*_start(line), *_row(view.columns, line, difference_cell)] for line in compared]))
         titles = ("Score (0 to 100) ± standard error", "Difference to the full cache on the same samples [95 % interval]")
         sections = [f"### {title}\n\n{grid(header, rows)}" for title, (header, rows) in zip(titles, wide, strict=False)]
-        parts.append("\n\n".join([f"## {view.title}", *sections, *_notes(view)]))
+        spent = [f"### Cost\n\n{grid(*costs[view.names])}", NOTE] if costs and view.names in costs else []
+        parts.append("\n\n".join([f"## {view.title}", *sections, *_notes(view), *spent]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -125,6 +125,14 @@ def scores(records: Iterable[Record], seed: int = 0) -> pd.DataFrame:
     return result.astype({**dict.fromkeys(COUNTS, "int64"), "n_tasks": "int64", "budget_tokens": "Int64"})
 
 
+def headings(benchmark: str) -> Mapping[str, Sequence[str]]:
+    """The suite's groups of tasks for the heads of tables; none of a benchmark that the catalogue lacks or that cannot be loaded here."""
+    with suppress(KeyError, ImportError, AttributeError, ValueError, TypeError):
+        found: Mapping[str, Sequence[str]] = benchmarks()[benchmark].load()().headings()
+        return found
+    return {}
+
+
 def averages(benchmark: str, tasks: Iterable[str]) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Tasks in the suite's order, and the share of each task in every named average.
 

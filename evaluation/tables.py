@@ -1,7 +1,7 @@
 """Tables of scores for people and for papers, from records alone: `python -m evaluation.tables DIR…` needs no model.
 
-Writes `scores.csv`, `scores.parquet`, `table.md`, `table.tex` and `report.html` into the first folder and prints the tables. Several
-folders are merged: a record that stands in more than one counts once.
+Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html` into the first folder and prints the
+tables. Several folders are merged: a record that stands in more than one counts once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.costs import cost_grids, costs
 from evaluation.latex import latex
 from evaluation.markdown import markdown, terminal
 from evaluation.records import Record, read_records
@@ -37,7 +38,7 @@ def report(folders: Sequence[Path]) -> pd.DataFrame:
     from evaluation.report import page  # which shows these tables, so it imports this module
 
     try:
-        _write(folders[0], frame, page(frame, records, folders))
+        _write(folders[0], frame, costs(records), page(frame, records, folders))
     except OSError as error:
         raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
     print(terminal(frame, shutil.get_terminal_size((120, 24)).columns))
@@ -79,13 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(folder: Path, frame: pd.DataFrame, page: str) -> None:
+def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str) -> None:
     """Each file whole or not at all, whatever other processes write at the same time."""
+    grids = cost_grids(spent)
     files: dict[str, Callable[[Path], Any]] = {
         "scores.csv": lambda path: frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n", encoding="utf-8"),
+        "costs.csv": lambda path: spent.to_csv(path, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8"),
         "scores.parquet": lambda path: frame.to_parquet(path, index=False),
-        "table.md": lambda path: path.write_text(markdown(frame), encoding="utf-8"),
-        "table.tex": lambda path: path.write_text(latex(views(frame)), encoding="utf-8"),
+        "table.md": lambda path: path.write_text(markdown(frame, grids), encoding="utf-8"),
+        "table.tex": lambda path: path.write_text(latex(views(frame), grids), encoding="utf-8"),
         "report.html": lambda path: path.write_text(page, encoding="utf-8"),
     }
     for name, write in files.items():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from evaluation.records import BASELINE
-from evaluation.scores import LINE, TABLE, averages
+from evaluation.scores import LINE, TABLE, averages, headings
 
 MISSING = "–"
 SIGNIFICANT = 0.05
@@ -32,13 +32,14 @@ class Line(NamedTuple):
 
 
 class View(NamedTuple):
-    """One table: its heading, columns (named averages first, then tasks), the averages among them, groups of tasks, and its lines."""
+    """One table: heading, columns (named averages first, then tasks), the averages among them, groups of tasks, lines, its `TABLE`."""
 
     title: str
     columns: list[str]
     averages: list[str]
     groups: list[tuple[str, list[str]]]
     lines: list[Line]
+    names: tuple[Any, ...] = ()
 
     @property
     def budget_heading(self) -> str:
@@ -58,7 +59,7 @@ def views(frame: pd.DataFrame) -> list[View]:
         for row in part.to_dict("records"):
             of_line.setdefault(repr([row[name] for name in LINE]), []).append(row)
         lines = [_line(rows, len(modes) > 1) for rows in of_line.values()]
-        result.append(View(_title(keys, frame, modes), columns, named, _groups(tasks, shares), lines))
+        result.append(View(_title(keys, frame, modes), columns, named, _groups(tasks, shares, headings(keys["benchmark"])), lines, names))
     return result
 
 
@@ -101,13 +102,16 @@ def _title(keys: Mapping[str, Any], frame: pd.DataFrame, modes: set[bool]) -> st
     return f"{keys['benchmark']} on {keys['model']} ({', '.join(details)})"
 
 
-def _groups(tasks: Sequence[str], shares: Mapping[str, Mapping[str, float]]) -> list[tuple[str, list[str]]]:
-    """Disjoint groups of neighbouring tasks that have an average of their own, for grouped headers."""
+def _groups(
+    tasks: Sequence[str], shares: Mapping[str, Mapping[str, float]], named: Mapping[str, Sequence[str]]
+) -> list[tuple[str, list[str]]]:
+    """Disjoint groups of neighbouring tasks for grouped heads: the suite's own, then those that have an average of their own."""
     groups: list[tuple[str, list[str]]] = []
-    for name, share in sorted(shares.items(), key=lambda item: len(item[1])):
-        held = [task for task in tasks if task in share]
+    for name, members in [*named.items(), *sorted(shares.items(), key=lambda item: len(item[1]))]:
+        held = [task for task in tasks if task in members]
+        if not held or (name not in named and len(held) < 2) or len(held) == len(tasks):
+            continue
         start = tasks.index(held[0])
-        neighbours = list(tasks[start : start + len(held)]) == held
-        if 1 < len(held) < len(tasks) and neighbours and not any(set(held) & set(other) for _, other in groups):
+        if list(tasks[start : start + len(held)]) == held and not any(set(held) & set(other) for _, other in groups):
             groups.append((name, held))
     return sorted(groups, key=lambda group: tasks.index(group[1][0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,11 @@ def test_latex_escapes_rotates_and_balances() -> None:
     assert r"a\_b\&c\%\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$" in text
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     assert r"\rotatebox{70}{task\_0}" in text
-    body = text.split(r"\midrule")
+    body = text.split(r"\begin{table}")[2].split(r"\midrule")
     assert len(body) == 4, "head, full cache, one block per ratio"
     assert body[1].strip().startswith("full cache & -- &")
     assert body[2].strip().startswith("knorm & 0.25 &")
-    counts = {row.count(" & ") for row in text.splitlines() if row.endswith(r"\\")}
+    counts = {row.count(" & ") for part in body for row in part.splitlines() if row.endswith(r"\\")}
     assert counts == {3 + 13 + 1 - 1}
     assert escape("a\nb – c") == "a b -- c"
 
@@ -109,7 +110,7 @@ def test_latex_is_bold_only_where_the_lead_is_significant() -> None:
 def test_report_writes_whole_files_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "run", sweep(["a", "b"], PRESSES))
     frame = report([folder])
-    written = ["records", "report.html", "scores.csv", "scores.parquet", "table.md", "table.tex"]
+    written = ["costs.csv", "records", "report.html", "scores.csv", "scores.parquet", "table.md", "table.tex"]
     assert sorted(path.name for path in folder.iterdir()) == written
     csv, parquet = pd.read_csv(folder / "scores.csv"), pd.read_parquet(folder / "scores.parquet")
     assert list(csv.columns) == list(parquet.columns) == list(COLUMNS)
@@ -175,3 +176,27 @@ def test_no_argument_is_a_usage_error() -> None:
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
+
+
+@pytest.mark.latex
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside a paper"])
+def test_latex_compiles_as_it_stands(tmp_path: Path, inside: bool) -> None:
+    presses = [(f"press_{at}", ratio) for at in range(20) for ratio in (0.25, 0.5, 0.9)]
+    rows = sweep(["niah_single_1", "vt", "cwe", "fwe", "qa_1", "qa_2"], presses, benchmark="ruler", model="a_b&c%#{}~^\\$<ü>")
+    rows += [
+        *line("vt", [None, 1.0], "odd", 0.5, benchmark="ruler"),
+        *line("vt", [0.5, 1.0], "odd", None, budget_tokens=128, benchmark="ruler"),
+    ]
+    rows += sweep([f"task_{at}" for at in range(13)], PRESSES)
+    rows += line("vt", [1.0], benchmark="alone")
+    folder = write(tmp_path / "run", rows)
+    report([folder])
+    paper = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\section{A}\\input{table.tex}\\end{document}\n"
+    source = "paper.tex" if inside else "table.tex"
+    (folder / "paper.tex").write_text(paper)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", source]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / source).with_suffix(".pdf").stat().st_size > 10_000
+    for complaint in ("Overfull", "Warning", "Missing character"):
+        assert complaint not in done.stdout
