@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow test-latex check format
+.PHONY: help setup demo test test-slow test-latex test-cluster check format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -32,6 +32,11 @@ test-slow: setup ## run the tests that take minutes
 
 test-latex: setup ## compile the tables for papers (needs pdflatex)
 	$(BIN)/python -m pytest -m latex
+
+test-cluster: setup ## run the tests on a one-node Slurm that they start (as root on Debian)
+	command -v slurmctld || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[slurm,joblib]'
+	$(BIN)/python -m pytest -m cluster
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .
