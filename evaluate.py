@@ -8,10 +8,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from evaluation.config import register, settings
+from evaluation.config import help_text, register, settings
 
 try:
     register(sys.argv[1:])
+    if {"--help", "-h"} & set(sys.argv):
+        print(help_text(sys.argv[1:]))
+        sys.exit()
 except ValueError as error:
     sys.exit(f"error: {error}")
 

@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.base import Benchmark
@@ -27,6 +29,7 @@ HELP = """longpress: read a context once, ask every press what it would keep, de
 
   python evaluate.py press=snapkv compression_ratio=0.5
   python evaluate.py press=[snapkv,knorm,adakv] compression_ratio=[0.25,0.5,0.75] benchmark=ruler limit=10
+  python evaluate.py -m press=snapkv,knorm model=smollm2,qwen3-8b    # several jobs; with hydra/launcher=slurm, ray or joblib elsewhere
 
 == Presses (press=NAME or press=[NAME,…]; options of a chosen press: presses.NAME.OPTION=VALUE) ==
 
@@ -42,8 +45,7 @@ HELP = """longpress: read a context once, ask every press what it would keep, de
 
 == Configuration ==
 
-$CONFIG
-"""
+{config}"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Settings:
 
 
 def register(arguments: Sequence[str] = ()) -> None:
-    """Tell Hydra what exists: an option of the group `benchmark` per benchmark, of the group `press` per press, and the help.
+    """Tell Hydra what exists: an option of the group `benchmark` per benchmark, of the group `press` per press.
 
     A chosen press has its options under `presses.<name>`; choosing several (`press=[a,b]`) gives several such nodes.
 
@@ -95,10 +97,38 @@ def register(arguments: Sequence[str] = ()) -> None:
     store = ConfigStore.instance()
     for name, entry in benchmarks().items():
         store.store(group="benchmark", name=name, node=_schema(entry.load(), name), package="benchmark")
-    folders = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("presses_dir=")]
-    for name, entry in presses(folders[-1] if folders and folders[-1] != "null" else None).items():
+    for name, entry in _presses_with(arguments).items():
         store.store(group="press", name=name, node=_press_node(entry), package=f"presses.{name}")
-    store.store(group="hydra/help", name="longpress", node={"app_name": "longpress", "header": "", "footer": "", "template": _help()})
+
+
+def help_text(arguments: Sequence[str]) -> str:
+    """What `--help` prints, beside it the configuration that the other arguments give.
+
+    Hydra's own help copies everything registered once per group of options, which takes longer than all the rest.
+
+    Raises:
+        ValueError: the arguments give no configuration.
+    """
+
+    def table(entries: Mapping[str, Entry]) -> str:
+        width = max(map(len, entries), default=0)
+        return "\n".join(f"  {name:<{width}}  {entry.summary}" for name, entry in entries.items())
+
+    folder = Path(__file__).parent.parent / "conf"
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            config = compose("config", overrides=[argument for argument in arguments if not argument.startswith("-")])
+    except HydraException as error:
+        raise ValueError(str(error)) from error
+    models = ", ".join(sorted(path.stem for path in (folder / "model").glob("*.yaml")))
+    texts = {"presses": table(_presses_with(arguments)), "benchmarks": table(benchmarks()), "models": models}
+    return HELP.format(**texts, config=OmegaConf.to_yaml(config))
+
+
+def _presses_with(arguments: Sequence[str]) -> dict[str, Entry]:
+    """All presses, with those of the folder that the arguments name."""
+    folders = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("presses_dir=")]
+    return presses(folders[-1] if folders and folders[-1] != "null" else None)
 
 
 def settings(config: DictConfig) -> Settings:
@@ -265,13 +295,3 @@ def _inside(default: Any) -> Any:
     rest = {key: _inside(value) if isinstance(value, Mapping) else value for key, value in default.items() if key != "class"}
     name = names[default["class"]]
     return {"name": name, **rest} if rest else name
-
-
-def _help() -> str:
-    def table(entries: Mapping[str, Entry]) -> str:
-        width = max(map(len, entries), default=0)
-        return "\n".join(f"  {name:<{width}}  {entry.summary}".replace("$", "$$") for name, entry in entries.items())
-
-    models = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "model").glob("*.yaml"))
-    text = HELP.replace("$CONFIG", "\0")
-    return text.format(presses=table(presses()), benchmarks=table(benchmarks()), models=", ".join(models)).replace("\0", "$CONFIG")
