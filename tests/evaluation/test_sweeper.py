@@ -48,12 +48,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(tiny: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def sweep_command(tiny: Path, results: Path, *arguments: str) -> list[str]:
     common = ["benchmark=ruler", "benchmark.tasks=[niah_single_1,vt]", "limit=2", "benchmark.length=2048", f"results={results}"]
     model = ["model=hub", f"model.path={tiny}", "model.name=tiny"]
     flag, rest = [one for one in arguments if one == "-m"], [one for one in arguments if one != "-m"]
-    command = [sys.executable, str(ROOT / "evaluate.py"), *flag, *common, *model, *rest]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    return [sys.executable, str(ROOT / "evaluate.py"), *flag, *common, *model, *rest]
+
+
+def evaluate(tiny: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(sweep_command(tiny, results, *arguments), capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
