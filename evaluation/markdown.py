@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from evaluation import significance
 from evaluation.costs import NOTE, Grid
 from evaluation.views import MISSING, SIGNIFICANT, Line, View, views
 
+MARGIN = 1.0
+"""Points of loss that still count as lossless, if the whole interval of the difference lies above."""
 
-def markdown(frame: pd.DataFrame, costs: Mapping[tuple[Any, ...], Grid] | None = None) -> str:
+
+def markdown(frame: pd.DataFrame, costs: Mapping[tuple[Any, ...], Grid] | None = None, margin: float = MARGIN) -> str:
     """`table.md`: per table the scores, the paired differences to the full cache, notes, and what it cost."""
     parts = []
     for view in views(frame):
@@ -23,11 +28,11 @@ def markdown(frame: pd.DataFrame, costs: Mapping[tuple[Any, ...], Grid] | None =
         titles = ("Score (0 to 100) ± standard error", "Difference to the full cache on the same samples [95 % interval]")
         sections = [f"### {title}\n\n{grid(header, rows)}" for title, (header, rows) in zip(titles, wide, strict=False)]
         spent = [f"### Cost\n\n{grid(*costs[view.names])}", NOTE] if costs and view.names in costs else []
-        parts.append("\n\n".join([f"## {view.title}", *sections, *_notes(view), *spent]))
+        parts.append("\n\n".join([f"## {view.title}", *sections, *_notes(view, margin), *spent]))
     return "\n\n".join(parts) + "\n"
 
 
-def terminal(frame: pd.DataFrame, width: int = 120) -> str:
+def terminal(frame: pd.DataFrame, width: int = 120, margin: float = MARGIN) -> str:
     """The same for a terminal of `width` columns: tasks become rows where presses fit side by side, else columns are split in blocks."""
     parts = []
     for view in views(frame):
@@ -35,7 +40,8 @@ def terminal(frame: pd.DataFrame, width: int = 120) -> str:
         compared = _compared(view)
         if compared:
             blocks += ["difference to the full cache [95 % interval]:", _fit(view, compared, difference_cell, width)]
-        parts.append("\n\n".join([view.title, *blocks, *_notes(view)]))
+        notes = (textwrap.fill(note, width, break_on_hyphens=False) for note in _notes(view, margin))
+        parts.append("\n\n".join([view.title, *blocks, *notes]))
     return "\n\n\n".join(parts)
 
 
@@ -107,7 +113,7 @@ def _width(table: Sequence[Sequence[str]]) -> int:
     return 1 + sum(3 + max(3, *map(len, column)) for column in zip(*table, strict=True))
 
 
-def _notes(view: View) -> list[str]:
+def _notes(view: View, margin: float) -> list[str]:
     """What a reader needs to know about the cells of this table."""
     notes = []
     rows = [(line, row) for line in view.lines for row in line.cells.values()]
@@ -117,6 +123,17 @@ def _notes(view: View) -> list[str]:
         notes.append(f"Averages: {named}. An average is left out where one of its tasks is missing for that press.")
     notes.append("n: samples per task; kept: measured share of cache entries; brackets: 95 % interval; *: p < 0.05 (Holm).")
     single = [(f"{line.press} {line.budget}".strip(), row) for line, row in rows if not row["aggregate"]]
+    compared = [row for _, row in single if not math.isnan(row["p_holm"])]
+    if compared:
+        holm, bh = (sum(row[name] < SIGNIFICANT for row in compared) for name in ("p_holm", "p_bh"))
+        found = f"{holm} after Holm's adjustment, {bh} after Benjamini-Hochberg's"
+        notes.append(f"Differences to the full cache with p < 0.05, of {len(compared)} in single tasks: {found}.")
+        first = [(f"{line.press} {line.budget}", line.cells.get(view.columns[0])) for line in view.lines if not line.is_baseline]
+        safe = [name for name, row in first if row is not None and significance.non_inferior(row["delta_ci_low"], margin)]
+        notes.append(
+            f"Lossless within {margin:g} point{'' if margin == 1 else 's'} of {view.columns[0]} (the 95 % interval of the difference lies "
+            f"above -{margin:g}): {', '.join(safe) or 'none'}."
+        )
     failed = [f"{name} {row['task']}: {row['n_failed']}" for name, row in single if row["n_failed"]]
     if failed:
         notes.append(f"† failed samples, left out of the means: {'; '.join(failed[:20])}{'; …' if len(failed) > 20 else ''}.")

@@ -43,7 +43,7 @@ POINTS = ("score", "se", "ci_low", "ci_high", "delta", "delta_se", "delta_ci_low
 """Scores and differences, 0 to 100: mean, clustered standard error, 95 % interval; `delta` to the full cache, `lead` to the runner-up."""
 COLUMNS = (
     *("model", "benchmark", "benchmark_version", "task", "press", "press_parameters", "compression_ratio", "kept_fraction", "query_aware"),
-    *("metric", "n", "n_failed", "n_empty", "n_truncated", *POINTS[:8], "p_value", "p_holm", "n_common", "wins", "ties", "losses"),
+    *("metric", "n", "n_failed", "n_empty", "n_truncated", *POINTS[:8], "p_value", "p_holm", "p_bh", "n_common", "wins", "ties", "losses"),
     *(
         "lead",
         "p_lead",
@@ -58,8 +58,8 @@ COLUMNS = (
         *MEANS[1:],
     ),
 )
-"""Columns of the frame. `p_holm` is adjusted over all task cells of a table, or over all its averages; `p_lead`, of the best press of
-one budget against the second best, likewise; `aggregate` marks averages, over `n_tasks` tasks."""
+"""Columns of the frame. `p_holm` and `p_bh` (Benjamini-Hochberg) are adjusted over all task cells of a table, or over all its averages;
+`p_lead`, of the best press of one budget against the second best, likewise by Holm; `aggregate` marks averages, over `n_tasks` tasks."""
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ def _tests(
     shares: Mapping[str, Mapping[str, float]],
     seed: int,
 ) -> None:
-    """Fill in `p_value` and `p_holm`: tasks are one family, averages another."""
+    """Fill in `p_value`, `p_holm` and `p_bh`: tasks are one family, averages another."""
     single = {key: cell for key, cell in changes.items() if cell.n}
     joint = {}
     for line in dict.fromkeys(line for line, _ in single):
@@ -395,8 +395,8 @@ def _tests(
                 joint[line, f"\0{name}"] = _joint([single[line, task] for task in share], list(share.values()))
     for family in (single, joint):
         p = significance.p_values(list(family.values()), seed)
-        for key, raw, adjusted in zip(family, p, significance.holm(p), strict=True):
-            rows[key].update(p_value=float(raw), p_holm=float(adjusted))
+        for key, raw, holm, bh in zip(family, p, significance.holm(p), significance.benjamini_hochberg(p), strict=True):
+            rows[key].update(p_value=float(raw), p_holm=float(holm), p_bh=float(bh))
 
 
 def _joint(cells: Sequence[Clusters], shares: Sequence[float]) -> Clusters:

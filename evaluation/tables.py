@@ -18,13 +18,13 @@ import pandas as pd
 
 from evaluation.costs import cost_grids, costs
 from evaluation.latex import latex
-from evaluation.markdown import markdown, terminal
+from evaluation.markdown import MARGIN, markdown, terminal
 from evaluation.records import Record, read_records
 from evaluation.scores import scores
 from evaluation.views import views
 
 
-def report(folders: Sequence[Path]) -> pd.DataFrame:
+def report(folders: Sequence[Path], margin: float = MARGIN) -> pd.DataFrame:
     """Write the tables of all records under `folders` into the first folder, and print them.
 
     Returns:
@@ -38,10 +38,10 @@ def report(folders: Sequence[Path]) -> pd.DataFrame:
     from evaluation.report import page  # which shows these tables, so it imports this module
 
     try:
-        _write(folders[0], frame, costs(records), page(frame, records, folders))
+        _write(folders[0], frame, costs(records), page(frame, records, folders), margin)
     except OSError as error:
         raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
-    print(terminal(frame, shutil.get_terminal_size((120, 24)).columns))
+    print(terminal(frame, shutil.get_terminal_size((120, 24)).columns, margin))
     return frame
 
 
@@ -72,22 +72,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit code 0, or 2 with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.tables", description="Rebuild the tables from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the tables")
+    parser.add_argument("--margin", type=float, default=MARGIN, help="points of loss that count as lossless (default: %(default)s)")
+    given = parser.parse_args(arguments)
     try:
-        report(parser.parse_args(arguments).folders)
+        report(given.folders, given.margin)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str) -> None:
+def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str, margin: float) -> None:
     """Each file whole or not at all, whatever other processes write at the same time."""
     grids = cost_grids(spent)
     files: dict[str, Callable[[Path], Any]] = {
         "scores.csv": lambda path: frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n", encoding="utf-8"),
         "costs.csv": lambda path: spent.to_csv(path, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8"),
         "scores.parquet": lambda path: frame.to_parquet(path, index=False),
-        "table.md": lambda path: path.write_text(markdown(frame, grids), encoding="utf-8"),
+        "table.md": lambda path: path.write_text(markdown(frame, grids, margin), encoding="utf-8"),
         "table.tex": lambda path: path.write_text(latex(views(frame), grids), encoding="utf-8"),
         "report.html": lambda path: path.write_text(page, encoding="utf-8"),
     }

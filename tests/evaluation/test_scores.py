@@ -101,6 +101,17 @@ def test_the_frame_says_what_errorbars_says() -> None:
     assert (one["n"], one["n_contexts"]) == (60, 20)
 
 
+def test_p_values_are_adjusted_over_the_cells_of_a_table() -> None:
+    full = [1.0] * 12
+    rows = [row for at in range(3) for row in line(f"t{at}", full)]
+    rows += [row for at in range(3) for row in line(f"t{at}", [0.0] * (4 + at) + full[4 + at :], "knorm", 0.5)]
+    frame = scores(rows)
+    cells = frame[(frame["press"] == "knorm") & ~frame["aggregate"]]
+    assert cells["p_value"].tolist() == [2 * 0.5**k for k in (4, 5, 6)]
+    assert cells["p_holm"].tolist() == pytest.approx([0.125, 0.125, 3 * 2 * 0.5**6])
+    assert cells["p_bh"].tolist() == pytest.approx([0.125, 1.5 * 2 * 0.5**5, 3 * 2 * 0.5**6])
+
+
 def test_average_and_its_error() -> None:
     frame = scores([*line("a", [1.0, 0.0, 1.0, 1.0]), *line("b", [0.5, 0.25])])
     a, b, mean = (cell(frame, task=task) for task in ("a", "b", "average"))

@@ -154,6 +154,19 @@ def test_group_headers_of_a_suite_with_named_averages(monkeypatch: pytest.Monkey
     assert r"\cmidrule(lr){4-5}" in text
 
 
+def test_lossless_only_where_the_whole_interval_says_so() -> None:
+    full = [1.0, 0.5, 0.0, 1.0] * 30
+    same, worse = line("a", full, "same", 0.5), line("a", [0.0, *full[1:]], "worse", 0.5)
+    frame = scores([*line("a", full), *same, *worse, *line("a", [0.0] * 120, "bad", 0.5)])
+    notes = {margin: next(row for row in markdown(frame, margin=margin).splitlines() if "Lossless" in row) for margin in (1.0, 3.5, 10.0)}
+    assert notes[1.0].endswith("above -1): none."), "120 equal answers do not prove a loss below one point"
+    assert notes[3.5].endswith(": same 0.5.")
+    assert notes[10.0].endswith(": same 0.5, worse 0.5.")
+    assert "of 3 in single tasks: 1 after Holm's adjustment, 1 after Benjamini-Hochberg's." in markdown(frame)
+    with pytest.raises(ValueError, match="margin=0 must be positive"):
+        markdown(frame, margin=0)
+
+
 @pytest.mark.parametrize("kind", ["missing", "file", "no records", "only corrupt", "newer"])
 def test_bad_folders_end_with_one_sentence(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
