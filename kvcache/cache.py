@@ -73,10 +73,12 @@ class Kept:
     Attributes:
         storage: the entries.
         counts: (H,) kept entries per head; None: all of the storage, in every head.
+        notes: (H, K, m) what a follower is told of each stored entry, None for nothing; see `BasePress.notes`.
     """
 
     storage: Storage
     counts: Tensor | None = None
+    notes: Tensor | None = None
 
     def entries(self) -> list[int]:
         """Kept entries per head."""
@@ -146,6 +148,7 @@ class CompressedLayer(CacheLayerMixin):
             followers: per row the `kvcache.following.Follower` that acts while its answer is written, or None.
         """
         self.followers: list[Any] = [None] * len(rows) if followers is None else list(followers)
+        self.notes = [row.notes for row in rows]
         self.held: dict[int, list[Any]] | None = None
         self.blocks = blocks_of(rows)
         first = rows[0].storage.keys
@@ -222,7 +225,7 @@ class CompressedLayer(CacheLayerMixin):
                 blocks.append(Block(start, start + len(inside), block.storage, counts))
                 start += len(inside)
         self.blocks, self.start, self.lengths = blocks, self.start[index], self.lengths[index]
-        self.followers = [self.followers[row] for row in rows]
+        self.followers, self.notes = [self.followers[row] for row in rows], [self.notes[row] for row in rows]
         remaining = self.lengths.tolist()
         self.longest, self.even = max(remaining), len(set(remaining)) == 1
         self.tail_keys, self.tail_values = self.tail_keys[index], self.tail_values[index]
@@ -235,6 +238,7 @@ class CompressedLayer(CacheLayerMixin):
             if layer.tail_keys.shape[2] < capacity:
                 layer._grow(capacity)
         self.blocks, self.followers = [*self.blocks, *moved], [*self.followers, *other.followers]
+        self.notes = [*self.notes, *other.notes]
         self.tail_keys = torch.cat((self.tail_keys, other.tail_keys))
         self.tail_values = torch.cat((self.tail_values, other.tail_values))
         self.start = torch.cat((self.start, other.start))
@@ -266,7 +270,7 @@ class CompressedLayer(CacheLayerMixin):
     def replace_row(self, row: int, kept: Kept) -> None:
         """Give a row entries of its own in the place of what it stored and of its tail; other rows see no difference."""
         rows = self.kept()
-        rows[row] = kept
+        rows[row], self.notes[row] = kept, kept.notes
         self.blocks = blocks_of(rows)
         lengths = self.lengths.tolist()
         self.start = self.start.clone()

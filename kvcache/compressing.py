@@ -14,7 +14,7 @@ from kvcache.attention import attending
 from kvcache.cache import CompressedLayer, Kept, Storage
 from kvcache.following import Follower
 from kvcache.observation import LayerObservation, attention_modules, decoder_of, observing, window_of
-from kvcache.selection import Selection, Threshold
+from kvcache.selection import Selection, Threshold, gather
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,20 @@ class Prefill:
         self.layers.append(layer.index)
         self.evidence.append(evidence)
 
-    def replace(self, index: int, keys: Tensor, values: Tensor, selection: Selection, next_position: int) -> None:
-        """Put the kept entries (B, H, K, d) in the place of layer `index`'s full ones."""
+    def replace(
+        self, index: int, keys: Tensor, values: Tensor, selection: Selection, next_position: int, notes: Tensor | None = None
+    ) -> None:
+        """Put the kept entries (B, H, K, d) in the place of layer `index`'s full ones; `notes` (B, H, T, m) are of all entries."""
+        told = [None] * len(keys) if notes is None else gather(notes, selection.positions)
         self.cache.layers[index] = CompressedLayer(
             [
                 kept_entries(
-                    keys[row], values[row], selection.counts[row], selection.positions[row], window_of(attention_modules(self.model)[index])
+                    keys[row],
+                    values[row],
+                    selection.counts[row],
+                    selection.positions[row],
+                    window_of(attention_modules(self.model)[index]),
+                    told[row],
                 )
                 for row in range(keys.shape[0])
             ],
@@ -87,10 +95,10 @@ class Press(Protocol):
         """What acts on one layer of one row after the prefill, None for nothing."""
 
 
-def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None) -> Kept:
+def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None, notes: Tensor | None = None) -> Kept:
     """Entries (H, K, d) of which head h keeps the first `counts[h]`, as stored in one layer for one variant."""
     storage = Storage.without_zero_channels(keys, values, positions if window is not None else None, window)
-    return Kept(storage, None if bool((counts == keys.shape[1]).all()) else counts)
+    return Kept(storage, None if bool((counts == keys.shape[1]).all()) else counts, notes)
 
 
 @contextmanager

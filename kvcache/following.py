@@ -24,10 +24,12 @@ class DecodingObservation(LayerObservation):
     Attributes:
         valid: (1, H, K) bool; False for padding (zeros) in heads that keep fewer entries than others.
         next_position: of the next token of the text, which is also how many tokens there were, those evicted included.
+        notes: (1, H, K - n, m) what the press noted of the entries in the prefill; None once a follower has changed them.
     """
 
     valid: Tensor | None = None
     next_position: int = 0
+    notes: Tensor | None = None
 
     def queries_before_rope(self, last: int | None = None) -> Tensor:
         """(1, H * G, m, d) of the last m = min(last, n) tokens.
@@ -46,8 +48,12 @@ class DecodingObservation(LayerObservation):
         return super().queries(min(last, self.hidden.shape[1]))
 
     def window_attention(self, last: int) -> Tensor:
-        """(1, H * G, m, K) attention of the last m = min(last, n) tokens."""
-        return super().window_attention(min(last, self.hidden.shape[1]))
+        """(1, H * G, m, K) attention of the last m = min(last, n) tokens to the entries that exist."""
+        attention = super().window_attention(min(last, self.hidden.shape[1]))
+        if self.valid is None or bool(self.valid.all()):
+            return attention
+        attention = attention * self.valid.repeat_interleave(self.group, dim=1)[:, :, None]
+        return attention / attention.sum(-1, keepdim=True)
 
     def keys_before_rope(self) -> Tensor:
         """Refused.
@@ -99,8 +105,10 @@ def _act(
     keys, values, valid, positions = layer.row_entries(row)
     index: Any = module.layer_idx
     position = int(layer.start[row] + layer.lengths[row])
+    notes, rope = layer.notes[row], rope_of(decoder, module, hidden)
+    noted = None if notes is None else notes[None]
     seen = DecodingObservation(
-        index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (position,), valid=valid, next_position=position
+        index, module, hidden, keys, values, cos, sin, rope, (position,), valid=valid, next_position=position, notes=noted
     )
     selection = follower.follow(seen)
     if selection is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kvcache.cache import CompressedLayer, Kept, Storage
 from kvcache.compressing import Prefill, kept_entries, stack_nested
 from kvcache.observation import LayerObservation, attention_modules, window_of
-from kvcache.selection import Selection, Threshold, check_ratio, ratio_for
+from kvcache.selection import Selection, Threshold, check_ratio, gather, ratio_for
 from presses.base import BasePress, check_positions
 
 
@@ -215,7 +215,8 @@ class PrefilledContext:
             follows = any(press.while_decoding(ratio) is not None for ratio in lossy)
             for at, index in enumerate(self.prefill.layers):
                 chosen = [selections[ratio][at] for ratio in lossy]
-                for ratio, kept in zip(lossy, self._apply(press, index, chosen, follows), strict=True):
+                notes = press.notes(evidence[at]) if follows else None
+                for ratio, kept in zip(lossy, self._apply(press, index, chosen, follows, notes), strict=True):
                     layers[ratio][index] = kept
         seconds = (time.perf_counter() - started) / len(ratios)
         return [
@@ -233,13 +234,17 @@ class PrefilledContext:
             for ratio in ratios
         ]
 
-    def _apply(self, press: BasePress, index: int, selections: Sequence[Selection], follows: bool) -> list[Kept]:
-        """What variants of one press keep in one layer; in order of position where a follower reads them (`follows`)."""
+    def _apply(self, press: BasePress, index: int, selections: Sequence[Selection], follows: bool, notes: Tensor | None) -> list[Kept]:
+        """What variants of one press keep in one layer; in order of position where a follower reads them (`follows`), with notes."""
         full, window = self.prefill.cache.layers[index], self.windows[index]
         if press.gathers and not follows:
             return stack_nested(full.keys[0], full.values[0], [selection.keep[0] for selection in selections], window)
         applied = [(press.apply(full.keys, full.values, selection), selection) for selection in selections]
-        return [kept_entries(keys[0], values[0], chosen.counts[0], chosen.positions[0], window) for (keys, values), chosen in applied]
+        told = [None if notes is None else gather(notes, selection.positions)[0] for selection in selections]
+        return [
+            kept_entries(keys[0], values[0], chosen.counts[0], chosen.positions[0], window, own)
+            for ((keys, values), chosen), own in zip(applied, told, strict=True)
+        ]
 
 
 def full_layer(keys: Tensor, values: Tensor, tokens: int, window: int | None) -> Kept:
@@ -255,7 +260,7 @@ def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedCon
         if isinstance(layer, CompressedLayer):
             observed.append(index)
             block = layer.blocks[0]
-            kept = Kept(block.storage, None if block.counts is None else block.counts[0])
+            kept = Kept(block.storage, None if block.counts is None else block.counts[0], layer.notes[0])
             heads, size = block.storage.keys.shape[0], block.storage.size
             full_entries += heads * tokens
             full_bytes += heads * tokens * (size + block.storage.values.shape[-1]) * block.storage.keys.element_size()

@@ -67,6 +67,10 @@ class BasePress(ABC):
         """
         return None
 
+    def notes(self, seen: Any) -> Tensor | None:
+        """What the follower is to know of each entry, (B, H, T, m), from what was observed in the layer; by default nothing."""
+        return None
+
     @property
     def gathers(self) -> bool:
         """Whether `apply` only picks entries, so that variants may share memory."""
@@ -124,12 +128,13 @@ class BasePress(ABC):
         """
         if not prefill.layers or self.compression_ratio == 0:
             return
-        selections = self.select(self.probe(prefill, prefill.evidence), self.compression_ratio)
+        evidence = self.probe(prefill, prefill.evidence)
+        selections = self.select(evidence, self.compression_ratio)
         position = self.next_position(selections)
         check_positions(self, position, selections, len(prefill.layers) == len(prefill.cache.layers))
-        for index, selection in zip(prefill.layers, selections, strict=True):
+        for index, selection, seen in zip(prefill.layers, selections, evidence, strict=True):
             full = prefill.cache.layers[index]
-            prefill.replace(index, *self.apply(full.keys, full.values, selection), selection, position)
+            prefill.replace(index, *self.apply(full.keys, full.values, selection), selection, position, self.notes(seen))
 
 
 def check_positions(press: BasePress, position: int, selections: Sequence[Selection], all_layers: bool) -> None:

@@ -9,16 +9,18 @@ Cost: the scorer once per interval, layer and row; the hidden states of the last
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kvcache.following import DecodingObservation, Follower, with_tokens
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, Threshold
+from kvcache.selection import Selection, Threshold, gather
 from presses.base import BasePress
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
@@ -67,6 +69,46 @@ class ScoreFollower(Follower):
     def _score(self, layer: DecodingObservation, ratio: float) -> Tensor:
         scores: Tensor = self.press.scores_at([self.press.observe(layer)], ratio)[0]
         return scores
+
+
+class ConstantFollower(Follower):
+    """After every pass each head keeps as many entries as there were before the first one, by what is known of them from pass to pass."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.known: Tensor | None = None
+        self.counts: Tensor | None = None  # (1, H)
+
+    @abstractmethod
+    def begin(self, layer: DecodingObservation) -> Tensor:
+        """What is known of the entries before the first pass: (1, H, K - n, m)."""
+
+    @abstractmethod
+    def update(self, layer: DecodingObservation, known: Tensor) -> Tensor:
+        """What is known of all entries (1, H, K, m) after a pass; `known` holds zeros for its n tokens, the last entries."""
+
+    @abstractmethod
+    def scores(self, known: Tensor, counts: Tensor, age: Tensor) -> Tensor:
+        """(1, H, K): the highest stay.
+
+        Args:
+            known: (1, H, K, m).
+            counts: (1, H) entries that stay.
+            age: (1, H, K) number of later entries of the head.
+        """
+
+    def follow(self, layer: DecodingObservation) -> Selection:
+        """The best entries of every head, as many as before the first pass."""
+        assert layer.valid is not None
+        n = layer.hidden.shape[1]
+        if self.known is None or self.counts is None:
+            self.known, self.counts = self.begin(layer), (layer.valid.sum(-1) - n).clamp(min=1)
+        known = self.update(layer, functional.pad(self.known, (0, 0, 0, n)))
+        age = layer.valid.flip(-1).cumsum(-1).flip(-1) - 1
+        scores = self.scores(known, self.counts, age).masked_fill(~layer.valid, float("-inf"))
+        selection = Selection(Selection.top(scores, self.counts).keep & layer.valid)
+        self.known = gather(known, selection.positions)
+        return selection
 
 
 def check_scorer(press: BasePress, interval: int, buffer_size: int) -> None:

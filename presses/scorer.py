@@ -61,8 +61,9 @@ class ScorerPress(BasePress):
         """Compress this layer at once: no other layer is needed."""
         if self.compression_ratio == 0:
             return
-        (selection,) = self.select([self.observe(layer)], self.compression_ratio)
-        prefill.replace(layer.index, *self.apply(layer.keys, layer.values, selection), selection, layer.tokens)
+        seen = self.observe(layer)
+        (selection,) = self.select([seen], self.compression_ratio)
+        prefill.replace(layer.index, *self.apply(layer.keys, layer.values, selection), selection, layer.tokens, self.notes(seen))
 
 
 def pin(scores: Tensor, first: int = 0, last: int = 0) -> Tensor:

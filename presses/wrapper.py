@@ -71,6 +71,10 @@ class WrapperPress(BasePress):
         """As the press inside does."""
         return self.press.while_decoding(ratio)
 
+    def notes(self, seen: Any) -> Tensor | None:
+        """As the press inside does, where this one adds nothing to what it observes."""
+        return self.press.notes(seen) if type(self).observe is WrapperPress.observe else None
+
     def next_position(self, selections: Sequence[Selection]) -> int:
         """As the press inside does."""
         return self.press.next_position(selections)
