@@ -66,6 +66,7 @@ class Settings:
         resolved: the whole configuration, as plain values.
         shard: index and count: this job takes every count-th context from index on.
         plan: print what would be done, and stop.
+        plots: whether to draw plots at the end.
     """
 
     model: dict[str, Any]
@@ -81,6 +82,7 @@ class Settings:
     resolved: dict[str, Any] = field(default_factory=dict)
     shard: tuple[int, int] = (0, 1)
     plan: bool = False
+    plots: bool = False
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -169,6 +171,7 @@ def settings(config: DictConfig) -> Settings:
         plain,
         (index, count),
         plain["plan"],
+        plain["plots"],
     )
 
 

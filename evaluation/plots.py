@@ -1,8 +1,14 @@
-"""Plots of a frame of `scores`, from records alone: `python -m evaluation.plots DIR…` needs no model, but matplotlib (extra `plots`).
+"""Plots from records alone: `python -m evaluation.plots DIR…` needs no model, but matplotlib (extra `plots`).
 
-Writes `curves-<k>.png` and `.pdf` (score against measured kept fraction, 95 % bands, full-cache line; the average first, then a panel
-per task) and `pareto-<k>` (score against cache bytes) for each table k, into the first folder. Lines differ by marker and dash, so
-that they can be told apart in grey; of many presses the `TOP` best are named and the rest drawn in grey, which the title states.
+For each table k, into the first folder, as .png and .pdf:
+
+- `ranking-<k>`: presses ranked at each budget, with intervals, and which cannot be told apart from the best.
+- `curves-<k>`: score against measured kept fraction, 95 % bands, full-cache line; the average first, then a panel per task.
+- `pareto-<k>`: score against bytes; the front is named.
+- `heatmap-<k>-<budget>`: length × depth per press, where the suite hides needles at stated depths.
+
+Lines differ by marker and dash, so that they can be told apart in grey; of many presses the `TOP` best are named and the rest drawn in
+grey, which the title states.
 """
 
 from __future__ import annotations
@@ -10,18 +16,24 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from evaluation.records import BASELINE, read_records
-from evaluation.scores import TABLE, averages, scores
+from evaluation.heatmap import heat_maps
+from evaluation.pareto import pareto
+from evaluation.ranking import ranking
+from evaluation.records import BASELINE, Record
+from evaluation.scores import TABLE, averages, scores, table_of
+from evaluation.tables import read
 
 TOP = 8
-"""Presses drawn with a name."""
+"""Presses drawn with a name,"""
+BANDS = 3
+"""of which the best have a band."""
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#882255")  # distinct without red or green
@@ -32,8 +44,8 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write every plot of a frame of `scores` into `folder`.
+def draw(frame: pd.DataFrame, records: Iterable[Record], folder: Path) -> list[Path]:
+    """Write every plot of records and of their frame of `scores` into `folder`.
 
     Returns:
         The files written.
@@ -44,15 +56,27 @@ def draw(frame: pd.DataFrame, folder: Path) -> list[Path]:
     if not available():
         raise ValueError("plots need matplotlib; install it with: pip install 'longpress[plots]'")
     written: list[Path] = []
+    of_table: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        if "depth" in record.data:
+            of_table.setdefault(table_of(record), []).append(record)
     for number, (names, part) in enumerate(frame.groupby(list(TABLE), sort=False), start=1):
         keys = dict(zip(TABLE, names, strict=True))
         title = f"{keys['benchmark']} on {keys['model']}"
         tasks, shares = averages(str(keys["benchmark"]), part.loc[~part["aggregate"], "task"].unique())
         shown = [*(name for name in shares if len(tasks) > 1), *tasks]
         part = part.assign(label=_labels(part))
-        ranking = ranked(part, shown[0])
-        for stem, axis, panels in ((f"curves-{number}", "kept_fraction", shown), (f"pareto-{number}", "cache_bytes", shown[:1])):
-            written += _save(_figure(part, panels, ranking, axis, title), folder / stem)
+        figures = {
+            "ranking": ranking(part, shown[0], title),
+            "curves": _curves(part, shown, ranked(part, shown[0]), title),
+            "pareto": pareto(part, shown[0], title),
+        }
+        maps = heat_maps(of_table.get(names, ()), title)
+        figures |= {f"heatmap-{budget.replace(' ', '_')}": figure for budget, figure in maps.items()}
+        for name, figure in figures.items():
+            if figure is not None:
+                stem, *budget = name.split("-")
+                written += _save(figure, folder / "-".join([stem, str(number), *budget]))
     return written
 
 
@@ -69,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the plots")
     folders = parser.parse_args(arguments).folders
     try:
-        for path in draw(scores(read_records(folders)), folders[0]):
+        records = read(folders)
+        for path in draw(scores(records), records, folders[0]):
             print(path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,7 +109,7 @@ def _labels(part: pd.DataFrame) -> list[str]:
     return [name + (f" ({more})" if more else "") + (" (query-aware)" if told and aware else "") for name, more, aware in rows]
 
 
-def _figure(part: pd.DataFrame, panels: Sequence[str], ranking: Sequence[str], axis: str, title: str) -> Any:
+def _curves(part: pd.DataFrame, panels: Sequence[str], ranking: Sequence[str], title: str) -> Any:
     """A panel per task, with one legend below all of them."""
     from matplotlib.figure import Figure  # only here: the extra is optional
 
@@ -97,25 +122,25 @@ def _figure(part: pd.DataFrame, panels: Sequence[str], ranking: Sequence[str], a
         if at >= len(panels):
             axes.set_axis_off()
             continue
-        _panel(axes, part[part["task"] == panels[at]], ranking, axis)
+        _panel(axes, part[part["task"] == panels[at]], ranking)
         axes.set_title(panels[at], fontsize=9)
     rest = len(ranking) - TOP
     note = f"\nthe {TOP} best of {len(ranking)} presses on {panels[0]} by mean over budgets are named; {rest} in grey" if rest > 0 else ""
-    figure.suptitle(title + note, fontsize=10)
-    name = "kept fraction of the cache" if axis == "kept_fraction" else "cache per sample (MiB)"
+    bands = f"\nbands: 95 % intervals of the {BANDS} best and of the full cache" if len(ranking) > BANDS else ""
+    figure.suptitle(title + note + bands, fontsize=10)
     for axes in grid.flat[: len(panels)]:
-        axes.set_xlabel(name, fontsize=8)  # not supxlabel: it is laid over the legend
-    figure.supylabel("score (0 to 100), 95 % interval", fontsize=9)
+        axes.set_xlabel("kept fraction of the cache", fontsize=8)  # not supxlabel: it is laid over the legend
+    figure.supylabel("score (0 to 100)", fontsize=9)
     known: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    order = [label for label in ("full cache", *ranking) if label in known]
+    figure.legend([known[label] for label in order], order, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
-def _panel(axes: Any, rows: pd.DataFrame, ranking: Sequence[str], axis: str) -> None:
-    scale = 1.0 if axis == "kept_fraction" else 2.0**-20
+def _panel(axes: Any, rows: pd.DataFrame, ranking: Sequence[str]) -> None:
     full = rows[(rows["press"] == BASELINE) & rows["score"].notna()]
     if len(full):
         axes.axhline(full["score"].iloc[0], color="black", linewidth=1, linestyle=(0, (6, 2)), label="full cache", zorder=1)
@@ -123,16 +148,18 @@ def _panel(axes: Any, rows: pd.DataFrame, ranking: Sequence[str], axis: str) -> 
     curves = {label: curve for label, curve in rows[rows["press"] != BASELINE].groupby("label")}
     for place, label in reversed(list(enumerate(ranking))):
         curve = curves.get(label)
-        curve = None if curve is None else curve.dropna(subset=["score", axis]).sort_values(axis)
+        curve = None if curve is None else curve.dropna(subset=["score", "kept_fraction"]).sort_values("kept_fraction")
         if curve is None or not len(curve):
             continue
-        x, y = curve[axis] * scale, curve["score"]
+        x, y = curve["kept_fraction"], curve["score"]
         if place >= TOP:
             axes.plot(x, y, color="0.8", linewidth=0.8, marker=".", markersize=3, zorder=0)
             continue
         style = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _DASHES[place % 4], "markersize": 4, "linewidth": 1.3}
         axes.plot(x, y, label=label, zorder=3, **style)
-        axes.fill_between(x, curve["ci_low"], curve["ci_high"], color=_COLOURS[place], alpha=0.1, linewidth=0)
+        if place < BANDS:
+            axes.fill_between(x, curve["ci_low"], curve["ci_high"], color=_COLOURS[place], alpha=0.1, linewidth=0)
+    axes.set_xlim(0, 1.02)
     axes.set_ylim(-3, 103)
     axes.grid(color="0.92", linewidth=0.6)
     axes.tick_params(labelsize=8)

@@ -69,7 +69,7 @@ class EvaluationRunner:
         else:
             self._run_inference(plan.known.load(), work, plan.keys, plan.done, folder)
         if plan.answers:  # a shard may have no context
-            report([folder])
+            report([folder], plots=self.settings.plots)
         return folder
 
     def plan(self) -> Plan:

@@ -39,14 +39,17 @@ MEANS = (
 """Measured columns: means over a cell's samples that did not fail; bytes, tokens and seconds per sample."""
 COUNTS = ("n", "n_contexts", "n_failed", "n_empty", "n_truncated", "n_common", "wins", "ties", "losses")
 """Numbers of samples; `n` those with a score, `n_common` those compared with the full cache."""
-POINTS = ("score", "se", "ci_low", "ci_high", "delta", "delta_se", "delta_ci_low", "delta_ci_high", "lead")
-"""Scores and differences, 0 to 100: mean, clustered standard error, 95 % interval; `delta` to the full cache, `lead` to the runner-up."""
+POINTS = ("score", "se", "ci_low", "ci_high", "delta", "delta_se", "delta_ci_low", "delta_ci_high", "lead", "behind")
+"""Scores and differences, 0 to 100: mean, clustered standard error, 95 % interval; `delta` to the full cache, `lead` to the runner-up,
+`behind` to the best press of the same budget."""
 COLUMNS = (
     *("model", "benchmark", "benchmark_version", "task", "press", "press_parameters", "compression_ratio", "kept_fraction", "query_aware"),
     *("metric", "n", "n_failed", "n_empty", "n_truncated", *POINTS[:8], "p_value", "p_holm", "p_bh", "n_common", "wins", "ties", "losses"),
     *(
         "lead",
         "p_lead",
+        "behind",
+        "p_behind",
         "n_contexts",
         "n_tasks",
         "aggregate",
@@ -59,7 +62,8 @@ COLUMNS = (
     ),
 )
 """Columns of the frame. `p_holm` and `p_bh` (Benjamini-Hochberg) are adjusted over all task cells of a table, or over all its averages;
-`p_lead`, of the best press of one budget against the second best, likewise by Holm; `aggregate` marks averages, over `n_tasks` tasks."""
+`p_lead`, of the best press of one budget against the second best, likewise by Holm; `p_behind`, of a press against the best one of its
+budget on the first average (or the only task), by Holm over the presses of the budget; `aggregate` marks averages, over `n_tasks`."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,15 @@ def scores(records: Iterable[Record], seed: int = 0) -> pd.DataFrame:
     result = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     result[list(POINTS)] *= 100
     return result.astype({**dict.fromkeys(COUNTS, "int64"), "n_tasks": "int64", "budget_tokens": "Int64"})
+
+
+def table_of(record: Record) -> tuple[Any, ...]:
+    """The values of `TABLE` of a record, as the frame has them."""
+    return tuple(_text(getattr(record, name)) for name in TABLE)
+
+
+def _text(value: Any) -> Any:
+    return (json.dumps(value, sort_keys=True) if value else "{}") if isinstance(value, dict) else value
 
 
 def headings(benchmark: str) -> Mapping[str, Sequence[str]]:
@@ -434,6 +447,34 @@ def _leads(
         p = significance.holm(significance.p_values(list(races.values()), seed))
         for (key, race), adjusted in zip(races.items(), p, strict=True):
             rows[key].update(lead=race.mean, p_lead=float(adjusted))
+    column, share = next((f"\0{name}", share) for name, share in shares.items())
+    for block in blocks.values():
+        _behind(rows, block, column, cells, share, seed)
+
+
+def _behind(
+    rows: Mapping[tuple[int, str], dict[str, Any]],
+    block: Sequence[int],
+    column: str,
+    cells: Mapping[tuple[int, str], _Cell],
+    share: Mapping[str, float],
+    seed: int,
+) -> None:
+    """Fill in `behind` and `p_behind` of the lines of one budget, in every cell of `column` and of a task that it consists of alone."""
+    known = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
+    if not known:
+        return
+    best = max(known, key=lambda at: (rows[at, column]["score"], -at))
+    gaps = {}
+    for at in known:
+        apart = [cells[at, task].minus(cells[best, task]).samples for task in share]
+        if at != best and all(one.n for one in apart):
+            gaps[at] = _joint(apart, list(share.values()))
+    p = significance.holm(significance.p_values(list(gaps.values()), seed))
+    found = {best: (0.0, 1.0)} | {at: (gap.mean, float(adjusted)) for (at, gap), adjusted in zip(gaps.items(), p, strict=True)}
+    for at, (gap, adjusted) in found.items():
+        for name in {column, *share} if len(share) == 1 else {column}:
+            rows[at, name].update(behind=gap, p_behind=adjusted)
 
 
 def _natural(text: str) -> list[Any]:

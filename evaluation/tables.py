@@ -1,7 +1,8 @@
 """Tables of scores for people and for papers, from records alone: `python -m evaluation.tables DIR…` needs no model.
 
 Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html` into the first folder and prints the
-tables. Several folders are merged: a record that stands in more than one counts once.
+tables. Where matplotlib is installed, plots too (see `evaluation.plots`). Several folders are merged: a record that stands in
+more than one counts once.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from evaluation.scores import scores
 from evaluation.views import views
 
 
-def report(folders: Sequence[Path], margin: float = MARGIN) -> pd.DataFrame:
+def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False) -> pd.DataFrame:
     """Write the tables of all records under `folders` into the first folder, and print them.
+
+    Args:
+        folders: of results.
+        margin: points of loss that count as lossless.
+        plots: whether to draw as well, if matplotlib is installed.
 
     Returns:
         The frame of `scores`.
@@ -35,10 +41,13 @@ def report(folders: Sequence[Path], margin: float = MARGIN) -> pd.DataFrame:
     """
     records = read(folders)
     frame = scores(records)
-    from evaluation.report import page  # which shows these tables, so it imports this module
+    from evaluation.plots import available, draw  # both read what is written here, so they import this module
+    from evaluation.report import page
 
     try:
         _write(folders[0], frame, costs(records), page(frame, records, folders), margin)
+        if plots and available():
+            draw(frame, records, folders[0])
     except OSError as error:
         raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
     print(terminal(frame, shutil.get_terminal_size((120, 24)).columns, margin))
@@ -73,9 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.tables", description="Rebuild the tables from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the tables")
     parser.add_argument("--margin", type=float, default=MARGIN, help="points of loss that count as lossless (default: %(default)s)")
+    parser.add_argument("--no-plots", action="store_true", help="write no plots (they need matplotlib)")
     given = parser.parse_args(arguments)
     try:
-        report(given.folders, given.margin)
+        report(given.folders, given.margin, plots=not given.no_plots)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -27,7 +27,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model_folder: Path, results: Path, *arguments: str) -> list[str]:
-    common = ["model=hub", f"model.path={model_folder}", "model.name=tiny", "benchmark.length=2048", f"results={results}"]
+    common = ["model=hub", f"model.path={model_folder}", "model.name=tiny", "benchmark.length=2048", f"results={results}", "plots=false"]
     return [sys.executable, str(ROOT / "evaluate.py"), *SWEEP, *common, *arguments]
 
 

@@ -49,7 +49,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sweep_command(tiny: Path, results: Path, *arguments: str) -> list[str]:
-    common = ["benchmark=ruler", "benchmark.tasks=[niah_single_1,vt]", "limit=2", "benchmark.length=2048", f"results={results}"]
+    common = [
+        "benchmark=ruler",
+        "benchmark.tasks=[niah_single_1,vt]",
+        "limit=2",
+        "benchmark.length=2048",
+        f"results={results}",
+        "plots=false",
+    ]
     model = ["model=hub", f"model.path={tiny}", "model.name=tiny"]
     flag, rest = [one for one in arguments if one == "-m"], [one for one in arguments if one != "-m"]
     return [sys.executable, str(ROOT / "evaluate.py"), *flag, *common, *model, *rest]
