@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 
 class Tokenizer(Protocol):
@@ -67,6 +67,15 @@ class Sample:
         return hashlib.sha256(self.context.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+class LeaderboardRun(NamedTuple):
+    """What kvpress writes as one run: `dataset` and `data_dir` of its configuration, our tasks in it, and the content of metrics.json."""
+
+    dataset: str
+    data_dir: str
+    tasks: tuple[str, ...]
+    metrics: Any
+
+
 class Benchmark(ABC):
     """A suite: where its rows come from, how they become prompts, how predictions are scored.
 
@@ -109,6 +118,14 @@ class Benchmark(ABC):
     def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
         """Named aggregates: name -> groups of tasks. The aggregate is the mean over groups of the mean over a group's tasks."""
         return {"average": [(task,) for task in self.tasks]}
+
+    def leaderboard(self, means: Mapping[str, float]) -> list[LeaderboardRun]:
+        """The runs that kvpress would have written, from the mean score (0 to 100) of each task.
+
+        Raises:
+            ValueError: kvpress has no such data set, or metrics that a mean score cannot give.
+        """
+        raise ValueError(f"the kvpress leaderboard takes no {self.name} scores as they are recorded here; it takes ruler and longbench")
 
     def headings(self) -> Mapping[str, Sequence[str]]:
         """Groups of tasks for the heads of tables: name -> tasks. No average is taken over them."""

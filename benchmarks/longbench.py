@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks import metrics, sources
-from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
+from benchmarks.base import Benchmark, LeaderboardRun, Sample, Tokenizer, check_tasks
 from benchmarks.longbench_tasks import (
     ALL_21,
     BUCKETS,
@@ -129,6 +129,17 @@ class LongbenchBenchmark(Benchmark):
             if language in languages:
                 found[name] = categories(language)
         return found or {"average": [(task,) for task in self.tasks]}
+
+    def leaderboard(self, means: Mapping[str, float]) -> list[LeaderboardRun]:
+        """One run per task, whose metrics are a single number in percent.
+
+        Raises:
+            ValueError: columns of LongBench-E, which kvpress splits otherwise.
+        """
+        columns = [task for task in means if task in COLUMNS]
+        if columns:
+            raise ValueError(f"the kvpress leaderboard takes LongBench-E whole, not by columns such as {columns[0]}; export LongBench")
+        return [LeaderboardRun("longbench", task, (task,), round(mean, 2)) for task, mean in means.items()]
 
     def headings(self) -> Mapping[str, Sequence[str]]:
         """The suite's categories, as tables of papers name them."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks import haystack, ruler_questions, ruler_rows
-from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
+from benchmarks.base import Benchmark, LeaderboardRun, Sample, Tokenizer, check_tasks
 from benchmarks.ruler_fit import Meter
 from benchmarks.ruler_generator import RulerGenerator
 from benchmarks.ruler_prompts import TASKS
@@ -115,6 +115,11 @@ class RulerBenchmark(Benchmark):
         if not found:
             return {metric: 0.0}
         return {metric: float(any(found)) if metric == "string_match_part" else sum(found) / len(found)}
+
+    def leaderboard(self, means: Mapping[str, float]) -> list[LeaderboardRun]:
+        """One run for all tasks of a length; `string_match` in percent."""
+        metrics = {task: {"string_match": round(mean, 2)} for task, mean in means.items()}
+        return [LeaderboardRun("ruler", str(self.length), tuple(means), metrics)]
 
     def headings(self) -> Mapping[str, Sequence[str]]:
         """The paper's categories of tasks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -280,3 +280,60 @@ def test_p_values_hold_their_level() -> None:
     generator = np.random.default_rng(0)
     cells = [errorbars.cluster(generator.choice([-0.5, -0.25, 0, 0.25, 0.5], 80)) for _ in range(2000)]
     assert 0.035 <= (significance.p_values(cells) < 0.05).mean() <= 0.065
+
+
+@pytest.mark.parametrize("n", [1, 5, 20, 500])
+@pytest.mark.parametrize("true", [0.0, 1.0])
+def test_intervals_at_0_and_100_percent_cover_and_are_open(true: float, n: int) -> None:
+    assert _coverage(_flips(n, true), true, 20) == 1.0
+    low, high = errorbars.score_interval(errorbars.cluster(np.full(n, true)), None)
+    assert high - low == pytest.approx(errorbars.Z**2 / (n + errorbars.Z**2)), "Wilson: what n equal answers leave open"
+
+
+def _macro_coverage(chances: Sequence[float], n: int, trials: int) -> float:
+    generator, hits, shares = np.random.default_rng(1), 0, np.full(len(chances), 1 / len(chances))
+    for trial in range(trials):
+        cells = [errorbars.cluster((generator.random(n) < p).astype(float)) for p in chances]
+        drawn = [errorbars.bootstrap([cell], 100 * trial + at, 1000)[0] if cell.resampled else None for at, cell in enumerate(cells)]
+        ends = [errorbars.score_interval(cell, one) for cell, one in zip(cells, drawn, strict=True)]
+        known = [share * one for share, one in zip(shares, drawn, strict=True) if one is not None]
+        means, errors = [cell.mean for cell in cells], [cell.standard_error for cell in cells]
+        inside = [one is not None for one in drawn]
+        _, _, low, high = errorbars.macro(means, errors, *zip(*ends, strict=True), shares, np.sum(known, axis=0) if known else None, inside)
+        hits += low - 1e-9 <= np.mean(chances) <= high + 1e-9
+    return hits / trials
+
+
+MACRO = [((0.0, 0.05, 0.5, 0.9, 1.0), 20), ((1.0,) * 13, 20), ((0.99,) * 13, 50), ((0.3, 0.5, 0.7), 10)]
+
+
+@pytest.mark.parametrize(("chances", "n"), MACRO)
+def test_coverage_of_averages(chances: Sequence[float], n: int) -> None:
+    assert _macro_coverage(chances, n, 100) >= 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chances", "n"), MACRO)
+def test_coverage_of_averages_in_full(chances: Sequence[float], n: int) -> None:
+    assert _macro_coverage(chances, n, 1500) >= 0.93
+
+
+def test_adjusted_p_values_hold_the_level_of_their_family() -> None:
+    generator, families, size = np.random.default_rng(2), 400, 12
+    cells = [errorbars.cluster(generator.choice([-1.0, 0.0, 1.0], 60)) for _ in range(families * size)]
+    p = significance.p_values(cells).reshape(families, size)
+    for adjust in (significance.holm, significance.benjamini_hochberg):
+        wrong = np.mean([(adjust(row) < 0.05).any() for row in p])
+        assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / families), "where nothing differs, one family in twenty says something does"
+    assert np.mean([(row < 0.05).any() for row in p]) > 0.2, "without adjustment they would say so far more often"
+
+
+def test_a_loss_as_large_as_the_margin_is_rarely_called_lossless() -> None:
+    generator, said = np.random.default_rng(3), 0
+    for _ in range(300):
+        values = generator.choice([-1.0, 0.0, 1.0], 100, p=[0.15, 0.8, 0.05])  # a loss of 10 points
+        samples = errorbars.cluster(values)
+        replicates = errorbars.bootstrap([samples], resamples=1000)[0]
+        low, _ = errorbars.difference_interval(samples, float((values > 0).mean()), float((values < 0).mean()), replicates)
+        said += bool(significance.non_inferior(low, 0.1))
+    assert said / 300 <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / 300)
