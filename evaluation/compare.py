@@ -18,17 +18,23 @@ import pandas as pd
 
 from evaluation import errorbars, significance
 from evaluation.records import Record, read_records
+from evaluation.scores import averages
 
+KEY = ("model", "revision", "dtype", "benchmark", "version", "parameters", "query_aware")
+"""Columns that name a table."""
+MARGIN = 1.0
+"""Points that a press may lose and still count as no worse."""
 SIGNIFICANT = 0.05
 """Level of the verdict, on p-values adjusted by Holm."""
 
 
-def compare(records: Iterable[Record], press: str, other: str) -> pd.DataFrame:
-    """Paired differences `press - other`, 0 to 100, one row per model, benchmark, budget and task.
+def compare(records: Iterable[Record], press: str, other: str, margin: float = MARGIN) -> pd.DataFrame:
+    """Paired differences `press - other`, 0 to 100, one row per model, benchmark, budget and task, and one for the suite's average.
 
     Returns:
         Columns model, benchmark, parameters, query_aware, budget, task, n, kept, kept_other, delta, ci_low, ci_high, p_value, p_holm,
-        wins, ties, losses, verdict ("better", "worse" or "not distinguishable").
+        wins, ties, losses, verdict ("better", "worse" or "not distinguishable"), not_worse (the whole interval lies above -margin);
+        the average, over the tasks that both answered, is called `average (<tasks>)` and its p-value adjusted among averages.
 
     Raises:
         ValueError: a press has no records, they share no sample at a common budget, a press has several parameter sets at one
@@ -54,6 +60,13 @@ def compare(records: Iterable[Record], press: str, other: str) -> pd.DataFrame:
         raise ValueError(f"'{press}' and '{other}' share no sample at a common budget; run both at the same ratios on the same samples")
     frame = pd.DataFrame(rows)
     frame["p_holm"] = significance.holm(frame["p_value"])
+    joint = [row for _, part in frame.groupby([*KEY, "budget"], sort=False) if len(part) > 1 for row in _average(part)]
+    if joint:
+        means = pd.DataFrame(joint)
+        means["p_holm"] = significance.holm(means["p_value"])
+        frame = pd.concat([means, frame], ignore_index=True).sort_values([*KEY, "budget"], kind="stable", ignore_index=True)
+    frame = frame.drop(columns=["samples"])
+    frame["not_worse"] = significance.non_inferior(frame["ci_low"], margin)
     sure = frame["p_holm"] < SIGNIFICANT
     frame["verdict"] = "not distinguishable"
     frame.loc[sure, "verdict"] = frame.loc[sure, "delta"].map(lambda delta: "better" if delta > 0 else "worse")
@@ -66,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("press", metavar="X")
     parser.add_argument("other", metavar="Y")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders")
+    parser.add_argument("--margin", type=float, default=MARGIN, help="points that X may lose and still count as no worse (%(default)s)")
     given = parser.parse_args(arguments)
     try:
-        frame = compare(read_records(given.folders), given.press, given.other)
+        frame = compare(read_records(given.folders), given.press, given.other, given.margin)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in part.to_dict("records"):
             change = f"{row['delta']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]"
             kept = f"kept {100 * row['kept']:.1f} % against {100 * row['kept_other']:.1f} %"
-            print(f"  {row['budget']:<14} {row['task']:<24} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {row['verdict']}")
+            said = row["verdict"] + (f", no worse than {given.margin:g} below" if row["not_worse"] else "")
+            print(f"  {row['budget']:<14} {row['task']:<24} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {said}")
     return 0
 
 
@@ -98,13 +113,43 @@ def _row(key: tuple[Any, ...], samples: dict[str, Record], others: dict[str, Rec
     left, right = [samples[name] for name in ids], [others[name] for name in ids]
     hashes = ([record.prompt_hash for record in side] for side in (left, right))
     errorbars.pair(ids, next(hashes), ids, next(hashes))
-    scores = (np.array([record.score for record in side], dtype=float) for side in (left, right))
-    found = errorbars.difference(next(scores), next(scores), [record.weight for record in left], [record.context_id for record in left])
+    ours, theirs = (np.array([record.score for record in side], dtype=float) for side in (left, right))
+    change = ours - theirs
+    found = errorbars.difference(ours, theirs, [record.weight for record in left], [record.context_id for record in left])
     kept, kept_other = (sum(record.kept_fraction for record in side) / len(ids) for side in (left, right))
-    names = ("model", "revision", "dtype", "benchmark", "version", "parameters", "query_aware", "budget", "task")
+    samples = errorbars.cluster(change, [record.weight for record in left], [record.context_id for record in left])
     measured = {"delta": 100 * found.mean, "ci_low": 100 * found.low, "ci_high": 100 * found.high, "p_value": found.p_value}
     counts = {"n": found.n, "wins": found.wins, "ties": found.ties, "losses": found.losses}
-    return {**dict(zip(names, key, strict=True)), **counts, "kept": kept, "kept_other": kept_other, **measured}
+    return {
+        **dict(zip((*KEY, "budget", "task"), key, strict=True)),
+        **counts,
+        "kept": kept,
+        "kept_other": kept_other,
+        "samples": samples,
+        **measured,
+    }
+
+
+def _average(part: pd.DataFrame) -> list[dict[str, Any]]:
+    """The suite's first average over the tasks of one table and budget, with its own error."""
+    tasks, named = averages(str(part["benchmark"].iloc[0]), part["task"])
+    share = next(iter(named.values()), {})
+    part = part.set_index("task").loc[[task for task in tasks if task in share]]
+    if len(part) < 2:
+        return []
+    shares, cells = np.array([share[task] for task in part.index]), list(part["samples"])
+    drawn = [errorbars.bootstrap([cell], at)[0] if cell.resampled else None for at, cell in enumerate(cells)]
+    known = [weight * one for weight, one in zip(shares, drawn, strict=True) if one is not None]
+    means, errors = [cell.mean for cell in cells], [cell.standard_error for cell in cells]
+    inside = [one is not None for one in drawn]
+    total = np.sum(known, axis=0) if known else None
+    mean, _, low, high = errorbars.macro(means, errors, part["ci_low"] / 100, part["ci_high"] / 100, shares, total, inside)
+    p_value = float(significance.p_values([errorbars.joint(cells, list(shares))])[0])
+    kept, kept_other = (float(shares @ part[name].to_numpy()) for name in ("kept", "kept_other"))
+    counts = {name: int(part[name].sum()) for name in ("n", "wins", "ties", "losses")}
+    measured = {"delta": 100 * mean, "ci_low": 100 * low, "ci_high": 100 * high, "p_value": p_value}
+    first = {name: part[name].iloc[0] for name in (*KEY, "budget")}
+    return [{**first, "task": f"average ({len(part)} tasks)", **counts, "kept": kept, "kept_other": kept_other, **measured}]
 
 
 if __name__ == "__main__":

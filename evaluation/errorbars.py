@@ -166,6 +166,15 @@ def estimate(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike
     return Estimate(samples.n, len(samples.sums), samples.mean, samples.standard_error, low, high)
 
 
+def joint(cells: Sequence[Clusters], shares: Sequence[float]) -> Clusters:
+    """Differences of several tasks as one list of effects that sum to the difference of the average."""
+    if len(cells) == 1:
+        return cells[0]
+    sums = np.concatenate([share * cell.sums / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
+    weights = np.concatenate([share * cell.weights / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
+    return Clusters(sums, weights, sum(cell.n for cell in cells), math.nan, False, False, sum(cell.informative for cell in cells))
+
+
 def difference(
     values: ArrayLike, baseline: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, seed: int = 0
 ) -> Difference:

@@ -405,20 +405,11 @@ def _tests(
     for line in dict.fromkeys(line for line, _ in single):
         for name, share in shares.items():
             if all((line, task) in single for task in share):
-                joint[line, f"\0{name}"] = _joint([single[line, task] for task in share], list(share.values()))
+                joint[line, f"\0{name}"] = errorbars.joint([single[line, task] for task in share], list(share.values()))
     for family in (single, joint):
         p = significance.p_values(list(family.values()), seed)
         for key, raw, holm, bh in zip(family, p, significance.holm(p), significance.benjamini_hochberg(p), strict=True):
             rows[key].update(p_value=float(raw), p_holm=float(holm), p_bh=float(bh))
-
-
-def _joint(cells: Sequence[Clusters], shares: Sequence[float]) -> Clusters:
-    """Differences of several tasks as one list of effects that sum to the difference of the average."""
-    if len(cells) == 1:
-        return cells[0]
-    sums = np.concatenate([share * cell.sums / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
-    weights = np.concatenate([share * cell.weights / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
-    return Clusters(sums, weights, sum(cell.n for cell in cells), math.nan, False, False, sum(cell.informative for cell in cells))
 
 
 def _leads(
@@ -443,7 +434,7 @@ def _leads(
                     first, second = ranked[:2]
                     apart = [cells[first, task].minus(cells[second, task]).samples for task in share]
                     if all(one.n for one in apart):
-                        races[first, column] = _joint(apart, list(share.values()))
+                        races[first, column] = errorbars.joint(apart, list(share.values()))
         p = significance.holm(significance.p_values(list(races.values()), seed))
         for (key, race), adjusted in zip(races.items(), p, strict=True):
             rows[key].update(lead=race.mean, p_lead=float(adjusted))
@@ -469,7 +460,7 @@ def _behind(
     for at in known:
         apart = [cells[at, task].minus(cells[best, task]).samples for task in share]
         if at != best and all(one.n for one in apart):
-            gaps[at] = _joint(apart, list(share.values()))
+            gaps[at] = errorbars.joint(apart, list(share.values()))
     p = significance.holm(significance.p_values(list(gaps.values()), seed))
     found = {best: (0.0, 1.0)} | {at: (gap.mean, float(adjusted)) for (at, gap), adjusted in zip(gaps.items(), p, strict=True)}
     for at, (gap, adjusted) in found.items():
