@@ -117,7 +117,7 @@ def _row(key: tuple[Any, ...], samples: dict[str, Record], others: dict[str, Rec
     change = ours - theirs
     found = errorbars.difference(ours, theirs, [record.weight for record in left], [record.context_id for record in left])
     kept, kept_other = (sum(record.kept_fraction for record in side) / len(ids) for side in (left, right))
-    samples = errorbars.cluster(change, [record.weight for record in left], [record.context_id for record in left])
+    summed = errorbars.cluster(change, [record.weight for record in left], [record.context_id for record in left])
     measured = {"delta": 100 * found.mean, "ci_low": 100 * found.low, "ci_high": 100 * found.high, "p_value": found.p_value}
     counts = {"n": found.n, "wins": found.wins, "ties": found.ties, "losses": found.losses}
     return {
