@@ -125,7 +125,7 @@ def _row(key: tuple[Any, ...], samples: dict[str, Record], others: dict[str, Rec
         **counts,
         "kept": kept,
         "kept_other": kept_other,
-        "samples": samples,
+        "samples": summed,
         **measured,
     }
 
