@@ -33,9 +33,9 @@ test-slow: setup ## run the tests that take minutes
 test-latex: setup ## compile the tables for papers (needs pdflatex)
 	$(BIN)/python -m pytest -m latex
 
-test-cluster: setup ## run the tests on a one-node Slurm that they start (as root on Debian)
+test-cluster: setup ## run sweeps on a one-node Slurm and a Ray that the tests start (as root on Debian)
 	command -v slurmctld || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[slurm,joblib]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[slurm,ray,joblib]'
 	$(BIN)/python -m pytest -m cluster
 
 check: setup ## formatting, lint, types
