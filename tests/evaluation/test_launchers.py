@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_runner import ROOT, content, records
+from test_runner import ROOT, content, records, table
 from test_sweeper import evaluate, tiny
 
 __all__ = ["tiny"]
@@ -21,7 +21,7 @@ def test_shards_on_ray_fill_one_folder_as_a_single_run(tiny: Path, tmp_path: Pat
     evaluate(tiny, tmp_path / "single", *SWEEP)
     assert content(tmp_path / "shards") == content(tmp_path / "single")
     assert len(records(tmp_path / "shards")) == 60
-    assert (tmp_path / "shards" / "table.md").read_text() == (tmp_path / "single" / "table.md").read_text()
+    assert table(tmp_path / "shards") == table(tmp_path / "single")
 
 
 def test_a_job_that_fails_on_ray_fails_alone(tiny: Path, tmp_path: Path) -> None:

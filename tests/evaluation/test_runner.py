@@ -50,6 +50,11 @@ def content(results: Path) -> set[tuple]:
     }
 
 
+def table(results: Path) -> str:
+    """The printed scores, without the seconds that follow them."""
+    return (results / "table.md").read_text(encoding="utf-8").split("### Cost")[0]
+
+
 @pytest.fixture(scope="session")
 def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     results = tmp_path_factory.mktemp("finished")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_runner import ROOT, content, records
+from test_runner import ROOT, content, records, table
 from test_sweeper import evaluate, sweep_command, tiny
 
 __all__ = ["tiny"]
@@ -47,4 +47,4 @@ def test_an_array_of_shards_with_one_killed_and_queued_again_equals_a_single_run
     assert content(results) == content(tmp_path / "single")
     assert len(records(results)) == 990
     assert len(list(results.glob("records/*.jsonl"))) == 4, "the shard was not interrupted before its end"
-    assert (results / "table.md").read_text() == (tmp_path / "single" / "table.md").read_text()
+    assert table(results) == table(tmp_path / "single")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from byte_tokenizer import VOCABULARY, byte_tokenizer
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_runner import ROOT, content, records
+from test_runner import ROOT, content, records, table
 from tiny_models import tiny_model
 
 from evaluation.sweeper import fold
@@ -78,7 +78,7 @@ def test_shards_fill_one_folder_as_a_single_run(tiny: Path, tmp_path: Path) -> N
     evaluate(tiny, tmp_path / "single", "press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]")
     assert content(tmp_path / "shards") == content(tmp_path / "single")
     assert len(records(tmp_path / "shards")) == 20
-    assert (tmp_path / "shards" / "table.md").read_text() == (tmp_path / "single" / "table.md").read_text()
+    assert table(tmp_path / "shards") == table(tmp_path / "single")
     assert (
         "0 of 20 answers left"
         in evaluate(tiny, tmp_path / "single", "press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "plan=true").stdout
