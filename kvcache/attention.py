@@ -181,7 +181,7 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) ->
         (b, H, m, d') and, in float32, (b, H, m).
     """
     if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
-        mask = None if hidden is None else torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, float("-inf"))
+        mask = None if hidden is None else query.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=1.0)
     else:
         logits = (query @ keys.transpose(2, 3)).float()

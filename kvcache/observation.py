@@ -319,7 +319,8 @@ def rope_of(decoder: nn.Module, module: nn.Module, like: Tensor) -> Callable[[Te
     sample = like[:1, :1]
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = embedding(sample, positions[None], kind) if per_kind else embedding(sample, positions[None])
-        return cos, sin
+        at = positions[None].to(sample.device)  # layers may lie on other devices than the embedding
+        cos, sin = embedding(sample, at, kind) if per_kind else embedding(sample, at)
+        return cos.to(positions.device), sin.to(positions.device)
 
     return rope

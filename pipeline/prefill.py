@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kvcache.cache import CompressedLayer, Kept, Storage
 from kvcache.compressing import Prefill, kept_entries, stack_nested
+from kvcache.devices import moved, together
 from kvcache.observation import LayerObservation, attention_modules, window_of
 from kvcache.selection import Selection, Threshold, check_ratio, gather, ratio_for
 from presses.base import BasePress, check_positions
@@ -204,7 +205,7 @@ class PrefilledContext:
         selections: dict[float | Threshold, list[Selection]] = {}
         positions = dict.fromkeys(ratios, self.tokens)
         if lossy and self.prefill.layers:
-            evidence = press.probe(self.prefill, self.onlooker.evidence[press.identity()])
+            evidence = together(press.probe(self.prefill, self.onlooker.evidence[press.identity()]))
             selections = {
                 ratio: press.select_above(evidence, ratio) if isinstance(ratio, Threshold) else press.select(evidence, ratio)
                 for ratio in lossy
@@ -216,6 +217,7 @@ class PrefilledContext:
             for at, index in enumerate(self.prefill.layers):
                 chosen = [selections[ratio][at] for ratio in lossy]
                 notes = press.notes(evidence[at]) if follows else None
+                chosen, notes = moved((chosen, notes), self.prefill.cache.layers[index].keys.device)
                 for ratio, kept in zip(lossy, self._apply(press, index, chosen, follows, notes), strict=True):
                     layers[ratio][index] = kept
         seconds = (time.perf_counter() - started) / len(ratios)
@@ -275,11 +277,15 @@ def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedCon
 
 def keeping_heads(selections: Sequence[Selection]) -> Tensor:
     """How many heads, over all layers, keep each token: (T,) int32 on the CPU."""
-    return torch.stack([selection.keep[0].sum(0, dtype=torch.int32) for selection in selections]).sum(0, dtype=torch.int32).cpu()
+    return _stack([selection.keep[0].sum(0, dtype=torch.int32) for selection in selections]).sum(0, dtype=torch.int32).cpu()
 
 
 def share_kept(selections: Sequence[Selection], positions: Sequence[int]) -> float:
     """Share of `positions` kept, averaged over layers and heads; 1 where nothing was removed or nothing is watched."""
     if not selections or not positions:
         return 1.0
-    return float(torch.stack([selection.keep[0][:, list(positions)].float().mean() for selection in selections]).mean())
+    return float(_stack([selection.keep[0][:, list(positions)].float().mean() for selection in selections]).mean())
+
+
+def _stack(per_layer: Sequence[Tensor]) -> Tensor:
+    return torch.stack(moved(list(per_layer), per_layer[0].device))

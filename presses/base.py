@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from kvcache.compressing import Framing, Prefill, compressing
+from kvcache.devices import moved, together
 from kvcache.following import Follower
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, Threshold, budget, gather
@@ -128,13 +129,14 @@ class BasePress(ABC):
         """
         if not prefill.layers or self.compression_ratio == 0:
             return
-        evidence = self.probe(prefill, prefill.evidence)
+        evidence = together(self.probe(prefill, prefill.evidence))
         selections = self.select(evidence, self.compression_ratio)
         position = self.next_position(selections)
         check_positions(self, position, selections, len(prefill.layers) == len(prefill.cache.layers))
         for index, selection, seen in zip(prefill.layers, selections, evidence, strict=True):
             full = prefill.cache.layers[index]
-            prefill.replace(index, *self.apply(full.keys, full.values, selection), selection, position, self.notes(seen))
+            selection, notes = moved((selection, self.notes(seen)), full.keys.device)
+            prefill.replace(index, *self.apply(full.keys, full.values, selection), selection, position, notes)
 
 
 def check_positions(press: BasePress, position: int, selections: Sequence[Selection], all_layers: bool) -> None:

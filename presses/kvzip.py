@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kvcache.compressing import Prefill
+from kvcache.devices import together
 from kvcache.observation import LayerObservation
 from kvcache.projections import output_weight
 from kvcache.replay import replay
@@ -81,7 +82,7 @@ class KVzipPress(BasePress):
             for chunk in chunks(prefill, self.chunk_size, self.name):
                 for index, found in self._scores(prefill, chunk):
                     scores[where[index]][..., chunk.start : chunk.stop] = found
-        pinned = pin(torch.cat(scores, dim=1), first=self.n_sink)
+        pinned = pin(torch.cat(list(together(scores)), dim=1), first=self.n_sink)
         return list(pinned.chunk(len(scores), dim=1))
 
     def _scores(self, prefill: Prefill, chunk: Chunk) -> Iterator[tuple[int, Tensor]]:
