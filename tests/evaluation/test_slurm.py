@@ -1,4 +1,4 @@
-"""A one-node Slurm runs an array of shards; one of them is killed and queued again, and nothing is lost."""
+"""A one-node Slurm runs an array of shards; one is killed, one is told to make room, both are queued again, and nothing is lost."""
 
 import os
 import signal
@@ -26,25 +26,37 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     subprocess.run([script, str(folder), "stop"], check=True, timeout=60)
 
 
-def test_an_array_of_shards_with_one_killed_and_queued_again_equals_a_single_run(tiny: Path, tmp_path: Path, slurm: dict[str, str]) -> None:
+def test_shards_that_are_killed_or_preempted_are_queued_again_and_nothing_is_lost(
+    tiny: Path, tmp_path: Path, slurm: dict[str, str]
+) -> None:
     results = tmp_path / "shards"
     launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=20"]
     launcher += [f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j", f"hydra.sweep.dir={tmp_path}"]
     command = sweep_command(tiny, results, "-m", *SWEEP, *launcher, "shard.count=3", "shard.index=range(3)")
     sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=slurm, cwd=ROOT)
-    deadline = time.monotonic() + 200
-    while not (written := list(results.glob("records/*.jsonl"))) and sweep.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert written, sweep.communicate(timeout=280)[0]
-    process = int(written[0].stem.rsplit("-", 2)[1])
-    variables = dict(line.split("=", 1) for line in Path(f"/proc/{process}/environ").read_text().split("\0") if "=" in line)
-    subprocess.run(["scontrol", "requeue", variables["SLURM_JOB_ID"]], check=True, env=slurm)
-    os.kill(process, signal.SIGKILL)  # submitit ignores the SIGTERM of a requeue
+    seen: set[Path] = set()
+    killed = next_writer(results, seen, sweep)
+    variables = dict(line.split("=", 1) for line in Path(f"/proc/{killed}/environ").read_text().split("\0") if "=" in line)
+    subprocess.run(["scontrol", "requeue", variables["SLURM_JOB_ID"]], check=True, env=slurm)  # as Slurm does when a node fails
+    os.kill(killed, signal.SIGKILL)
+    os.kill(next_writer(results, seen, sweep), signal.SIGUSR2)  # Slurm's warning before a time limit or preemption; submitit requeues
     printed, _ = sweep.communicate(timeout=280)
     assert sweep.returncode == 0, printed
     assert "plan: 3 jobs, 90 prefills, 990 answers left" in printed
     evaluate(tiny, tmp_path / "single", *SWEEP)
     assert content(results) == content(tmp_path / "single")
     assert len(records(results)) == 990
-    assert len(list(results.glob("records/*.jsonl"))) == 4, "the shard was not interrupted before its end"
+    assert len(list(results.glob("records/*.jsonl"))) == 5, "two shards were to be interrupted before their end"
     assert table(results) == table(tmp_path / "single")
+
+
+def next_writer(results: Path, seen: set[Path], sweep: subprocess.Popen[str]) -> int:
+    """The process that has just begun a record file."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and sweep.poll() is None:
+        for path in set(results.glob("records/*.jsonl")) - seen:
+            seen.add(path)
+            return int(path.stem.rsplit("-", 2)[1])
+        time.sleep(0.02)
+    sweep.kill()
+    raise AssertionError(sweep.communicate(timeout=280)[0])
