@@ -34,7 +34,7 @@ test-latex: setup ## compile the tables for papers (needs pdflatex)
 	$(BIN)/python -m pytest -m latex
 
 test-cluster: setup ## run sweeps on a one-node Slurm and a Ray that the tests start (as root on Debian)
-	command -v slurmctld munged || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	command -v slurmctld && command -v munged || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[slurm,ray,joblib]'
 	$(BIN)/python -m pytest -m cluster
 
