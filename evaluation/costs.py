@@ -24,16 +24,17 @@ from evaluation.views import MISSING, line_budget, line_label
 
 Grid = tuple[list[str], list[list[str]]]
 """Heads and rows of a table, as text."""
-MEASURED = (
-    *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds", "new_tokens", "context_tokens"),
-    *("cache_bytes", "full_cache_bytes", "peak_cache_bytes"),
-)
+SIZES = ("context_tokens", "cache_bytes", "full_cache_bytes", "peak_cache_bytes")
+"""Columns that are means over samples."""
+SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token")
+"""Columns that are medians over samples: a machine that pauses now and then does not move them."""
+MEASURED = (*SIZES, *SECONDS[:3], "decode_seconds", "new_tokens")
 COLUMNS = (
     *("model", "benchmark", "press", "press_parameters", "compression_ratio", "budget_tokens", "threshold", "query_aware", "n"),
     *("context_tokens", "prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token"),
     *("full_cache_bytes", "cache_bytes", "peak_cache_bytes", "benchmark_version", "dtype", "revision", "benchmark_parameters"),
 )
-"""Columns of the frame: means per sample; `overhead` is (observe_seconds + compress_seconds) / prefill_seconds."""
+"""Columns of the frame, per sample; `overhead` is (observe_seconds + compress_seconds) / prefill_seconds."""
 
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:
@@ -55,11 +56,13 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
     total = observed.rename("observed").reset_index()
     frame = frame.merge(total, on=prefill)
     frame["prefill_seconds"] -= frame.pop("observed")
-    sums = frame.groupby([*TABLE, *LINE], dropna=False, sort=False)[list(MEASURED)]
-    table = sums.mean().reset_index()
-    table["n"] = sums.size().to_numpy()
-    table["overhead"] = (table["observe_seconds"] + table["compress_seconds"]) / table["prefill_seconds"].replace(0, np.nan)
-    table["seconds_per_token"] = table["decode_seconds"] / table["new_tokens"].replace(0, np.nan)
+    frame["overhead"] = (frame["observe_seconds"] + frame["compress_seconds"]) / frame["prefill_seconds"].replace(0, np.nan)
+    frame["seconds_per_token"] = frame["decode_seconds"] / frame["new_tokens"].replace(0, np.nan)
+    lines = frame.groupby([*TABLE, *LINE], dropna=False, sort=False)
+    table = lines[list(SIZES)].mean()
+    table[list(SECONDS)] = lines[list(SECONDS)].median()
+    table["n"] = lines.size()
+    table = table.reset_index()
     texts = {press: sorted(set(part)) for press, part in table.groupby("press")["press_parameters"]}
     labels = {
         (press, text): label
@@ -99,7 +102,7 @@ def _grid(part: pd.DataFrame) -> Grid:
 
 
 NOTE = (
-    "Seconds and bytes are means per context. share: observing and selecting at one ratio, in percent of the prefill alone; "
+    "Per context; seconds are medians, bytes means. share: observing and selecting at one ratio, in percent of the prefill alone; "
     "ms/token: a row's share of its batch; after a budget: what is left of the cache, in brackets its peak while the answer was written."
 )
 """What the columns of cost tables mean."""

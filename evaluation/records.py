@@ -7,6 +7,7 @@ content: `Record.key` hashes everything that can change the answer or the score,
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
@@ -208,6 +209,11 @@ class RecordWriter:
         self._file.flush()
 
 
+def record_files(folder: Path) -> list[Path]:
+    """Files of records under `folder`, sorted: as runs write them, or each packed by gzip for keeping (`*.jsonl.gz`)."""
+    return sorted(path for pattern in ("*.jsonl", "*.jsonl.gz") for path in (folder / "records").glob(pattern))
+
+
 def read_records(folders: Iterable[Path]) -> Iterator[Record]:
     """Every readable record under `folder/records`, once per key: a success is preferred to a failure, then the first written.
 
@@ -219,8 +225,8 @@ def read_records(folders: Iterable[Path]) -> Iterator[Record]:
     """
     seen: dict[str, Record] = {}
     for folder in folders:
-        for path in sorted((folder / "records").glob("*.jsonl")):
-            with path.open("rb") as file:
+        for path in record_files(folder):
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 for line in file:
                     record = _parse(line, path)
                     if record is not None and (record.key not in seen or (seen[record.key].error and not record.error)):

@@ -20,7 +20,7 @@ import pandas as pd
 from evaluation.costs import cost_grids, costs
 from evaluation.latex import latex
 from evaluation.markdown import MARGIN, markdown, terminal
-from evaluation.records import Record, read_records
+from evaluation.records import Record, read_records, record_files
 from evaluation.scores import scores
 from evaluation.views import views
 
@@ -64,7 +64,7 @@ def read(folders: Sequence[Path]) -> list[Record]:
         if not folder.is_dir():
             raise ValueError(f"no folder at {folder}; give the results folder of a run")
         try:
-            if not any((folder / "records").glob("*.jsonl")):
+            if not record_files(folder):
                 raise ValueError(f"{folder} has no records (records/*.jsonl); give the results folder of a run")
         except OSError as error:
             raise ValueError(f"{folder} cannot be read: {error.strerror}") from error

@@ -24,11 +24,17 @@ def test_the_prefill_alone_and_what_each_press_adds() -> None:
     # 3.0 - 0.5 - 1.0 in the pass that all shared, 2.0 - 0.5 in the one that knorm had for itself
     assert frame["prefill_seconds"].tolist() == pytest.approx([1.5] * 4)
     assert frame["overhead"].tolist()[1:] == pytest.approx([0.6 / 1.5, 0.7 / 1.5, 1.2 / 1.5])
-    assert frame["seconds_per_token"].tolist() == pytest.approx([0.125, 0.125, 0.0625, 0.25])
+    assert frame["seconds_per_token"].tolist() == pytest.approx([0.125, 0.125, (0.125 + 0.5 / 12) / 2, 0.25])
     head, lines = next(iter(cost_grids(frame).values()))
     assert head[-2:] == ["after 0.25", "after 0.5"]
     assert [row[0] for row in lines] == ["full cache", "knorm", "snapkv"]
     assert lines[2][1:6] == ["1.50", "1.00", "0.20", "80.0 %", "250.0"]
+
+
+def test_a_pause_of_the_machine_does_not_move_seconds() -> None:
+    rows = line("a", [1.0] * 5, decode_seconds=1.0, new_tokens=10) + [record("a", 9, 1.0, prefill_seconds=500.0, decode_seconds=900.0)]
+    frame = costs(rows)
+    assert frame[["prefill_seconds", "seconds_per_token"]].iloc[0].tolist() == [1.0, 0.1]
 
 
 def test_bytes_are_mebibytes_and_what_is_not_known_is_missing() -> None:

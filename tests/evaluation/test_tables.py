@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
 from collections.abc import Sequence
@@ -130,6 +131,16 @@ def test_folders_are_merged_and_repeats_count_once(tmp_path: Path) -> None:
     assert set(frame["press"]) == {"none", "knorm", "snapkv"}
     assert set(frame["n"]) == {20}
     assert not (two / "scores.csv").exists()
+
+
+def test_records_packed_for_keeping_give_the_same_table(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", sweep(["a"], PRESSES))
+    expected = report([folder])
+    (path,) = (folder / "records").iterdir()
+    with gzip.open(f"{path}.gz", "wb") as packed:
+        packed.write(path.read_bytes())
+    path.unlink()
+    pd.testing.assert_frame_equal(report([folder]), expected)
 
 
 def test_several_models_and_versions_have_tables_of_their_own(tmp_path: Path) -> None:
