@@ -224,3 +224,33 @@ def test_latex_compiles_as_it_stands(tmp_path: Path, inside: bool) -> None:
     assert (folder / source).with_suffix(".pdf").stat().st_size > 10_000
     for complaint in ("Overfull", "Warning", "Missing character"):
         assert complaint not in done.stdout
+
+
+@pytest.mark.parametrize("tasks", [2, 13])
+def test_markdown_and_latex_agree_with_the_csv_to_the_digit(tmp_path: Path, tasks: int) -> None:
+    folder = write(tmp_path / "run", [*sweep([f"t{at}" for at in range(tasks)], PRESSES), *line("t0", [0.5, 0.25], "partial", 0.5)])
+    report([folder])
+    csv = pd.read_csv(folder / "scores.csv")
+    expected = {
+        ("full cache" if row.press == "none" else row.press, f"{row.compression_ratio:g}" if row.press != "none" else "", row.task): row
+        for row in csv.itertuples()
+    }
+    text = (folder / "table.md").read_text().split("### Difference")[0]
+    grid = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines_of(text, "| ")]
+    body = (folder / "table.tex").read_text().split(r"\begin{table}")[2].splitlines()
+    latex_rows = [row.removesuffix(r" \\").split(" & ") for row in body if row.count(" & ") > tasks and row.endswith(r"\\")]
+    names = [re.sub(r"\\rotatebox\{70\}\{(.*)\}", r"\1", name) for name in latex_rows[0]]
+    seen = 0
+    for head, rows in ((grid[0], grid[2:]), (names, latex_rows[1:])):
+        for cells in rows:
+            for name, cell in zip(head, cells, strict=True):
+                row = expected.get((cells[0], cells[1].strip("–-"), name))
+                if name in set(csv["task"]):
+                    missing = row is None or pd.isna(row.score)
+                    assert (
+                        cell.strip("*{}$^")
+                        .removeprefix(r"\textbf{")
+                        .startswith("–" if missing and head is grid[0] else "--" if missing else f"{row.score:.1f}")
+                    )
+                    seen += 1
+    assert seen == 2 * (tasks + 1) * 5
