@@ -155,8 +155,9 @@ def _panel(axes: Any, rows: pd.DataFrame, ranking: Sequence[str]) -> None:
         if place >= TOP:
             axes.plot(x, y, color="0.8", linewidth=0.8, marker=".", markersize=3, zorder=0)
             continue
-        style = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _DASHES[place % 4], "markersize": 4, "linewidth": 1.3}
-        axes.plot(x, y, label=label, zorder=3, **style)
+        style = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _DASHES[place % 4], "linewidth": 1.3}
+        style |= {"markersize": 8 - 0.6 * place, "zorder": 3 + place}  # the worse, the smaller and the higher: equal points stay visible
+        axes.plot(x, y, label=label, **style)
         if place < BANDS:
             axes.fill_between(x, curve["ci_low"], curve["ci_high"], color=_COLOURS[place], alpha=0.1, linewidth=0)
     axes.set_xlim(0, 1.02)
@@ -169,7 +170,7 @@ def _panel(axes: Any, rows: pd.DataFrame, ranking: Sequence[str]) -> None:
 def _save(figure: Any, stem: Path) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")]
     for path in paths:
-        figure.savefig(path, dpi=160)
+        figure.savefig(path, dpi=160, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)  # equal plots, equal files
     return paths
 
 
