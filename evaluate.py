@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -26,10 +27,17 @@ def main(config: DictConfig) -> None:
         checked = settings(config)
         from evaluation.runner import EvaluationRunner
 
-        EvaluationRunner(checked).run()
-    except ValueError as error:
+        runner = EvaluationRunner(checked)
+        runner.run()
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as stopped:
+        print("stopped: what was answered is kept; the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + getattr(stopped, "signal", signal.SIGINT))
+    if runner.failed:
+        print(f"error: {runner.failed} answers failed; their records say why, and the same command tries them again", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

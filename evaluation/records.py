@@ -198,15 +198,25 @@ class RecordWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            self._file.close()  # unbuffered: nothing is left that could fail now
 
     def append(self, record: Record) -> None:
-        """Write one line and hand it to the operating system: a killed process loses at most the line it was writing."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
+        """Write one line and hand it to the operating system: a killed process loses at most the line it was writing.
+
+        Raises:
+            ValueError: the disk is full or the folder cannot be written; lines written before stay.
+        """
+        line = (record.to_json() + "\n").encode()
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise ValueError(
+                f"{self.path} cannot be written ({error.strerror}); what was written before is kept: free space, then run the command again"
+            ) from error
 
 
 def record_files(folder: Path) -> list[Path]:

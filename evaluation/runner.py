@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
+import math
 import sys
+import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
 
-import torch
-import transformers
-from omegaconf import OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.base import Sample, group_by_context
 from evaluation.config import Settings
+from evaluation.environment import redacted, without_secrets, write_description
+from evaluation.interruption import Interruption
 from evaluation.keptmaps import append, kept_map
 from evaluation.plan import Item, Plan, describe
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.tables import report
 from pipeline import CompressingPipeline, Question, Request
 from pipeline.model import KnownModel, LoadedModel, ModelConfig, find_model
-from pipeline.pipeline import Result
 from pipeline.prefill import Variant
+from pipeline.results import Failure, Result
 
 COUNTING = ("tasks", "samples_per_task")
 """Options of a benchmark that choose samples without changing any of them: tables do not keep their records apart."""
@@ -40,6 +40,7 @@ class EvaluationRunner:
     Attributes:
         settings: the configuration.
         pipeline: the model at work; None until it is needed.
+        failed: answers of this run that failed; their records say why, and the next run tries them again.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -49,6 +50,7 @@ class EvaluationRunner:
         self.model_config = ModelConfig(**{key: value for key, value in settings.model.items() if key in known})
         self.pipeline: CompressingPipeline | None = None
         self._mapped: set[str] = set()  # contexts whose kept tokens are recorded
+        self.failed = 0
 
     def run(self) -> Path:
         """Do what is not done yet, write the tables, print them.
@@ -57,7 +59,8 @@ class EvaluationRunner:
             The folder of the results.
 
         Raises:
-            ValueError: the model names nothing that can be loaded, the benchmark gives no sample, or a press did not meet its budget.
+            ValueError: the model names nothing that can be loaded, the benchmark gives no sample, or the folder cannot be written.
+            Stopped: a signal came; what was decoded is written.
         """
         plan, folder = self.plan(), self.settings.results
         work = plan.work()
@@ -67,7 +70,9 @@ class EvaluationRunner:
         if not work:
             print(f"nothing to do: all {plan.answers} answers are in {folder}", file=sys.stderr)
         else:
-            self._run_inference(plan.known.load(), work, plan.keys, plan.done, folder)
+            with Interruption() as interruption:
+                check_writable(folder)
+                self._run_inference(plan.known.load(), work, plan.keys, plan.done, folder, interruption)
         if plan.answers:  # a shard may have no context
             report([folder], plots=self.settings.plots)
         return folder
@@ -96,7 +101,13 @@ class EvaluationRunner:
         return plan.shard(*settings.shard)
 
     def _run_inference(
-        self, loaded: LoadedModel, work: Sequence[Item], keys: Mapping[str, Sequence[str]], done: Set[str], folder: Path
+        self,
+        loaded: LoadedModel,
+        work: Sequence[Item],
+        keys: Mapping[str, Sequence[str]],
+        done: Set[str],
+        folder: Path,
+        interruption: Interruption,
     ) -> None:
         """Answer what is missing (samples that share a context, and variants by index), and append the records."""
         settings = self.settings
@@ -107,7 +118,7 @@ class EvaluationRunner:
             prefill_chunk=settings.prefill_chunk,
             max_batch_bytes=int(settings.max_batch_gb * 2**30),
         )
-        self._describe(loaded, folder)
+        write_description(folder, settings, loaded, list(keys), [one for group, _ in work for one in group])
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -118,17 +129,23 @@ class EvaluationRunner:
         )
         with RecordWriter(folder) as writer, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task("contexts", total=len(work))
-            for (asked, missing), results in zip(work, self.pipeline.stream(map(self._request, work)), strict=True):
-                if asked[0].context_id in self._mapped:
-                    self._map(folder / "kept_maps" / writer.path.name, asked, missing, results, keys)
+            answers = interruption.guarding(self.pipeline.stream(map(self._request, work)))
+            for (asked, missing), results in zip(work, answers, strict=True):
                 for at, result in zip((at for at in missing for _ in asked), results, strict=True):
                     sample = asked[result.question]
-                    if keys[sample.id][at] not in done:
+                    if keys[sample.id][at] not in done and result.answer.stop_reason:
                         writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
+                if asked[0].context_id in self._mapped:
+                    self._map(folder / "kept_maps" / writer.path.name, asked, missing, results, keys)
                 progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
 
     def _map(
-        self, path: Path, asked: Sequence[Sample], missing: Sequence[int], results: Sequence[Result], keys: Mapping[str, Sequence[str]]
+        self,
+        path: Path,
+        asked: Sequence[Sample],
+        missing: Sequence[int],
+        results: Sequence[Result | Failure],
+        keys: Mapping[str, Sequence[str]],
     ) -> None:
         """Record which tokens of a context each variant keeps; in query-aware mode each question was read with a context of its own."""
         assert self.pipeline is not None
@@ -143,9 +160,11 @@ class EvaluationRunner:
             kept = {
                 at: result.context
                 for at, result in zip((at for at in missing for _ in asked), results, strict=True)
-                if result.question in part
+                if result.question in part and isinstance(result, Result)
             }
-            append(path, kept_map(text, spans, samples, {keys[sample.id][at]: one for at, one in kept.items() for sample in samples}))
+            if kept:
+                by_key = {keys[sample.id][at]: one for at, one in kept.items() for sample in samples}
+                append(path, kept_map(text, spans, samples, by_key))
 
     def _request(self, work: tuple[Sequence[Sample], Sequence[int]]) -> Request:
         """What the pipeline is asked about one context."""
@@ -168,12 +187,21 @@ class EvaluationRunner:
         presses = ([one.press.name, one.press.parameters(), *_budget_key(one)] for _, one in self.settings.variants)
         return [record_key({**shared, "press": press}) for press in presses]
 
-    def _record(self, loaded: LoadedModel, sample: Sample, at: int, result: Result, key: str) -> Record:
+    def _record(self, loaded: LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str) -> Record:
         settings = self.settings
         label, variant = settings.variants[at]
-        scores = settings.benchmark.score(sample, result.answer.text)
+        scores, error = {}, result.error
+        if error is None:
+            try:
+                scores = settings.benchmark.score(sample, result.answer.text)
+                check_scores(scores)
+            except Exception as raised:
+                scores, error = {}, raised
+        if error is not None:
+            self.failed += 1
+            if self.failed == 1:
+                print(f"failed: {sample.id} under {label}: {type(error).__name__}: {redacted(str(error))}", file=sys.stderr)
         metric = next(iter(scores), "")  # none where the suite keeps its references to itself
-        kept = result.context
         return Record(
             key=key,
             model=loaded.name,
@@ -194,34 +222,43 @@ class EvaluationRunner:
             weight=sample.weight,
             prediction=result.answer.text,
             references=list(sample.references),
-            kept_fraction=kept.kept_fraction,
-            kept_entries=[heads[0] if len(set(heads)) == 1 else heads for heads in kept.entries()],
-            cache_bytes=kept.bytes,
-            full_cache_bytes=kept.full_bytes,
-            context_tokens=kept.tokens,
             question_tokens=result.answer.question_tokens,
             new_tokens=len(result.answer.token_ids),
-            stop_reason=result.answer.stop_reason,
-            truncated=sample.truncated or result.truncated,
-            prefill_seconds=result.prefill_seconds,
-            observe_seconds=result.observe_seconds,
-            compress_seconds=kept.seconds,
+            stop_reason=result.answer.stop_reason if error is None else "error",
+            error=None if error is None else redacted("".join(traceback.format_exception(error))),
             decode_seconds=result.answer.seconds,
             prompt_hash=prompt_hash(sample),
-            evidence_kept=kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
-            final_cache_bytes=result.answer.cache_bytes[-1],
-            peak_cache_bytes=max(result.answer.cache_bytes),
-            mean_cache_bytes=mean(result.answer.cache_bytes),
+            **measured(result, sample),
             data=dict(sample.metadata),
             seed=settings.seed,
-            benchmark_parameters={key: value for key, value in asdict(settings.benchmark).items() if key not in COUNTING},  # type: ignore[call-overload]
+            benchmark_parameters=without_secrets(
+                {key: value for key, value in asdict(settings.benchmark).items() if key not in COUNTING}  # type: ignore[call-overload]
+            ),
         )
 
-    def _describe(self, loaded: LoadedModel, folder: Path) -> None:
-        """Write the configuration and the environment beside the records."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.settings.resolved)), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(environment(loaded), indent=2) + "\n", encoding="utf-8")
+
+def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
+    """Fields of a record that say what a variant kept and what it cost; nothing, where it failed before it kept anything."""
+    if isinstance(result, Failure):
+        numbers = ("kept_fraction", "cache_bytes", "full_cache_bytes", "context_tokens")
+        seconds = ("prefill_seconds", "observe_seconds", "compress_seconds")
+        return {**dict.fromkeys(numbers, 0), **dict.fromkeys(seconds, 0.0), "kept_entries": []}
+    kept, sizes = result.context, result.answer.cache_bytes
+    return {
+        "kept_fraction": kept.kept_fraction,
+        "kept_entries": [heads[0] if len(set(heads)) == 1 else heads for heads in kept.entries()],
+        "cache_bytes": kept.bytes,
+        "full_cache_bytes": kept.full_bytes,
+        "context_tokens": kept.tokens,
+        "truncated": sample.truncated or result.truncated,
+        "prefill_seconds": result.prefill_seconds,
+        "observe_seconds": result.observe_seconds,
+        "compress_seconds": kept.seconds,
+        "evidence_kept": kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
+        "final_cache_bytes": sizes[-1] if sizes else None,
+        "peak_cache_bytes": max(sizes, default=None),
+        "mean_cache_bytes": mean(sizes) if sizes else None,
+    }
 
 
 def _budget_key(variant: Variant) -> list[Any]:
@@ -243,17 +280,26 @@ def prompt_hash(sample: Sample) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def environment(loaded: LoadedModel) -> dict[str, Any]:
-    """What the numbers depend on besides the configuration."""
-    return {
-        "longpress": version("longpress"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "device": str(loaded.device),
-        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
-        "dtype": loaded.dtype,
-        "threads": torch.get_num_threads(),
-        "model_revision": loaded.revision,
-    }
+def check_scores(scores: dict[str, float]) -> None:
+    """Refuse what is no score.
+
+    Raises:
+        ValueError: a score is not a number in [0, 1].
+    """
+    for metric, score in scores.items():
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            raise ValueError(f"the scorer gave {metric}={score!r}, which does not lie in [0, 1]")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written before a model is loaded.
+
+    Raises:
+        ValueError: names the folder and the reason.
+    """
+    try:
+        (folder / "records").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / "records") as probe:
+            probe.write(b"longpress")
+    except OSError as error:
+        raise ValueError(f"results={folder} cannot be written ({error.strerror}); give another folder, or free space") from error

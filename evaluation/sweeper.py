@@ -112,12 +112,13 @@ def fold(overrides: Sequence[Override], folded: frozenset[str]) -> list[list[str
 def _in_a_sweep(task: TaskFunction, config: DictConfig) -> Any:
     """Run a job; one that exits with an error fails alone, instead of ending the process that runs the others.
 
-    A launcher that has queued the job again ends its process itself, with a negative code (submitit after a time limit or preemption).
+    A signal ends all of them (exit code 128 + its number); a launcher that has queued the job again ends its process itself, with a
+    negative code (submitit after a time limit or preemption).
     """
     try:
         return task(config)
     except SystemExit as end:
-        if isinstance(end.code, int) and end.code < 0:
+        if isinstance(end.code, int) and not 0 <= end.code <= 128:
             raise
         if end.code:
             raise RuntimeError(f"ended with exit code {end.code}; its message stands above, or in the launcher's log") from None

@@ -6,7 +6,9 @@ depend on the rows beside it (in float32: token for token; in bfloat16 within ro
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from kvcache.following import Follower, release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
 from pipeline.prefill import CompressedContext
 from pipeline.prompt import Prompt, Question
+
+NAN = "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +56,10 @@ class Answer:
     Attributes:
         text: the answer, without stop string and special tokens.
         token_ids: generated tokens, without the one that ended the answer.
-        stop_reason: "eos", "stop_string" or "length"; empty while the answer is being written.
+        stop_reason: "eos", "stop_string", "length" or "error"; empty while the answer is being written.
         seconds: the row's share of its batch: step by step, the step's time over the rows alive.
         question_tokens: tokens read after the context.
+        error: why the answer could not be written.
     """
 
     text: str = ""
@@ -64,6 +69,16 @@ class Answer:
     question_tokens: int = 0
     cache_bytes: list[int] = field(default_factory=list)
     """Bytes of the row's cache, what was written included, after the question and after each token read since."""
+    error: Exception | None = None
+
+    def restart(self) -> None:
+        """Forget what was written."""
+        self.text, self.token_ids, self.seconds, self.cache_bytes = "", [], 0.0, []
+
+    def fail(self, error: Exception) -> None:
+        """End the answer without a text."""
+        self.restart()
+        self.stop_reason, self.error = "error", error
 
 
 @dataclass(eq=False)
@@ -93,6 +108,7 @@ class Decoder:
         self.model, self.max_bytes = model, max_batch_bytes
         self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
         self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
+        self.most_rows = sys.maxsize  # halved when memory runs out, doubled when a batch was written
         self.waiting: deque[_Writing] = deque()
         self.alive: list[_Writing] = []
         self.cache: CompressedCache | None = None
@@ -107,28 +123,50 @@ class Decoder:
     def run(self, leave: int = 0) -> None:
         """Write until at most `leave` rows are unfinished.
 
-        Raises:
-            ValueError: the model gave NaN.
+        Where memory runs out, or anything else fails, the rows at work are written again from their start in batches of half as many,
+        down to one; what fails alone has an answer with `error`. So has a row whose logits are NaN.
         """
         with attending(self.model), torch.no_grad():
             while len(self.waiting) + len(self.alive) > leave:
-                started = time.perf_counter()
-                self._admit()
-                self._step()
-                share = (time.perf_counter() - started) / len(self.alive)
-                for writing in self.alive:
-                    writing.answer.seconds += share
-                self._drop_finished()
+                try:
+                    self._write()
+                except Exception as error:
+                    self._retreat(error)
+
+    def _write(self) -> None:
+        """One step of the batch, after letting rows in."""
+        started = time.perf_counter()
+        self._admit()
+        self._step()
+        share = (time.perf_counter() - started) / len(self.alive)
+        for writing in self.alive:
+            writing.answer.seconds += share
+        self._drop_finished()
+
+    def _retreat(self, error: Exception) -> None:
+        """After an error: forget the batch and queue its rows again, half as many together; a row that failed alone is given up."""
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
+        unfinished = [writing for writing in self.alive if not writing.answer.stop_reason]
+        self.alive, self.cache, self.hidden, self.position = [], None, torch.empty(0), torch.empty(0)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(unfinished) == 1:
+            unfinished.pop().answer.fail(error)
+        for writing in reversed(unfinished):
+            writing.answer.restart()
+            self.waiting.appendleft(writing)
+        self.most_rows = max(1, len(unfinished) // 2)
 
     def _admit(self) -> None:
         """Let waiting rows in, read their questions, and put them behind those alive."""
         used = sum(writing.bytes for writing in self.alive)
         entering: list[_Writing] = []
-        while self.waiting and (not (self.alive or entering) or used + self.waiting[0].bytes <= self.max_bytes):
+        while self.waiting and (not (self.alive or entering) or self._fits(used, len(self.alive) + len(entering))):
             used += self.waiting[0].bytes
             entering.append(self.waiting.popleft())
         if not entering:
             return
+        self.alive += entering
         rows = [writing.row for writing in entering]
         capacity = max(len(row.question_ids) + row.question.max_new_tokens for row in rows)
         starts = [row.context.next_position for row in rows]
@@ -145,15 +183,19 @@ class Decoder:
         else:
             self.cache.join(cache)
             self.hidden, self.position = torch.cat((self.hidden, hidden)), torch.cat((self.position, position))
-        self.alive += entering
         self._measure(len(self.alive) - len(entering))
+
+    def _fits(self, used: int, rows: int) -> bool:
+        """Whether the next row may join a batch of so many bytes and rows."""
+        return rows < self.most_rows and used + self.waiting[0].bytes <= self.max_bytes
 
     def _step(self) -> None:
         """One more token for every row alive; rows that end keep their place until `_drop_finished`."""
         assert self.cache is not None
         tokens = self._next_tokens()
         for writing, token in zip(self.alive, tokens.tolist(), strict=True):
-            self._take(writing, token)
+            if not writing.answer.stop_reason:
+                self._take(writing, token)
         going = [at for at, writing in enumerate(self.alive) if not writing.answer.stop_reason]
         if not going:
             return
@@ -176,6 +218,7 @@ class Decoder:
         self.alive = [writing for writing in self.alive if not writing.answer.stop_reason]
         if not self.alive:
             self.cache = None
+            self.most_rows = min(2 * self.most_rows, sys.maxsize)
 
     def _forward(self, ids: Tensor, positions: Tensor, cache: CompressedCache) -> Tensor:
         """(R, n) ids to hidden states (R, n, D), appending to the cache."""
@@ -210,8 +253,8 @@ class Decoder:
     def _next_tokens(self) -> Tensor:
         """(R,) the most likely token of each row; what ends an answer only where the row may end."""
         logits = self.head(self.hidden).float()
-        if bool(logits.isnan().any()):
-            raise ValueError("the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by")
+        for at in logits.isnan().any(-1).nonzero().flatten().tolist():
+            self.alive[at].answer.fail(ValueError(NAN))
         for at, writing in enumerate(self.alive):
             if len(writing.answer.token_ids) < writing.row.question.min_new_tokens:
                 ends = self.eos_ids | {writing.prompt.last_id(stop) for stop in writing.row.question.stop}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,10 +16,12 @@ from transformers import DynamicCache
 
 from kvcache.compressing import Framing, chunking
 from kvcache.observation import cache_keyword
-from pipeline.decode import Answer, Decoder, Row
+from kvcache.selection import Threshold
+from pipeline.decode import Decoder, Row
 from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
+from pipeline.results import Answers, Failure, Request, Result, storage_bytes
 from presses.base import BasePress
 from presses.none import NonePress
 
@@ -36,60 +39,15 @@ THIN = 16
 
 
 @dataclass(frozen=True)
-class Result:
-    """One variant's answer to one question, with what was measured.
-
-    Attributes:
-        variant: press and ratio.
-        question: index of the question.
-        answer: text, tokens, stop reason, seconds.
-        context: what the variant kept.
-        truncated: whether the context was cut to `max_context_tokens`.
-        prefill_seconds: of the one forward pass over the context, shared by all variants.
-        observe_seconds: share of it that this press spent observing.
-    """
-
-    variant: Variant
-    question: int
-    answer: Answer
-    context: CompressedContext
-    truncated: bool
-    prefill_seconds: float
-    observe_seconds: float
-
-
-@dataclass(frozen=True)
-class Request:
-    """Questions about one context, for `CompressingPipeline.stream`; what the fields mean says calling the pipeline.
-
-    `count_kept` asks besides for `CompressedContext.kept_by`: how many heads keep each token.
-    """
-
-    context: str
-    questions: Sequence[Question]
-    press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None = None
-    query_aware: bool = False
-    chat_template: bool = True
-    max_context_tokens: int | None = None
-    count_kept: bool = False
-
-
-@dataclass(frozen=True)
 class _Reading:
-    """What one variant keeps of a context that was read, and the rows that will be written on it."""
+    """What one variant keeps of a context that was read, or what was raised instead, and the rows that will be written on it."""
 
     variant: Variant
-    kept: CompressedContext
-    rows: list[Row]
-    truncated: bool
-    seconds: float
-    observe_seconds: float
-
-
-class Answers(dict[str, Any]):
-    """`{"answer": …}` or `{"answers": […]}`, with everything measured in `results` (variant by variant, question by question)."""
-
-    results: list[Result]
+    kept: CompressedContext | Exception
+    rows: Sequence[Row] = ()
+    truncated: bool = False
+    seconds: float = 0.0
+    observe_seconds: float = 0.0
 
 
 class CompressingPipeline:
@@ -167,7 +125,12 @@ class CompressingPipeline:
             raise ValueError("give either question= or questions=")
         asked = [self._question(one, answer_prefix, max_new_tokens) for one in ([question] if questions is None else questions)]
         request = Request(context, asked, press, query_aware, chat_template, max_context_tokens)
-        (results,) = self.stream([request])
+        results: list[Result] = []
+        for result in next(self.stream([request])):
+            if result.error is not None:
+                raise result.error
+            assert isinstance(result, Result)
+            results.append(result)
         texts = [[result.answer.text for result in results[at : at + len(asked)]] for at in range(0, len(results), len(asked))]
         single = [row[0] for row in texts] if questions is None else texts
         answers = Answers({"answer" if questions is None else "answers": single if isinstance(press, Sequence) else single[0]})
@@ -185,42 +148,67 @@ class CompressingPipeline:
         """Characters [start, end) of `context` that each position of its cache stands for; negative within the chat template."""
         return self._prompt(chat_template).token_spans(context)
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
+    def stream(self, requests: Iterable[Request]) -> Generator[list[Result | Failure], None, None]:
         """Results of every request, in order, variant by variant and question by question.
 
         Contexts are read one after the other, and the rows of several are decoded together: as many as `max_context_bytes` holds, up to
         `WIDE` rows. Once few rows of the contexts held are still being written, the next one is read and its rows join them, so that
         batches stay full; what is written does not depend on it.
 
+        What raises fails alone: a press spoils its own variants, a context its own questions, and the rest goes on. After a
+        KeyboardInterrupt the contexts at work are given as they are, unfinished answers without a stop reason, before it goes on.
+
         Raises:
-            ValueError: as calling the pipeline.
+            ValueError: no question or no variant.
         """
         decoder = Decoder(self.model, self.eos_ids, self.max_batch_bytes)
-        pending: deque[list[Result]] = deque()
-        for request in requests:
-            if not request.questions:
-                raise ValueError("questions=[] asks nothing; give at least one question")
-            prompt = self._prompt(request.chat_template)
-            results: list[Result] = []
-            for at in range(len(request.questions)) if request.query_aware else [None]:
-                for reading in self._read(prompt, request, at):
-                    answers = decoder.add(prompt, reading.rows)
-                    results += [
-                        Result(reading.variant, q, answer, reading.kept, reading.truncated, reading.seconds, reading.observe_seconds)
-                        for q, answer in zip(range(len(answers)) if at is None else [at], answers, strict=True)
-                    ]
-            if request.query_aware:  # read question by question: bring variants to the outside
-                n_variants = len(results) // len(request.questions)
-                results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(request.questions))]
-            pending.append(results)
-            held = [storage_bytes(of_context) for of_context in pending]
-            roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
-            decoder.run(leave=WIDE if roomy else min(THIN, len(results) // 2))
-            while pending and all(result.answer.stop_reason for result in pending[0]):
-                yield pending.popleft()
-            del results
-        decoder.run()
+        pending: deque[list[Result | Failure]] = deque()
+        try:
+            for request in requests:
+                if not request.questions:
+                    raise ValueError("questions=[] asks nothing; give at least one question")
+                results = self._answers(decoder, request)
+                if pending and any(isinstance(result.error, torch.OutOfMemoryError) for result in results):
+                    decoder.run()
+                    while pending:  # alone it may fit
+                        yield pending.popleft()
+                    results = self._answers(decoder, request)
+                pending.append(results)
+                held = [storage_bytes(of_context) for of_context in pending]
+                roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
+                decoder.run(leave=WIDE if roomy else min(THIN, len(results) // 2))
+                del results
+                while pending and all(result.answer.stop_reason for result in pending[0]):
+                    yield pending.popleft()
+            decoder.run()
+        except KeyboardInterrupt:
+            yield from pending
+            raise
         yield from pending
+
+    def _answers(self, decoder: Decoder, request: Request) -> list[Result | Failure]:
+        """Read the context of a request and queue its rows; the answers are written by the decoder."""
+        variants = _variants(request.press)
+        prompt = self._prompt(request.chat_template)
+        results: list[Result | Failure] = []
+        for at in range(len(request.questions)) if request.query_aware else [None]:
+            indices = range(len(request.questions)) if at is None else [at]
+            try:
+                readings = self._read(prompt, request, at)
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed prefill
+                readings = [_Reading(variant, error) for variant in variants]
+            for reading in readings:
+                if isinstance(reading.kept, Exception):
+                    results += [Failure(reading.variant, q, reading.kept) for q in indices]
+                    continue
+                measured = (reading.kept, reading.truncated, reading.seconds, reading.observe_seconds)
+                answers = decoder.add(prompt, reading.rows)
+                results += [Result(reading.variant, q, answer, *measured) for q, answer in zip(indices, answers, strict=True)]
+        if request.query_aware:  # read question by question: bring variants to the outside
+            n_variants = len(variants)
+            results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(request.questions))]
+        return results
 
     def _read(self, prompt: Prompt, request: Request, at: int | None) -> list[_Reading]:
         """Read the context of a request, with question `at` in query-aware mode; one reading per variant."""
@@ -240,28 +228,26 @@ class CompressingPipeline:
         context_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)  # type: ignore[operator]
         framing = prompt.framing(min(len(ids), n_question))
         started = time.perf_counter()
-        measured: list[tuple[Variant, CompressedContext, float]]
+        measured: list[tuple[Variant, CompressedContext | Exception, float]]
+        variants = _variants(request.press)
         if not isinstance(request.press, Sequence):
-            press = request.press or NonePress()
-            variant = Variant(press, press.compression_ratio)
-            cache = self._forward(context_ids, press, framing)
+            cache = self._forward(context_ids, variants[0].press, framing)
             seconds = time.perf_counter() - started
-            measured = [(variant, compressed_cache(self.model, cache, len(ids)), 0.0)]
+            kept = compressed_cache(self.model, cache, len(ids))
+            kept.check_budget(variants[0].press, variants[0].limit(kept.tokens))
+            measured = [(variants[0], kept, 0.0)]
         else:
-            variants = [one if isinstance(one, Variant) else Variant(*one) for one in request.press]
-            if not variants:
-                raise ValueError("press=[] names no variant; give at least one (press, compression_ratio)")
             onlooker = Onlooker([variant.press for variant in variants])
             self._forward(context_ids, onlooker, framing)
             seconds = time.perf_counter() - started
             measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched, request.count_kept)
         readings = []
-        for variant, kept, observing in measured:
-            budget = variant.limit(kept.tokens)
-            kept.check_budget(variant.press, budget)
-            follower = partial(variant.press.while_decoding, budget)
-            rows = [Row(kept, question_ids, one, follower) for question_ids, one in zip(rows_ids, asked, strict=True)]
-            readings.append(_Reading(variant, kept, rows, truncated, seconds, observing))
+        for variant, made, observing in measured:
+            rows = []
+            if not isinstance(made, Exception):
+                follower = partial(variant.press.while_decoding, variant.limit(made.tokens))
+                rows = [Row(made, question_ids, one, follower) for question_ids, one in zip(rows_ids, asked, strict=True)]
+            readings.append(_Reading(variant, made, rows, truncated, seconds, observing))
         return readings
 
     def _forward(self, context_ids: Tensor, press: BasePress, framing: Framing) -> DynamicCache:
@@ -274,14 +260,15 @@ class CompressingPipeline:
 
     def _compress(
         self, prefilled: PrefilledContext, variants: Sequence[Variant], watched: Sequence[Sequence[int]], count_kept: bool
-    ) -> list[tuple[Variant, CompressedContext, float]]:
-        """What each variant keeps, in the order given; the variants of a press are compressed together."""
-        found: dict[int, CompressedContext] = {}
+    ) -> list[tuple[Variant, CompressedContext | Exception, float]]:
+        """What each variant keeps, or raised, in the order given; the variants of a press are compressed together."""
+        found: dict[int, CompressedContext | Exception] = {}
         for identity, press in prefilled.onlooker.presses.items():
             mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
             ratios = [variants[at].limit(prefilled.tokens) for at in mine]
-            distinct = list(dict.fromkeys(ratios))
-            compressed = dict(zip(distinct, prefilled.compress(press, distinct, watched, count_kept), strict=True))
+            compressed = _compressed(
+                partial(prefilled.compress, press, watched=watched, count_kept=count_kept), press, list(dict.fromkeys(ratios))
+            )
             found.update({at: compressed[ratio] for at, ratio in zip(mine, ratios, strict=True)})
         seconds = prefilled.onlooker.seconds
         return [(variant, found[at], seconds[variant.press.identity()]) for at, variant in enumerate(variants)]
@@ -306,10 +293,28 @@ class CompressingPipeline:
         return Question(str(question), answer_prefix, max_new_tokens)
 
 
-def storage_bytes(results: Sequence[Result]) -> int:
-    """Bytes in memory of what the unfinished variants of a context keep."""
-    storages: dict[int, int] = {}
-    for result in results:
-        if not result.answer.stop_reason:
-            storages |= result.context.storages()
-    return sum(storages.values())
+def _variants(press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None) -> list[Variant]:
+    """The variants of a request: those given, or a press at its own ratio."""
+    if not isinstance(press, Sequence):
+        press = press or NonePress()
+        return [Variant(press, press.compression_ratio)]
+    variants = [one if isinstance(one, Variant) else Variant(*one) for one in press]
+    if not variants:
+        raise ValueError("press=[] names no variant; give at least one (press, compression_ratio)")
+    return variants
+
+
+def _compressed(
+    compress: Callable[[Sequence[float | Threshold]], list[CompressedContext]], press: BasePress, ratios: list[float | Threshold]
+) -> dict[float | Threshold, CompressedContext | Exception]:
+    """What a press keeps at each ratio, or raised; where it raises for several together, each is tried alone."""
+    try:
+        kept = compress(ratios)
+        for ratio, one in zip(ratios, kept, strict=True):
+            one.check_budget(press, ratio)
+        return dict(zip(ratios, kept, strict=True))
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        if len(ratios) == 1:
+            return {ratios[0]: error}
+    return {ratio: result for one in ratios for ratio, result in _compressed(compress, press, [one]).items()}

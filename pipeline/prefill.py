@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,7 +45,7 @@ class Variant:
         tokens = self.budget_tokens
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ValueError(f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, on average")
-        if self.threshold is not None and not self.press.has_threshold and Threshold(self.threshold):
+        if self.threshold is not None and Threshold(self.threshold) and not self.press.has_threshold:
             raise ValueError(
                 f"press {self.press.name} takes no threshold={self.threshold}: what it keeps is not decided by one score per entry; "
                 "give it compression_ratio or budget_tokens"
@@ -137,6 +138,7 @@ class Onlooker(BasePress):
         prefill: what was seen, after the forward pass.
         evidence: per press (by identity), what it observed in each layer.
         seconds: per press (by identity), spent observing.
+        failures: per press (by identity) that raised while observing, what it raised; it is asked no more, the others are.
     """
 
     def __init__(self, presses: Sequence[BasePress]) -> None:
@@ -145,18 +147,25 @@ class Onlooker(BasePress):
         self.presses = {press.identity(): press for press in presses}
         self.evidence: dict[Hashable, list[Any]] = {identity: [] for identity in self.presses}
         self.seconds: dict[Hashable, float] = dict.fromkeys(self.presses, 0.0)
+        self.failures: dict[Hashable, ValueError] = {}
         self.prefill: Prefill | None = None
 
     def observe(self, layer: LayerObservation) -> dict[Hashable, Any]:
-        """What every press observes in this layer."""
+        """What every press observes in this layer, but those that failed."""
         seen = {}
         for identity, press in self.presses.items():
+            if identity in self.failures:
+                continue
             started = time.perf_counter()
             try:
                 seen[identity] = press.observe(layer)
             except Exception as error:
                 shape = tuple(layer.keys.shape)
-                raise ValueError(f"press {press.name} failed observing layer {layer.index} with keys {shape}: {error}") from error
+                failure = ValueError(f"press {press.name} failed observing layer {layer.index} with keys {shape}: {error}")
+                failure.__cause__ = error
+                traceback.clear_frames(error.__traceback__)  # they hold the layer's tensors
+                self.failures[identity] = failure
+                self.evidence[identity].clear()
             self.seconds[identity] += time.perf_counter() - started
         return seen
 
@@ -198,7 +207,12 @@ class PrefilledContext:
             ratios: fractions removed, or thresholds.
             watched: sets of positions whose survival is to be measured.
             count_kept: whether to count the heads that keep each token (`kept_by`).
+
+        Raises:
+            ValueError: the press failed observing.
         """
+        if press.identity() in self.onlooker.failures:
+            raise self.onlooker.failures[press.identity()]
         started = time.perf_counter()
         lossy = [ratio for ratio in ratios if (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless]
         layers: dict[float | Threshold, list[Kept]] = {ratio: list(self.full) for ratio in ratios}
