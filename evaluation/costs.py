@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evaluation.lines import LINE, differing
 from evaluation.records import BASELINE, Record
-from evaluation.scores import LINE, TABLE, differing
+from evaluation.scores import TABLE
 from evaluation.views import MISSING, line_budget, line_label
 
 Grid = tuple[list[str], list[list[str]]]

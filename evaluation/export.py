@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 
 from benchmarks.base import Benchmark, LeaderboardRun
 from evaluation.catalogue import benchmarks, find
+from evaluation.lines import LINE
 from evaluation.records import BASELINE, Record
-from evaluation.scores import LINE, TABLE
+from evaluation.scores import TABLE
 from evaluation.tables import read
 
 NO_PRESS = "no_press"

@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 
 from evaluation.keptmaps import KeptMap, read_kept_maps
+from evaluation.lines import LINE, differing
 from evaluation.markdown import difference_cell, score_cell
 from evaluation.records import BASELINE, Record
-from evaluation.scores import LINE, TABLE, differing, scores
+from evaluation.scores import TABLE, scores
 from evaluation.tables import read, write_whole
 from evaluation.views import MISSING, SIGNIFICANT, View, line_budget, line_label, views
 

@@ -21,17 +21,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from evaluation import errorbars, significance
+from evaluation import errorbars
 from evaluation.catalogue import benchmarks
 from evaluation.errorbars import Array, Clusters
-from evaluation.records import BASELINE, Record
+from evaluation.families import adjust_differences, adjust_leads
+from evaluation.lines import ABSENT, LINE, baseline_of, lines_of
+from evaluation.records import Record
 
 TABLE = ("model", "revision", "dtype", "benchmark", "benchmark_version", "benchmark_parameters")
 """Columns that name a table."""
-LINE = ("press", "press_parameters", "compression_ratio", "budget_tokens", "query_aware", "threshold")
-"""Columns that name a line of a table."""
-ABSENT = {"compression_ratio": -1.0, "budget_tokens": -1.0, "threshold": -math.inf}
-"""What stands in a line's key for a budget of another kind."""
 MEANS = (
     *("kept_fraction", "evidence_kept", "cache_bytes", "full_cache_bytes", "context_tokens", "new_tokens"),
     *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds"),
@@ -199,7 +197,7 @@ def _frame(records: Iterable[Record]) -> pd.DataFrame:
 def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     """Rows of one table: task cells and averages of every line."""
     tasks, shares = averages(names["benchmark"], frame["task"].unique())
-    shown, lines = _lines(frame)
+    shown, lines = lines_of(frame)
     line_of = {line: at for at, line in enumerate(lines)}
     keyed = zip(*(frame[name].fillna(ABSENT[name]) if name in ABSENT else frame[name] for name in LINE), strict=True)
     frame = frame.assign(line=[line_of[key] for key in keyed], failed=frame["failed"].astype(int)).sort_values(
@@ -209,7 +207,7 @@ def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[s
     for (line, task), part in _split(frame):
         cells[line, task] = _cell(part, f"{names['model']}, {names['benchmark']}/{task}, press {lines[line][0]}")
         measured[line, task] = _measured(part)
-    reference = {at: _baseline(at, lines) for at in range(len(lines))}
+    reference = {at: baseline_of(at, lines) for at in range(len(lines))}
     against = {(line, task): cells.get((reference[line], task)) for line, task in cells if reference[line] != line}
     paired = {key: cells[key].minus(other) for key, other in against.items() if other is not None}
     rows: dict[tuple[int, str], dict[str, Any]] = {}
@@ -236,8 +234,8 @@ def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[s
                 found = [rows[line, task] for task in share if (line, task) in rows]
                 if found:
                     rows[line, f"\0{name}"] = _average(name, share, line, found, parts, changes)
-    _tests(rows, {key: value.samples for key, value in paired.items()}, shares, seed)
-    _leads(rows, lines, cells, shares, seed)
+    adjust_differences(rows, {key: value.samples for key, value in paired.items()}, shares, seed)
+    adjust_leads(rows, lines, cells, shares, seed)
     columns = [*tasks, *(f"\0{name}" for name in shares)]
     return [
         {**names, **dict(zip(LINE, shown[line], strict=True)), **rows[line, column]}
@@ -245,37 +243,6 @@ def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[s
         for column in columns
         if (line, column) in rows
     ]
-
-
-def _lines(frame: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Lines as shown (parameters as a compact label) and as keyed (missing budgets as `ABSENT`), the full cache first."""
-    unique = frame[list(LINE)].drop_duplicates().fillna(ABSENT)
-    keys = sorted(unique.itertuples(index=False, name=None), key=lambda key: (key[0] != BASELINE, key[4], *key[:4], key[5]))
-    labels: dict[tuple[str, str], str] = {}
-    for press in {key[0] for key in keys}:
-        texts = sorted({key[1] for key in keys if key[0] == press})
-        labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
-    shown = []
-    for press, text, ratio, budget, aware, threshold in keys:
-        numbers = math.nan if ratio < 0 else ratio, None if budget < 0 else int(budget), aware
-        shown.append((press, labels[press, text], *numbers, math.nan if math.isinf(threshold) else threshold))
-    return shown, keys
-
-
-def differing(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Compact labels of what differs, e.g. "window_size=32, press.kernel_size=7"; empty where there is one set only."""
-    flat = [dict(_flatten(one)) for one in parameters]
-    keys = sorted({key for one in flat for key in one})
-    varying = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
-    return [", ".join(f"{key}={one[key]}" for key in varying if key in one) or ("" if len(flat) < 2 else "default") for one in flat]
-
-
-def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _split(frame: pd.DataFrame) -> Iterator[tuple[tuple[int, str], dict[str, Any]]]:
@@ -318,12 +285,6 @@ def _measured(part: Mapping[str, Any]) -> dict[str, Any]:
         "n_contexts": len(set(part["context_id"][good])),
         **means,
     }
-
-
-def _baseline(line: int, lines: Sequence[tuple[Any, ...]]) -> int:
-    """The full-cache line to compare with: the one of the same query mode, else any (a full cache does not depend on it), else itself."""
-    known = [at for at, other in enumerate(lines) if other[0] == BASELINE]
-    return next((at for at in known if lines[at][4] == lines[line][4]), known[0] if known else line)
 
 
 _NOTHING = _Paired(errorbars.cluster([]), math.nan, math.nan, 0, 0)
@@ -391,81 +352,6 @@ def _macro(parts: Sequence[_Part | None], shares: Sequence[float], names: tuple[
     means, errors, lows, highs = zip(*columns, strict=True)
     total = np.sum(drawn, axis=0) if any(inside) else None
     return _interval(*names, *errorbars.macro(means, errors, lows, highs, shares, total, inside))
-
-
-def _tests(
-    rows: Mapping[tuple[int, str], dict[str, Any]],
-    changes: Mapping[tuple[int, str], Clusters],
-    shares: Mapping[str, Mapping[str, float]],
-    seed: int,
-) -> None:
-    """Fill in `p_value`, `p_holm` and `p_bh`: tasks are one family, averages another."""
-    single = {key: cell for key, cell in changes.items() if cell.n}
-    joint = {}
-    for line in dict.fromkeys(line for line, _ in single):
-        for name, share in shares.items():
-            if all((line, task) in single for task in share):
-                joint[line, f"\0{name}"] = errorbars.joint([single[line, task] for task in share], list(share.values()))
-    for family in (single, joint):
-        p = significance.p_values(list(family.values()), seed)
-        for key, raw, holm, bh in zip(family, p, significance.holm(p), significance.benjamini_hochberg(p), strict=True):
-            rows[key].update(p_value=float(raw), p_holm=float(holm), p_bh=float(bh))
-
-
-def _leads(
-    rows: Mapping[tuple[int, str], dict[str, Any]],
-    lines: Sequence[tuple[Any, ...]],
-    cells: Mapping[tuple[int, str], _Cell],
-    shares: Mapping[str, Mapping[str, float]],
-    seed: int,
-) -> None:
-    """Fill in `lead` and `p_lead` of the best line of each budget, against the second best on their common samples."""
-    blocks: dict[Any, list[int]] = {}
-    for at, line in enumerate(lines):
-        if line[0] != BASELINE:
-            blocks.setdefault(line[2:], []).append(at)
-    for columns in ({task: {task: 1.0} for _, task in cells}, {f"\0{name}": share for name, share in shares.items()}):
-        races: dict[tuple[int, str], Clusters] = {}
-        for column, share in columns.items():
-            for block in blocks.values():
-                ranked = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
-                ranked.sort(key=lambda at: -rows[at, column]["score"])
-                if len(ranked) > 1:
-                    first, second = ranked[:2]
-                    apart = [cells[first, task].minus(cells[second, task]).samples for task in share]
-                    if all(one.n for one in apart):
-                        races[first, column] = errorbars.joint(apart, list(share.values()))
-        p = significance.holm(significance.p_values(list(races.values()), seed))
-        for (key, race), adjusted in zip(races.items(), p, strict=True):
-            rows[key].update(lead=race.mean, p_lead=float(adjusted))
-    column, share = next((f"\0{name}", share) for name, share in shares.items())
-    for block in blocks.values():
-        _behind(rows, block, column, cells, share, seed)
-
-
-def _behind(
-    rows: Mapping[tuple[int, str], dict[str, Any]],
-    block: Sequence[int],
-    column: str,
-    cells: Mapping[tuple[int, str], _Cell],
-    share: Mapping[str, float],
-    seed: int,
-) -> None:
-    """Fill in `behind` and `p_behind` of the lines of one budget, in every cell of `column` and of a task that it consists of alone."""
-    known = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
-    if not known:
-        return
-    best = max(known, key=lambda at: (rows[at, column]["score"], -at))
-    gaps = {}
-    for at in known:
-        apart = [cells[at, task].minus(cells[best, task]).samples for task in share]
-        if at != best and all(one.n for one in apart):
-            gaps[at] = errorbars.joint(apart, list(share.values()))
-    p = significance.holm(significance.p_values(list(gaps.values()), seed))
-    found = {best: (0.0, 1.0)} | {at: (gap.mean, float(adjusted)) for (at, gap), adjusted in zip(gaps.items(), p, strict=True)}
-    for at, (gap, adjusted) in found.items():
-        for name in {column, *share} if len(share) == 1 else {column}:
-            rows[at, name].update(behind=gap, p_behind=adjusted)
 
 
 def _natural(text: str) -> list[Any]:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from evaluation.lines import LINE
 from evaluation.records import BASELINE
-from evaluation.scores import LINE, TABLE, averages, headings
+from evaluation.scores import TABLE, averages, headings
 
 MISSING = "–"
 SIGNIFICANT = 0.05

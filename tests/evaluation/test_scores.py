@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 
 from evaluation import errorbars
+from evaluation.lines import differing
 from evaluation.records import Record, record_key
-from evaluation.scores import COLUMNS, averages, differing, scores
+from evaluation.scores import COLUMNS, averages, scores
 
 
 def record(task: str, at: int, score: float | None, press: str = "none", ratio: float | None = 0.0, **changes: Any) -> Record:
