@@ -10,6 +10,9 @@ from evaluation import errorbars, significance
 from evaluation.errorbars import Clusters
 from evaluation.records import BASELINE
 
+SLACK = 0.02
+"""Share of the full cache by which a line may exceed its ratio: rounding, and whole layers or heads of short contexts."""
+
 
 class Cell(Protocol):
     """The samples of one line and task."""
@@ -44,7 +47,10 @@ def adjust_leads(
     shares: Mapping[str, Mapping[str, float]],
     seed: int,
 ) -> None:
-    """Fill in `lead` and `p_lead` of the best line of each budget, against the second best on their common samples."""
+    """Fill in `lead` and `p_lead` of the best line of each budget, against the second best on their common samples.
+
+    Presses that keep more than the ratio allows (`SLACK`: they remove something else than entries) do not run for best.
+    """
     blocks: dict[Any, list[int]] = {}
     for at, line in enumerate(lines):
         if line[0] != BASELINE:
@@ -53,7 +59,7 @@ def adjust_leads(
         races: dict[tuple[int, str], Clusters] = {}
         for column, share in columns.items():
             for block in blocks.values():
-                ranked = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
+                ranked = _within(rows, block, column, lines)
                 ranked.sort(key=lambda at: -rows[at, column]["score"])
                 if len(ranked) > 1:
                     first, second = ranked[:2]
@@ -65,22 +71,39 @@ def adjust_leads(
             rows[key].update(lead=race.mean, p_lead=float(adjusted))
     column, share = next((f"\0{name}", share) for name, share in shares.items())
     for block in blocks.values():
-        _behind(rows, block, column, cells, share, seed)
+        _behind(rows, block, _within(rows, block, column, lines), column, cells, share, seed)
+
+
+def exceeds(kept_fraction: float, ratio: float | None) -> bool:
+    """Whether a line keeps more of the cache than its compression ratio allows; never where it has none (None, NaN or negative)."""
+    return ratio is not None and ratio >= 0 and kept_fraction > 1 - ratio + SLACK
+
+
+def _within(
+    rows: Mapping[tuple[int, str], dict[str, Any]], block: Sequence[int], column: str, lines: Sequence[tuple[Any, ...]]
+) -> list[int]:
+    """The lines of a budget that have a score and meet the budget; all that have a score where none does."""
+    known = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
+    return [at for at in known if not exceeds(rows[at, column]["kept_fraction"], lines[at][2])] or known
 
 
 def _behind(
     rows: Mapping[tuple[int, str], dict[str, Any]],
     block: Sequence[int],
+    fair: Sequence[int],
     column: str,
     cells: Mapping[tuple[int, str], Cell],
     share: Mapping[str, float],
     seed: int,
 ) -> None:
-    """Fill in `behind` and `p_behind` of the lines of one budget, in every cell of `column` and of a task that it consists of alone."""
+    """Fill in `behind` and `p_behind` of the lines of one budget, against the best of `fair`.
+
+    In the cells of `column`, and of the task that it consists of, if it is one.
+    """
     known = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
     if not known:
         return
-    best = max(known, key=lambda at: (rows[at, column]["score"], -at))
+    best = max(fair, key=lambda at: (rows[at, column]["score"], -at))
     gaps = {}
     for at in known:
         apart = [cells[at, task].minus(cells[best, task]).samples for task in share]

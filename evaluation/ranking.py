@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import pandas as pd
 
+from evaluation.families import exceeds
 from evaluation.records import BASELINE
 from evaluation.views import SIGNIFICANT, line_budget
 
@@ -19,7 +21,8 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
     """A panel per budget with a line per press, best at the middle budget on top.
 
     Filled points cannot be told apart from the best of their budget (paired differences, p ≥ 0.05 after Holm's adjustment); hollow ones
-    lie behind it. The full cache is a dashed line with its interval.
+    lie behind it. Diamonds keep more than the budget, as written beside them, and do not count as best. The full cache is a dashed line
+    with its interval.
 
     Args:
         part: rows of one table, with a column `label`.
@@ -62,7 +65,13 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
             y, behind = place[row["label"]], row["p_behind"] < SIGNIFICANT
             shade = "0.55" if behind else "black"
             axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=shade, linewidth=1.2, zorder=2)
-            axes.plot(row["score"], y, "o", color=shade, markerfacecolor="white" if behind else shade, markersize=4.5, zorder=3)
+            more = exceeds(row["kept_fraction"], row["compression_ratio"])
+            face = "white" if behind else shade
+            axes.plot(row["score"], y, "D" if more else "o", color=shade, markerfacecolor=face, markersize=4.5, zorder=3)
+            if more:
+                left = row["ci_low"] > 30
+                text = f"keeps {100 * row['kept_fraction']:.0f} %"
+                axes.text(0 if left else 100, y, text, fontsize=7, va="center", ha="left" if left else "right", color="0.3")
         axes.set_title(budget if " " in budget else f"{100 * float(budget):g} % removed", fontsize=9)
         axes.set_xlim(-3, 103)
         axes.grid(axis="both", color="0.92", linewidth=0.6)
@@ -73,10 +82,13 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
     grid[0].set_ylim(-len(order) + 0.3, 0.7)
     samples = rows["n"]
     said = f"n = {samples.min()}" if samples.nunique() == 1 else f"n = {samples.min()} to {samples.max()}"
-    note = f"\nthe {LINES} best of {cut + LINES} presses" if cut > 0 else ""
+    notes = ["filled: not distinguishable from the best of its panel", "hollow: behind it (paired, Holm)", "dashed: full cache"]
+    if any(map(exceeds, rows["kept_fraction"], rows["compression_ratio"])):
+        notes.append("diamonds: keep more than the budget")
+    if cut > 0:
+        notes.append(f"the {LINES} best of {cut + LINES} presses")
+    wide = int(13 * figure.get_figwidth())
     figure.suptitle(
-        f"{title}, {said} samples a line, 95 % intervals\nfilled: not distinguishable from the best of its panel; hollow: behind it "
-        f"(paired, Holm); dashed: full cache{note}",
-        fontsize=8.5,
+        textwrap.fill(f"{title}, {said} samples a line, 95 % intervals", wide) + "\n" + textwrap.fill("; ".join(notes), wide), fontsize=8.5
     )
     return figure

@@ -235,6 +235,18 @@ def test_the_lead_over_the_runner_up_is_tested_on_common_samples() -> None:
     assert frame[(frame["press"] != "knorm")]["lead"].isna().all()
 
 
+def test_what_keeps_more_than_its_ratio_does_not_run_for_best() -> None:
+    full = [1.0] * 20
+    rows = [*line("a", full), *line("a", full, "greedy", 0.5, kept_fraction=0.75), *line("a", full[:15] + [0.0] * 5, "good", 0.5)]
+    rows += line("a", [0.0] * 20, "bad", 0.5)
+    frame = scores(rows)
+    good, greedy, bad = (cell(frame, press=name, task="a") for name in ("good", "greedy", "bad"))
+    assert (good["lead"], good["behind"], good["p_behind"]) == (75.0, 0.0, 1.0)
+    assert math.isnan(greedy["lead"]) and greedy["behind"] == 25.0
+    assert bad["behind"] == -75.0 and bad["p_behind"] < 0.05
+    assert cell(scores([*line("a", full), *line("a", full, "greedy", 0.5, kept_fraction=0.75)]), press="greedy", task="a")["behind"] == 0.0
+
+
 def test_averages_are_the_suites_own_cut_to_the_tasks_present() -> None:
     tasks, shares = averages("ruler", ["vt", "niah_single_2", "niah_single_10_of_old"])
     assert tasks == ["niah_single_2", "vt", "niah_single_10_of_old"]
