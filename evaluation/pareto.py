@@ -11,9 +11,13 @@ from evaluation.views import line_budget
 
 
 def front(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that no other row beats in `cache_bytes` (fewer) and `score` (more) together, by rising bytes."""
+    """The rows that no other row beats in `cache_bytes` (fewer) and `score` (more) together, by rising bytes.
+
+    Bytes count as equal to a percent of the largest: budgets are whole numbers of entries, rounded by presses in different ways.
+    """
     best, kept = float("-inf"), []
-    for index, row in rows.sort_values(["cache_bytes", "score"], ascending=[True, False]).iterrows():
+    size = (rows["cache_bytes"] / rows["cache_bytes"].max()).round(2)
+    for index, row in rows.assign(size=size).sort_values(["size", "score"], ascending=[True, False]).iterrows():
         if row["score"] > best:
             best = row["score"]
             kept.append(index)

@@ -60,6 +60,7 @@ def test_ranking_fills_what_cannot_be_told_apart_from_the_best() -> None:
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
     sizes = {"none": (100, 80.0), "small": (10, 50.0), "worse": (20, 40.0), "tie": (10, 45.0), "large": (60, 80.0), "middle": (40, 70.0)}
+    sizes["rounded"] = (39.9, 60.0)
     rows = pd.DataFrame([{"press": name, "cache_bytes": size, "score": score} for name, (size, score) in sizes.items()])
     assert pareto.front(rows)["press"].tolist() == ["small", "middle", "large"]
 
