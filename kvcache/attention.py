@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from kvcache.cache import Block, CompressedLayer
+from kvcache.cache import Block, CompressedLayer, Storage
 from kvcache.following import follow
 from kvcache.observation import attention_modules, decoder_of, window_of
 
@@ -118,78 +118,129 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float) -> Tensor:
     rows, query_heads, n, size = query.shape
     length, heads = layer.longest, layer.tail_keys.shape[1]
     group = query_heads // heads
-    grouped = (query * scaling).reshape(rows, heads, group * n, size)
+    grouped = (query * scaling).view(rows, heads, group, n, size)
     last = layer.lengths[:, None] - n + torch.arange(n, device=query.device)  # (R, n) index of each query in its row's tail
     window = layer.blocks[0].storage.window
-    hidden = None
+    bias = None
     if n > 1 or not layer.even or window is not None:
         index = torch.arange(length, device=query.device)
-        hidden = index > last[..., None]
+        unseen = index > last[..., None]  # (R, n, length)
         if window is not None:
-            hidden |= index <= last[..., None] - window
-        hidden = hidden[:, None, None].expand(-1, -1, group, -1, -1).reshape(rows, 1, group * n, length)
-    tail, tail_total = _part(grouped, layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length], hidden)
+            unseen |= index <= last[..., None] - window
+        bias = _minus_infinity(unseen, query.dtype)[:, None, None].expand(-1, -1, group, -1, -1).reshape(rows, 1, group * n, length)
+    tail, tail_total = _part(grouped.flatten(2, 3), layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length], bias)
+    tail, tail_total = tail.unflatten(2, (group, n)), tail_total.unflatten(2, (group, n))
     context, context_total = torch.empty_like(tail), torch.empty_like(tail_total)
     for block in layer.blocks:
         here = slice(block.start, block.stop)
-        _block(grouped[here], block, layer.start[here, None] + last[here], n, context[here], context_total[here])
+        positions = None if block.storage.positions is None else layer.start[here, None] + last[here]
+        read = _one_token if n == 1 else _many_tokens
+        read(grouped[here], block, positions, context[here], context_total[here])
     share = torch.sigmoid(context_total - tail_total)[..., None]  # of the softmax's weight that lies on the context
-    return torch.lerp(tail.float(), context.float(), share).to(query.dtype).view(rows, query_heads, n, -1)
+    return torch.lerp(tail.float(), context.float(), share).to(query.dtype).flatten(1, 2)
 
 
-def _block(query: Tensor, block: Block, at: Tensor, n: int, out: Tensor, total: Tensor) -> None:
-    """Attention of rows that share a storage over that storage.
+def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor) -> None:
+    """Attention of one token a row over the storage that the rows share, read once for all of them.
 
     Args:
-        query: (r, H, G * n, d).
+        query: (r, H, G, 1, d).
         block: with the storage.
-        at: (r, n) positions of the queries.
-        n: queries per head.
-        out: (r, H, G * n, d) to write to.
-        total: (r, H, G * n) to write to: logarithm of the sum of the exponentials.
+        at: (r, 1) positions of the queries; None where the storage has no positions.
+        out: (r, H, G, 1, d) to write to.
+        total: (r, H, G, 1) to write to: logarithm of the sum of the exponentials.
     """
-    rows, heads, many = query.shape[:3]
-    storage, counts = block.storage, block.counts
-    kept = storage.keys.shape[1]
+    storage, bias = block.storage, block.bias
+    query = query[..., 0, :].permute(1, 2, 0, 3)  # (H, G, r, d)
+    may_see_nothing = block.has_empty_head
+    if at is not None and storage.window is not None and storage.positions is not None:
+        may_see_nothing = True
+        passed = _minus_infinity(storage.positions[:, None] <= at - storage.window, query.dtype)  # (H or 1, r, K)
+        bias = passed if bias is None else bias + passed
+    attended, weight = _shared(query, storage, storage.keys, storage.values, None if bias is None else bias[:, None], may_see_nothing)
+    out[..., 0, :] = attended.permute(2, 0, 1, 3)
+    total[..., 0] = weight.permute(2, 0, 1)
+
+
+def _many_tokens(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor) -> None:
+    """Attention of n tokens a row over what each row keeps, side by side: nothing is computed for what was removed.
+
+    Args:
+        query: (r, H, G, n, d).
+        block: with the storage.
+        at: (r, n) positions of the queries; None where the storage has no positions.
+        out: (r, H, G, n, d) to write to.
+        total: (r, H, G, n) to write to: logarithm of the sum of the exponentials.
+    """
+    storage = block.storage
+    for row, kept in enumerate(block.rows):
+        keys, values, padding, positions = kept.read()
+        hidden = None if padding is None else padding[:, None, None]  # (H, 1, 1, K)
+        if at is not None and storage.window is not None and positions is not None:
+            passed = (positions[:, None] <= at[row, :, None] - storage.window)[:, None]  # (H or 1, 1, n, K)
+            hidden = passed if hidden is None else hidden | passed
+        bias = None if hidden is None else _minus_infinity(hidden, query.dtype)
+        out[row], total[row] = _shared(query[row], storage, keys, values, bias, True)
+
+
+def _shared(
+    query: Tensor, storage: Storage, keys: Tensor, values: Tensor, bias: Tensor | None, may_see_nothing: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention of (H, G, m, d) queries over entries (H, K, *) of `storage`, the same for the G query heads of a KV head.
+
+    Args:
+        query: scaled.
+        storage: tells the channels of the keys.
+        keys: (H, K, c).
+        values: (H, K, d).
+        bias: (H or 1, 1, m or 1, K).
+        may_see_nothing: whether the bias may hide every entry from a query: a head may keep none.
+
+    Returns:
+        (H, G, m, d) and, in float32, (H, G, m).
+    """
+    heads, group, many, _ = query.shape
     if storage.channels is not None:
-        query = query.gather(-1, storage.channels[None, :, None].expand(rows, -1, many, -1))
-    hidden = None
-    if counts is not None:
-        absent = torch.arange(kept, device=query.device) >= counts.T[..., None]  # (H, r, K)
-        hidden = absent[:, :, None, None].expand(-1, -1, many // n, n, -1)
-    if storage.window is not None and storage.positions is not None:
-        passed = storage.positions[:, None, None] <= at[None, ..., None] - storage.window  # (H or 1, r, n, K)
-        passed = passed[:, :, None].expand(heads, -1, many // n, -1, -1)
-        hidden = passed if hidden is None else hidden | passed
-    mask = None if hidden is None else hidden.reshape(1, heads, rows * many, kept)
-    stacked = query.transpose(0, 1).reshape(1, heads, rows * many, -1)
-    attended, weight = _part(stacked, storage.keys[None], storage.values[None], mask)
-    out.copy_(attended.view(heads, rows, many, -1).transpose(0, 1))
-    total.copy_(weight.view(heads, rows, many).transpose(0, 1))
+        query = query.gather(-1, storage.channels[:, None, None].expand(-1, group, many, -1))
+    if bias is not None:
+        bias = bias.expand(heads, 1, many, -1)
+    out, total = _part(query, keys[:, None].expand(-1, group, -1, -1), values[:, None].expand(-1, group, -1, -1), bias)
+    if bias is not None and may_see_nothing:
+        nothing = bias.isneginf().all(-1)
+        out, total = out.masked_fill(nothing[..., None], 0.0), total.masked_fill(nothing, float("-inf"))
+    return out, total
 
 
-def _part(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention over one part of what a query sees: the weighted values, and the logarithm of the sum of the exponentials.
 
     Args:
-        query: (b, H, m, d), scaled.
-        keys: (b, H, K, d).
-        values: (b, H, K, d').
-        hidden: (b, 1 or H, m, K) bool, what is not seen; a query may see nothing of this part.
+        query: (b, h, m, d), scaled.
+        keys: (b, h, K, d); heads may be expanded.
+        values: (b, h, K, d').
+        bias: (b, 1 or h, m, K) added to the logits, 0 or -inf; every query sees something.
 
     Returns:
-        (b, H, m, d') and, in float32, (b, H, m).
+        (b, h, m, d') and, in float32, (b, h, m).
     """
     if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
-        mask = None if hidden is None else query.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=1.0)
+        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=bias, scale=1.0)
     else:
-        logits = (query @ keys.transpose(2, 3)).float()
-        if hidden is not None:
-            logits.masked_fill_(hidden, float("-inf"))
+        logits = _product(query, keys.transpose(2, 3)).float()
+        if bias is not None:
+            logits += bias
         total = logits.logsumexp(-1)
-        out = (logits - total[..., None]).exp().to(values.dtype) @ values
-    if hidden is not None:
-        nothing = hidden.all(-1)  # a head may keep no entry at all
-        out, total = out.masked_fill(nothing[..., None], 0.0), total.masked_fill(nothing, float("-inf"))
+        out = _product((logits - total[..., None]).exp().to(values.dtype), values)
     return out, total
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """(b, h, m, x) @ (b, h, x, y), as one product per b where `right` is one matrix expanded over h."""
+    if right.stride(1) == 0:
+        return (left.flatten(1, 2) @ right[:, 0]).unflatten(1, left.shape[1:3])
+    return left @ right
+
+
+def _minus_infinity(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """-inf where `hidden`, 0 elsewhere."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))

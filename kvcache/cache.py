@@ -1,14 +1,15 @@
 """The compressed cache: context entries shared read-only by decode rows, and a growing tail of every row's own tokens.
 
 A row is one answer being written: a variant (press and budget) of a context, and a question. Rows of one batch may keep different
-entries per layer and head. Nothing is padded in memory: variants whose kept sets are nested share one storage ordered by rank, of
-which each reads a prefix.
+entries per layer and head. Nothing is padded in memory: variants share the full cache, of which each has a mask, or one storage ordered
+by rank, of which each reads a prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from typing import Any, Self
 
 import torch
@@ -60,24 +61,30 @@ class Storage:
 
     def whole_keys(self) -> Tensor:
         """(H, K, d): the keys with all their channels."""
+        return self.whole(self.keys)
+
+    def whole(self, keys: Tensor) -> Tensor:
+        """(H, K, d): keys (H, K, c) of this storage with all their channels."""
         if self.channels is None:
-            return self.keys
-        heads, length, _ = self.keys.shape
-        return self.keys.new_zeros(heads, length, self.size).scatter_(-1, self.channels[:, None].expand(-1, length, -1), self.keys)
+            return keys
+        heads, length, _ = keys.shape
+        return keys.new_zeros(heads, length, self.size).scatter_(-1, self.channels[:, None].expand(-1, length, -1), keys)
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What one variant keeps in one layer: of every head the first `counts` entries of a storage.
+    """What one variant keeps in one layer: of every head the first `counts` entries of a storage, or those of a mask.
 
     Attributes:
         storage: the entries.
         counts: (H,) kept entries per head; None: all of the storage, in every head.
+        keep: (H, K) bool, the entries kept of a storage that variants share, `counts` in each head; None: the first.
         notes: (H, K, m) what a follower is told of each stored entry, None for nothing; see `BasePress.notes`.
     """
 
     storage: Storage
     counts: Tensor | None = None
+    keep: Tensor | None = None
     notes: Tensor | None = None
 
     def entries(self) -> list[int]:
@@ -91,38 +98,92 @@ class Kept:
         index = 0 if channels is None else channels.numel() * channels.element_size()
         return sum(self.entries()) * (keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size()) + index
 
+    def exists(self) -> Tensor:
+        """(H, K) bool: which entries of the storage are kept."""
+        heads, length, _ = self.storage.keys.shape
+        device = self.storage.keys.device
+        if self.keep is not None:
+            return self.keep
+        if self.counts is None:
+            return torch.ones(heads, length, dtype=torch.bool, device=device)
+        return torch.arange(length, device=device) < self.counts[:, None]
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The kept entries side by side, in the storage's order.
+
+        Returns:
+            Keys (H, K, c) and values (H, K, d), padded to the head that keeps most; which of them are padding, (H, K), None for none;
+            their positions (H or 1, K), where the storage has them.
+        """
+        keys, values, positions = self.storage.keys, self.storage.values, self.storage.positions
+        if self.counts is None:
+            return keys, values, None, positions
+        heads, length, _ = keys.shape
+        fewest, most = (int(count) for count in self.counts.aminmax())
+        padding = None if fewest == most else torch.arange(most, device=keys.device) >= self.counts[:, None]
+        if self.keep is None:
+            return keys[:, :most], values[:, :most], padding, None if positions is None else positions[:, :most]
+        if padding is None:
+            flat = self.keep.flatten().nonzero()[:, 0]
+        else:
+            order = (~self.keep).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :most]  # (H, K)
+            flat = (order + length * torch.arange(heads, device=keys.device)[:, None]).flatten()
+        keys, values = (part.reshape(heads * length, -1).index_select(0, flat).view(heads, most, -1) for part in (keys, values))
+        if positions is not None:
+            positions = positions.expand(heads, -1).flatten().index_select(0, flat).view(heads, most)
+        return keys, values, padding, positions
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Neighbouring rows `start:stop` of a batch that read one storage.
+    """Neighbouring rows of a batch, from row `start`, that read one storage.
 
     Attributes:
-        counts: (r, H) kept entries per row and head; None: all.
+        start: index of the first row.
+        rows: what each keeps.
+        bias: (H, r, K), what is added to the logits of each row: 0 where it keeps the entry, -inf elsewhere; None: all keep all.
+        has_empty_head: whether a row keeps nothing in some head.
     """
 
     start: int
-    stop: int
-    storage: Storage
-    counts: Tensor | None
+    rows: list[Kept]
+    bias: Tensor | None
+    has_empty_head: bool
+
+    @property
+    def storage(self) -> Storage:
+        """That all rows read."""
+        return self.rows[0].storage
+
+    @property
+    def stop(self) -> int:
+        """Index behind the last row."""
+        return self.start + len(self.rows)
+
+    @classmethod
+    def of(cls, start: int, rows: list[Kept]) -> Self:
+        """Rows of one storage."""
+        if all(row.counts is None for row in rows):
+            return cls(start, rows, None, False)
+        keys = rows[0].storage.keys
+        bias = keys.new_zeros(keys.shape[0], len(rows), keys.shape[1])
+        for at, row in enumerate(rows):
+            bias[:, at].masked_fill_(~row.exists(), float("-inf"))
+        return cls(start, rows, bias, any(0 in row.entries() for row in rows))
+
+    def moved(self, start: int, inside: list[int] | None = None) -> Self:
+        """The rows `inside` the block, all by default, as a block that begins at row `start`."""
+        if inside is None or len(inside) == len(self.rows):
+            return replace(self, start=start)
+        bias = None if self.bias is None else self.bias[:, inside]
+        return replace(self, start=start, rows=[self.rows[row] for row in inside], bias=bias)
 
 
 def blocks_of(rows: Sequence[Kept]) -> list[Block]:
     """One block per run of neighbouring rows with the same storage."""
-    blocks: list[Block] = []
-    start = 0
-    while start < len(rows):
-        stop = start + 1
-        while stop < len(rows) and rows[stop].storage is rows[start].storage:
-            stop += 1
-        storage = rows[start].storage
-        heads, length, _ = storage.keys.shape
-        counts = None
-        if any(row.counts is not None for row in rows[start:stop]):
-            everything = torch.full((heads,), length, device=storage.keys.device)
-            counts = torch.stack([everything if row.counts is None else row.counts for row in rows[start:stop]])
-        blocks.append(Block(start, stop, storage, counts))
-        start = stop
-    return blocks
+    runs = [list(run) for _, run in groupby(rows, key=lambda row: id(row.storage))]
+    starts = accumulate((len(run) for run in runs), initial=0)
+    return [Block.of(start, run) for start, run in zip(starts, runs, strict=False)]
 
 
 class CompressedLayer(CacheLayerMixin):
@@ -174,7 +235,7 @@ class CompressedLayer(CacheLayerMixin):
     def is_ragged(self) -> bool:
         """Whether rows or heads keep different numbers of entries, so that only our attention may read the cache."""
         lengths = {block.storage.keys.shape[1] for block in self.blocks}
-        return len(lengths) > 1 or not self.even or any(block.counts is not None for block in self.blocks)
+        return len(lengths) > 1 or not self.even or any(block.bias is not None for block in self.blocks)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append (R, H, n, d) keys and values of n new tokens to every row's tail.
@@ -221,8 +282,7 @@ class CompressedLayer(CacheLayerMixin):
         for block in self.blocks:
             inside = [row - block.start for row in rows if block.start <= row < block.stop]
             if inside:
-                counts = None if block.counts is None else block.counts[inside]
-                blocks.append(Block(start, start + len(inside), block.storage, counts))
+                blocks.append(block.moved(start, inside))
                 start += len(inside)
         self.blocks, self.start, self.lengths = blocks, self.start[index], self.lengths[index]
         self.followers, self.notes = [self.followers[row] for row in rows], [self.notes[row] for row in rows]
@@ -232,7 +292,7 @@ class CompressedLayer(CacheLayerMixin):
 
     def join(self, other: CompressedLayer) -> None:
         """Take over the rows of another layer, behind the own ones."""
-        moved = [Block(block.start + self.rows, block.stop + self.rows, block.storage, block.counts) for block in other.blocks]
+        moved = [block.moved(block.start + self.rows) for block in other.blocks]
         capacity = max(self.tail_keys.shape[2], other.tail_keys.shape[2])
         for layer in (self, other):
             if layer.tail_keys.shape[2] < capacity:
@@ -246,18 +306,12 @@ class CompressedLayer(CacheLayerMixin):
 
     def kept(self) -> list[Kept]:
         """What each row keeps in storage, its tail apart."""
-        return [
-            Kept(block.storage, None if block.counts is None else block.counts[row])
-            for block in self.blocks
-            for row in range(block.stop - block.start)
-        ]
+        return [row for block in self.blocks for row in block.rows]
 
     def row_entries(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """A row's entries, stored ones and tail: keys, values (1, H, K, d), which exist (1, H, K), positions (H, K) under a window."""
         kept, tail = self.kept()[row], int(self.lengths[row])
-        storage, heads = kept.storage, self.tail_keys.shape[1]
-        length = storage.keys.shape[1]
-        exists = torch.arange(length, device=self.device) < torch.tensor(kept.entries(), device=self.device)[:, None]
+        storage, heads, exists = kept.storage, self.tail_keys.shape[1], kept.exists()
         valid = torch.cat((exists, exists.new_ones(heads, tail)), dim=1)[None]
         positions = None
         if storage.positions is not None:
@@ -269,9 +323,12 @@ class CompressedLayer(CacheLayerMixin):
 
     def replace_row(self, row: int, kept: Kept) -> None:
         """Give a row entries of its own in the place of what it stored and of its tail; other rows see no difference."""
-        rows = self.kept()
-        rows[row], self.notes[row] = kept, kept.notes
-        self.blocks = blocks_of(rows)
+        at = next(at for at, block in enumerate(self.blocks) if row < block.stop)
+        block = self.blocks[at]
+        before, after = list(range(row - block.start)), list(range(row - block.start + 1, len(block.rows)))
+        parts = [block.moved(block.start, before)] if before else []
+        parts += [Block.of(row, [kept]), *([block.moved(row + 1, after)] if after else [])]
+        self.blocks[at : at + 1], self.notes[row] = parts, kept.notes
         lengths = self.lengths.tolist()
         self.start = self.start.clone()
         self.start[row] += lengths[row]
@@ -308,19 +365,18 @@ class CompressedLayer(CacheLayerMixin):
 
     def _padded(self, what: str | None) -> Tensor:
         heads = self.tail_keys.shape[1]
-        width = max(int(block.counts.max()) if block.counts is not None else block.storage.keys.shape[1] for block in self.blocks)
+        width = max(max(kept.entries()) for kept in self.kept())
         valid = torch.zeros(self.rows, heads, width, dtype=torch.bool, device=self.device)
         entries = None
         if what is not None:
             tail = self.tail_keys if what == "keys" else self.tail_values
             entries = tail.new_zeros(self.rows, heads, width, tail.shape[-1])
-        for block in self.blocks:
-            length = min(width, block.storage.keys.shape[1])
-            exists = torch.arange(length, device=self.device) < (length if block.counts is None else block.counts[..., None])
-            valid[block.start : block.stop, :, :length] = exists
+        for row, kept in enumerate(self.kept()):
+            keys, values, padding, _ = kept.read()
+            length = keys.shape[1]
+            valid[row, :, :length] = True if padding is None else ~padding
             if entries is not None:
-                source = block.storage.whole_keys() if what == "keys" else block.storage.values
-                entries[block.start : block.stop, :, :length] = source[:, :length]
+                entries[row, :, :length] = kept.storage.whole(keys) if what == "keys" else values
         if entries is None:
             in_tail = torch.arange(self.longest, device=self.device) < self.lengths[:, None]
             return torch.cat((valid, in_tail[:, None].expand(-1, heads, -1)), dim=2)

@@ -98,7 +98,7 @@ class Press(Protocol):
 def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None, notes: Tensor | None = None) -> Kept:
     """Entries (H, K, d) of which head h keeps the first `counts[h]`, as stored in one layer for one variant."""
     storage = Storage.without_zero_channels(keys, values, positions if window is not None else None, window)
-    return Kept(storage, None if bool((counts == keys.shape[1]).all()) else counts, notes)
+    return Kept(storage, None if bool((counts == keys.shape[1]).all()) else counts, notes=notes)
 
 
 @contextmanager
@@ -249,4 +249,6 @@ def _ordered(keys: Tensor, values: Tensor, order: Tensor, window: int | None) ->
 
 def _rows(entries: Tensor, positions: Tensor) -> Tensor:
     """(H, T, d) at (H, K) positions: (H, K, d)."""
-    return entries.gather(1, positions[..., None].expand(*positions.shape, entries.shape[-1]))
+    heads, length, size = entries.shape
+    rows = positions + length * torch.arange(heads, device=positions.device)[:, None]
+    return entries.reshape(heads * length, size).index_select(0, rows.flatten()).view(*positions.shape, size)

@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from pipeline.prefill import CompressedContext
 from pipeline.prompt import Prompt, Question
 
 NAN = "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
+
+QUESTION_STEP = 8
+"""Questions whose lengths lie within one step of so many tokens are padded to the longest and read together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +119,7 @@ class Decoder:
         self.hidden = self.position = torch.empty(0)
 
     def add(self, prompt: Prompt, rows: Sequence[Row]) -> list[Answer]:
-        """Queue rows; their answers are written by `run`. Give neighbouring rows that share storage next to each other."""
+        """Queue rows; their answers are written by `run`."""
         queued = [_Writing(row, prompt, row_bytes(self.model, row), Answer(question_tokens=len(row.question_ids))) for row in rows]
         self.waiting.extend(queued)
         return [writing.answer for writing in queued]
@@ -166,7 +170,14 @@ class Decoder:
             entering.append(self.waiting.popleft())
         if not entering:
             return
-        self.alive += entering
+        groups = questions_of_like_length(entering)
+        self.waiting.extendleft(reversed([writing for group in groups for writing in group]))
+        for group in groups:  # a row is in the queue or alive, whatever happens
+            self.alive += [self.waiting.popleft() for _ in group]
+            self._enter(group)
+
+    def _enter(self, entering: list[_Writing]) -> None:
+        """Read the questions of rows, and put the rows behind those in the batch."""
         rows = [writing.row for writing in entering]
         capacity = max(len(row.question_ids) + row.question.max_new_tokens for row in rows)
         starts = [row.context.next_position for row in rows]
@@ -281,13 +292,25 @@ class Decoder:
             answer.text = writing.prompt.decode(answer.token_ids)
 
 
+def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing]]:
+    """Groups to be read together, so that little of what is read is padding; rows that share storage are neighbours in their group."""
+    storages = [id(writing.row.context.layers[-1].storage) for writing in entering]
+    order = {storage: at for at, storage in enumerate(dict.fromkeys(storages))}
+    ranked = sorted(zip(entering, storages, strict=True), key=lambda one: (len(one[0].row.question_ids) // QUESTION_STEP, order[one[1]]))
+    groups = groupby(ranked, key=lambda one: len(one[0].row.question_ids) // QUESTION_STEP)
+    return [[writing for writing, _ in group] for _, group in groups]
+
+
 def row_bytes(model: nn.Module, row: Row) -> int:
-    """Bytes that a row adds to its batch: its tail in every layer, one layer's attention for one query, and the logits."""
+    """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits."""
     tail = len(row.question_ids) + row.question.max_new_tokens
     entries = [kept.storage.keys.shape[1] for kept in row.context.layers]
     sizes = [kept.storage.keys.shape[0] * kept.storage.size * kept.storage.keys.element_size() for kept in row.context.layers]
     config: Any = model.config
-    return 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(config.get_text_config().vocab_size)
+    masks = sum(
+        kept.storage.keys[..., 0].numel() * kept.storage.keys.element_size() for kept in row.context.layers if kept.counts is not None
+    )
+    return masks + 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(config.get_text_config().vocab_size)
 
 
 def _attention_bytes(model: nn.Module, length: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -262,12 +262,15 @@ class CompressingPipeline:
         self, prefilled: PrefilledContext, variants: Sequence[Variant], watched: Sequence[Sequence[int]], count_kept: bool
     ) -> list[tuple[Variant, CompressedContext | Exception, float]]:
         """What each variant keeps, or raised, in the order given; the variants of a press are compressed together."""
+        in_place = read_in_place(variants, prefilled.tokens)
         found: dict[int, CompressedContext | Exception] = {}
         for identity, press in prefilled.onlooker.presses.items():
             mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
             ratios = [variants[at].limit(prefilled.tokens) for at in mine]
             compressed = _compressed(
-                partial(prefilled.compress, press, watched=watched, count_kept=count_kept), press, list(dict.fromkeys(ratios))
+                partial(prefilled.compress, press, watched=watched, count_kept=count_kept, in_place=in_place),
+                press,
+                list(dict.fromkeys(ratios)),
             )
             found.update({at: compressed[ratio] for at, ratio in zip(mine, ratios, strict=True)})
         seconds = prefilled.onlooker.seconds
@@ -318,3 +321,15 @@ def _compressed(
         if len(ratios) == 1:
             return {ratios[0]: error}
     return {ratio: result for one in ratios for ratio, result in _compressed(compress, press, [one]).items()}
+
+
+def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
+    """Whether copies of what the presses keep of a context would take more memory, and more to read, than the full cache itself."""
+    limits = [(variant.press.identity(), variant.press.lossless, variant.limit(tokens)) for variant in variants]
+    if any(lossless or limit == 0 for _, lossless, limit in limits):
+        return True  # the full cache is read anyway
+    most: dict[Hashable, float] = {}
+    for identity, _, limit in limits:
+        kept = 1.0 if isinstance(limit, Threshold) else 1 - limit
+        most[identity] = max(kept, most.get(identity, 0.0))
+    return sum(most.values()) > 1

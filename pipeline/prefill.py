@@ -108,8 +108,9 @@ class CompressedContext:
         return sum(kept.bytes() for kept in self.layers)
 
     def storages(self) -> dict[int, int]:
-        """Bytes in memory of every storage read, by its identity; variants of a context may share some."""
-        return {id(kept.storage): kept.storage.bytes for kept in self.layers}
+        """Bytes in memory of every storage and mask read, by its identity; variants of a context may share some."""
+        masks = {id(kept.keep): kept.keep.numel() for kept in self.layers if kept.keep is not None}
+        return masks | {id(kept.storage): kept.storage.bytes for kept in self.layers}
 
     def check_budget(self, press: BasePress, ratio: float | Threshold) -> None:
         """Stop where a press kept fewer or more than it states.
@@ -198,7 +199,13 @@ class PrefilledContext:
         ]
 
     def compress(
-        self, press: BasePress, ratios: Sequence[float | Threshold], watched: Sequence[Sequence[int]] = (), count_kept: bool = False
+        self,
+        press: BasePress,
+        ratios: Sequence[float | Threshold],
+        watched: Sequence[Sequence[int]] = (),
+        *,
+        count_kept: bool = False,
+        in_place: bool = False,
     ) -> list[CompressedContext]:
         """What `press` keeps at each ratio; variants with nested kept sets share memory.
 
@@ -207,6 +214,8 @@ class PrefilledContext:
             ratios: fractions removed, or thresholds.
             watched: sets of positions whose survival is to be measured.
             count_kept: whether to count the heads that keep each token (`kept_by`).
+            in_place: whether variants whose entries are those of the full cache read them there, each through a mask, instead of a
+                copy; for many variants, which are then read together.
 
         Raises:
             ValueError: the press failed observing.
@@ -232,7 +241,7 @@ class PrefilledContext:
                 chosen = [selections[ratio][at] for ratio in lossy]
                 notes = press.notes(evidence[at]) if follows else None
                 chosen, notes = moved((chosen, notes), self.prefill.cache.layers[index].keys.device)
-                for ratio, kept in zip(lossy, self._apply(press, index, chosen, follows, notes), strict=True):
+                for ratio, kept in zip(lossy, self._apply(press, index, chosen, follows, notes, in_place), strict=True):
                     layers[ratio][index] = kept
         seconds = (time.perf_counter() - started) / len(ratios)
         return [
@@ -250,9 +259,13 @@ class PrefilledContext:
             for ratio in ratios
         ]
 
-    def _apply(self, press: BasePress, index: int, selections: Sequence[Selection], follows: bool, notes: Tensor | None) -> list[Kept]:
+    def _apply(
+        self, press: BasePress, index: int, selections: Sequence[Selection], follows: bool, notes: Tensor | None, in_place: bool
+    ) -> list[Kept]:
         """What variants of one press keep in one layer; in order of position where a follower reads them (`follows`), with notes."""
         full, window = self.prefill.cache.layers[index], self.windows[index]
+        if press.gathers and not follows and in_place:
+            return [Kept(self.full[index].storage, selection.counts[0], selection.keep[0]) for selection in selections]
         if press.gathers and not follows:
             return stack_nested(full.keys[0], full.values[0], [selection.keep[0] for selection in selections], window)
         applied = [(press.apply(full.keys, full.values, selection), selection) for selection in selections]
@@ -276,7 +289,7 @@ def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedCon
         if isinstance(layer, CompressedLayer):
             observed.append(index)
             block = layer.blocks[0]
-            kept = Kept(block.storage, None if block.counts is None else block.counts[0], layer.notes[0])
+            kept = replace(block.rows[0], notes=layer.notes[0])
             heads, size = block.storage.keys.shape[0], block.storage.size
             full_entries += heads * tokens
             full_bytes += heads * tokens * (size + block.storage.values.shape[-1]) * block.storage.keys.element_size()

@@ -124,7 +124,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_answer(
     (results,) = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD)])
     assert texts(results) == expected
     assert sizes_of(results) == sizes_of(undisturbed)  # what acts while answering began anew too
-    assert max(sizes) == len(expected)
+    assert max(sizes) > fits  # memory did run out: the rows read together, or those written together, were more
     assert bool(struck) == (fits > 1)
     assert all(result.answer.seconds > 0 for result in results)
 
