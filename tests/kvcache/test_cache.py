@@ -29,6 +29,17 @@ def by_hand(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> to
 def test_ragged_attention_equals_attention_over_what_each_row_and_head_keeps(n: int) -> None:
     shared, other = storage(11, 0), storage(7, 1)
     rows = [Kept(shared, torch.tensor([11, 3])), Kept(shared, torch.tensor([5, 0])), Kept(other), Kept(shared)]
+    check_rows(rows, n)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_rows_that_read_the_full_cache_in_place_see_what_they_keep_and_nothing_else(n: int) -> None:
+    full = storage(11, 0)
+    masks = [Selection.top(torch.rand(1, H, 11), counts) for counts in (5, torch.tensor([[2, 9]]), torch.tensor([[0, 3]]))]
+    check_rows([Kept(full), *(Kept(full, mask.counts[0], mask.keep[0]) for mask in masks)], n)
+
+
+def check_rows(rows: list[Kept], n: int) -> None:
     layer = CompressedLayer(rows, 20)
     torch.manual_seed(2)
     first, second = torch.randn(4, H, 3, D), torch.randn(4, H, n, D)
@@ -41,10 +52,10 @@ def test_ragged_attention_equals_attention_over_what_each_row_and_head_keeps(n: 
     out, _ = attention_forward(torch.nn.Module(), query, second, second, None, scaling=D**-0.5, ragged=layer)
     for row, (kept, tail) in enumerate(zip(rows, [3, 1, 2, 3], strict=True)):
         for head in range(H):
-            count = kept.entries()[head]
+            mine = torch.arange(kept.entries()[head]) if kept.keep is None else kept.keep[head].nonzero()[:, 0]
             for i in range(n):
-                keys = torch.cat((kept.storage.keys[head, :count], first[row, head, :tail], second[row, head, : i + 1]))
-                values = torch.cat((kept.storage.values[head, :count], first[row, head, :tail] + 1, second[row, head, : i + 1] + 1))
+                keys = torch.cat((kept.storage.keys[head, mine], first[row, head, :tail], second[row, head, : i + 1]))
+                values = torch.cat((kept.storage.values[head, mine], first[row, head, :tail] + 1, second[row, head, : i + 1] + 1))
                 for group in range(G):
                     at = head * G + group
                     torch.testing.assert_close(out[row, i, at], by_hand(query[row, at, i], keys, values))
