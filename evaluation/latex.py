@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.costs import NOTE, Grid
+from evaluation.families import exceeds
 from evaluation.views import SIGNIFICANT, Line, View
 
 ROTATED_FROM = 8
 """Columns of scores from which on their heads are turned and errors of single tasks are left to the caption."""
 PAGE = 44
 """Lines that one page holds."""
-MARKS = r"bold: significantly best of its budget; $^*$: differs from the full cache ($p<0.05$, Holm)"
+MARKS = (
+    r"bold: significantly best of its budget; $^*$: differs from the full cache ($p<0.05$, Holm); "
+    r"$^\ddagger$: keeps more than the ratio allows, and does not run for best"
+)
 HEAD = r"""% Alone: pdflatex table.tex. In a paper: \usepackage{booktabs,graphicx} and \input{table.tex}.
 \ifdefined\thepage\else
   \documentclass{article}
@@ -171,5 +175,6 @@ def _cell(row: Mapping[str, Any] | None, *, error: bool = True, mark: bool = Fal
         score += rf"{{\scriptsize$\pm${row['se']:.1f}}}"
     elif error:
         score += rf"{{\scriptsize[{row['ci_low']:.1f}, {row['ci_high']:.1f}]}}"
-    marks = ("*" if mark and row["p_holm"] < SIGNIFICANT else "") + (r"\dagger" if row["n_failed"] else "")
+    more = mark and exceeds(row["kept_fraction"], row["compression_ratio"])
+    marks = ("*" if mark and row["p_holm"] < SIGNIFICANT else "") + (r"\ddagger" if more else "") + (r"\dagger" if row["n_failed"] else "")
     return score + (f"$^{{{marks}}}$" if marks else "")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from evaluation import significance
 from evaluation.costs import NOTE, Grid
+from evaluation.families import exceeds
 from evaluation.views import MISSING, SIGNIFICANT, Line, View, views
 
 MARGIN = 1.0
@@ -26,7 +27,9 @@ def markdown(frame: pd.DataFrame, costs: Mapping[tuple[Any, ...], Grid] | None =
         if compared:
             wide.append((_header(view), [[*_start(line), *_row(view.columns, line, difference_cell)] for line in compared]))
         titles = ("Score (0 to 100) ± standard error", "Difference to the full cache on the same samples [95 % interval]")
-        sections = [f"### {title}\n\n{grid(header, rows)}" for title, (header, rows) in zip(titles, wide, strict=False)]
+        best = _best_first(view)
+        sections = [best] if best else []
+        sections += [f"### {title}\n\n{grid(header, rows)}" for title, (header, rows) in zip(titles, wide, strict=False)]
         spent = [f"### Cost\n\n{grid(*costs[view.names])}", NOTE] if costs and view.names in costs else []
         parts.append("\n\n".join([f"## {view.title}", *sections, *_notes(view, margin), *spent]))
     return "\n\n".join(parts) + "\n"
@@ -43,6 +46,36 @@ def terminal(frame: pd.DataFrame, width: int = 120, margin: float = MARGIN) -> s
         notes = (textwrap.fill(note, width, break_on_hyphens=False) for note in _notes(view, margin))
         parts.append("\n\n".join([view.title, *blocks, *notes]))
     return "\n\n\n".join(parts)
+
+
+def _best_first(view: View) -> str:
+    """Presses by budgets on the first average, best at the middle budget first: which one to choose, and how sure that is."""
+    lines = [line for line in view.lines if not line.is_baseline and line.budget != MISSING]
+    budgets, presses = list(dict.fromkeys(line.budget for line in lines)), list(dict.fromkeys(line.press for line in lines))
+    if len(presses) < 2:
+        return ""
+    column = view.columns[0]
+    cells = {(line.press, line.budget): line.cells.get(column) for line in lines}
+    middle = "0.5" if "0.5" in budgets else budgets[len(budgets) // 2]
+
+    def rank(press: str) -> float:
+        row = cells.get((press, middle))
+        return math.inf if row is None or math.isnan(row["score"]) else -row["score"]
+
+    def text(row: Mapping[str, Any] | None) -> str:
+        if row is None or math.isnan(row["score"]):
+            return MISSING
+        more = f" (keeps {100 * row['kept_fraction']:.0f} %)" if exceeds(row["kept_fraction"], row["compression_ratio"]) else ""
+        return score_cell(row) + more + (" =" if row["p_behind"] >= SIGNIFICANT else "")
+
+    order = sorted(presses, key=lambda press: (rank(press), press))
+    rows = [[press, *(text(cells.get((press, budget))) for budget in budgets)] for press in order]
+    whole = [["full cache", *[score_cell(line.cells.get(column))] * len(budgets)] for line in view.lines if line.is_baseline]
+    note = (
+        f"=: not distinguishable from the best press that meets the {view.budget_heading} (paired differences on the same samples, "
+        "p ≥ 0.05 after Holm's adjustment over the column)."
+    )
+    return f"### Which press: {column} by {view.budget_heading}, best first\n\n{grid(['press', *budgets], [*whole, *rows])}\n\n{note}"
 
 
 def score_cell(row: Mapping[str, Any] | None) -> str:

@@ -47,7 +47,7 @@ PRESSES = [("snapkv", 0.5), ("knorm", 0.5), ("knorm", 0.25)]
 
 def test_markdown_has_scores_and_differences_full_cache_first() -> None:
     text = markdown(scores(sweep(["a", "b"], PRESSES)))
-    first, second = text.split("### ")[1:]
+    _, first, second = text.split("### ")[1:]
     order = [re.sub(r"\s+", " ", row.split("|")[1] + row.split("|")[2]).strip() for row in lines_of(first, "|")[2:]]
     assert order == ["full cache –", "knorm 0.25", "knorm 0.5", "snapkv 0.5"]
     assert len(lines_of(second, "|")) == 2 + 3
@@ -57,10 +57,22 @@ def test_markdown_has_scores_and_differences_full_cache_first() -> None:
     assert "|  75.0 % |" in first
 
 
+def test_the_first_table_says_which_press_and_how_sure_that_is() -> None:
+    full = [1.0] * 20
+    rows = [*line("a", full), *line("a", full[:16] + [0.0] * 4, "good", 0.5), *line("a", full[:15] + [0.0] * 5, "close", 0.5)]
+    rows += [*line("a", [0.0] * 20, "bad", 0.5), *line("a", full, "bad", 0.25), *line("a", full, "more", 0.5, kept_fraction=0.75)]
+    text = markdown(scores(rows)).split("### Which press: a by ratio, best first")[1].split("###")[0]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines_of(text, "| ")]
+    assert [row[0] for row in cells] == ["press", "---" + "-" * 7, "full cache", "more", "good", "close", "bad"]
+    half = cells[0].index("0.5")
+    assert [row[half].split("]")[-1].split("± 9.2")[-1].split("± 9.9")[-1].strip() for row in cells[3:]] == ["(keeps 75 %) =", "=", "=", ""]
+    assert cells[4][3 - half] == "–"
+
+
 def test_missing_and_failed_cells() -> None:
     rows = [*sweep(["a", "b"], [("knorm", 0.5)]), *line("a", [1.0, None, 0.0], "snapkv", 0.5)]
     text = markdown(scores(rows))
-    snapkv = lines_of(text, "| snapkv")[0]
+    snapkv = lines_of(text.split("### Score")[1], "| snapkv")[0]
     assert snapkv.count("–") == 2, "the missing task and the average"
     assert "†" in snapkv
     assert "† failed samples, left out of the means: snapkv 0.5 a: 1." in text
@@ -235,7 +247,7 @@ def test_markdown_and_latex_agree_with_the_csv_to_the_digit(tmp_path: Path, task
         ("full cache" if row.press == "none" else row.press, f"{row.compression_ratio:g}" if row.press != "none" else "", row.task): row
         for row in csv.itertuples()
     }
-    text = (folder / "table.md").read_text().split("### Difference")[0]
+    text = (folder / "table.md").read_text().split("### Score")[1].split("### Difference")[0]
     grid = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines_of(text, "| ")]
     body = (folder / "table.tex").read_text().split(r"\begin{table}")[2].splitlines()
     latex_rows = [row.removesuffix(r" \\").split(" & ") for row in body if row.count(" & ") > tasks and row.endswith(r"\\")]
