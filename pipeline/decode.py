@@ -27,6 +27,9 @@ from pipeline.prompt import Prompt, Question
 
 NAN = "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
 
+RESERVED = 32
+"""Tokens of an answer that memory is reserved for when its row enters; most end before their limit, and longer ones grow."""
+
 QUESTION_STEP = 8
 """Questions whose lengths lie within one step of so many tokens are padded to the longest and read together."""
 
@@ -179,7 +182,7 @@ class Decoder:
     def _enter(self, entering: list[_Writing]) -> None:
         """Read the questions of rows, and put the rows behind those in the batch."""
         rows = [writing.row for writing in entering]
-        capacity = max(len(row.question_ids) + row.question.max_new_tokens for row in rows)
+        capacity = max(len(row.question_ids) + min(row.question.max_new_tokens, RESERVED) for row in rows)
         starts = [row.context.next_position for row in rows]
         followers = list(zip(*(row.followers() for row in rows), strict=True))  # per layer, per row
         cache = CompressedCache(
@@ -264,13 +267,13 @@ class Decoder:
     def _next_tokens(self) -> Tensor:
         """(R,) the most likely token of each row; what ends an answer only where the row may end."""
         logits = self.head(self.hidden).float()
-        for at in logits.isnan().any(-1).nonzero().flatten().tolist():
-            self.alive[at].answer.fail(ValueError(NAN))
         for at, writing in enumerate(self.alive):
             if len(writing.answer.token_ids) < writing.row.question.min_new_tokens:
                 ends = self.eos_ids | {writing.prompt.last_id(stop) for stop in writing.row.question.stop}
                 logits[at, sorted(ends)] = float("-inf")
-        tokens: Tensor = logits.argmax(-1)
+        tokens: Tensor = logits.argmax(-1)  # of a row with NaN: a NaN
+        for at in logits.gather(-1, tokens[:, None])[:, 0].isnan().nonzero().flatten().tolist():
+            self.alive[at].answer.fail(ValueError(NAN))
         return tokens
 
     def _take(self, writing: _Writing, token: int) -> None:
