@@ -66,16 +66,23 @@ def _best_first(view: View) -> str:
         if row is None or math.isnan(row["score"]):
             return MISSING
         more = f" (keeps {100 * row['kept_fraction']:.0f} %)" if exceeds(row["kept_fraction"], row["compression_ratio"]) else ""
-        return score_cell(row) + more + (" =" if row["p_behind"] >= SIGNIFICANT else "")
+        return interval_cell(row) + more + (" =" if row["p_behind"] >= SIGNIFICANT else "")
 
     order = sorted(presses, key=lambda press: (rank(press), press))
     rows = [[press, *(text(cells.get((press, budget))) for budget in budgets)] for press in order]
-    whole = [["full cache", *[score_cell(line.cells.get(column))] * len(budgets)] for line in view.lines if line.is_baseline]
+    whole = [["full cache", *[interval_cell(line.cells.get(column))] * len(budgets)] for line in view.lines if line.is_baseline]
     note = (
-        f"=: not distinguishable from the best press that meets the {view.budget_heading} (paired differences on the same samples, "
-        "p ≥ 0.05 after Holm's adjustment over the column)."
+        f"Brackets: 95 % intervals. =: not distinguishable from the best press that meets the {view.budget_heading} (paired differences on "
+        "the same samples, p ≥ 0.05 after Holm's adjustment over the column)."
     )
     return f"### Which press: {column} by {view.budget_heading}, best first\n\n{grid(['press', *budgets], [*whole, *rows])}\n\n{note}"
+
+
+def interval_cell(row: Mapping[str, Any] | None) -> str:
+    """`41.5 [40.2, 42.8]`; – if missing."""
+    if row is None or math.isnan(row["score"]):
+        return MISSING
+    return f"{row['score']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
 
 
 def score_cell(row: Mapping[str, Any] | None) -> str:

@@ -41,9 +41,9 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
         line_budget(*key) for key in zip(rows["press"], rows["compression_ratio"], rows["budget_tokens"], rows["threshold"], strict=True)
     ]
     rows = rows.assign(budget=budgets)
-    counts = rows["budget"].value_counts()
-    known = sorted(counts.index, key=lambda text: (" " in text, text))
-    shared = [budget for budget in known if counts[budget] > 1] or known
+    lines = rows["budget"].value_counts()
+    known = sorted(lines.index, key=lambda text: (" " in text, text))
+    shared = [budget for budget in known if lines[budget] > 1] or known
     if not shared:
         return None
     surplus = max(0, len(shared) - PANELS)
@@ -72,7 +72,9 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
                 left = row["ci_low"] > 30
                 text = f"keeps {100 * row['kept_fraction']:.0f} %"
                 axes.text(0 if left else 100, y, text, fontsize=7, va="center", ha="left" if left else "right", color="0.3")
-        axes.set_title(budget if " " in budget else f"{100 * float(budget):g} % removed", fontsize=9)
+        counts = sorted(set(here["n"]))
+        said = " or ".join(map(str, counts)) if len(counts) < 4 else f"{counts[0]} to {counts[-1]}"
+        axes.set_title((budget if " " in budget else f"{100 * float(budget):g} % removed") + f" (n = {said})", fontsize=9)
         axes.set_xlim(-3, 103)
         axes.grid(axis="both", color="0.92", linewidth=0.6)
         axes.tick_params(labelsize=8)
@@ -80,15 +82,11 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
         axes.set_xlabel(f"{column}, 0 to 100", fontsize=8)
     grid[0].set_yticks(list(place.values()), list(place), fontsize=8)
     grid[0].set_ylim(-len(order) + 0.3, 0.7)
-    samples = rows["n"]
-    said = f"n = {samples.min()}" if samples.nunique() == 1 else f"n = {samples.min()} to {samples.max()}"
     notes = ["filled: not distinguishable from the best of its panel", "hollow: behind it (paired, Holm)", "dashed: full cache"]
     if any(map(exceeds, rows["kept_fraction"], rows["compression_ratio"])):
         notes.append("diamonds: keep more than the budget")
     if cut > 0:
         notes.append(f"the {LINES} best of {cut + LINES} presses")
     wide = int(13 * figure.get_figwidth())
-    figure.suptitle(
-        textwrap.fill(f"{title}, {said} samples a line, 95 % intervals", wide) + "\n" + textwrap.fill("; ".join(notes), wide), fontsize=8.5
-    )
+    figure.suptitle(textwrap.fill(f"{title}, 95 % intervals", wide) + "\n" + textwrap.fill("; ".join(notes), wide), fontsize=8.5)
     return figure

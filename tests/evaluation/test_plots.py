@@ -49,7 +49,7 @@ def test_ranking_fills_what_cannot_be_told_apart_from_the_best() -> None:
     for name, values in (("best", full), ("close", [0.0, *full[1:]]), ("bad", [0.0] * 30)):
         rows += [row for ratio in (0.25, 0.5) for row in line("a", values, name, ratio)]
     figure = ranking.ranking(labelled(rows), "a", "t")
-    assert [axes.get_title() for axes in figure.axes] == ["25 % removed", "50 % removed"]
+    assert [axes.get_title() for axes in figure.axes] == ["25 % removed (n = 30)", "50 % removed (n = 30)"]
     axes = figure.axes[1]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["best", "close", "bad"]
     points = {-round(each.get_ydata()[0]): each for each in axes.lines if each.get_marker() == "o"}
