@@ -67,6 +67,7 @@ class Settings:
         shard: index and count: this job takes every count-th context from index on.
         plan: print what would be done, and stop.
         plots: whether to draw plots at the end.
+        workers: processes that share the contexts; 0 for one per GPU.
     """
 
     model: dict[str, Any]
@@ -83,6 +84,7 @@ class Settings:
     shard: tuple[int, int] = (0, 1)
     plan: bool = False
     plots: bool = False
+    workers: int = 1
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -149,6 +151,8 @@ def settings(config: DictConfig) -> Settings:
         raise ValueError(f"kept_maps={plain['kept_maps']} must be a number of samples per task, or 0 for none")
     if not plain["max_batch_gb"] > 0:
         raise ValueError(f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB")
+    if not isinstance(plain["workers"], int) or plain["workers"] < 0:
+        raise ValueError(f"workers={plain['workers']} must be a number of processes, or 0 for one per GPU")
     index, count = plain["shard"]["index"], plain["shard"]["count"]
     if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
         raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")
@@ -172,6 +176,7 @@ def settings(config: DictConfig) -> Settings:
         (index, count),
         plain["plan"],
         plain["plots"],
+        plain["workers"],
     )
 
 

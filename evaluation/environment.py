@@ -62,17 +62,21 @@ def command_line(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
-def write_description(folder: Path, settings: Settings, loaded: LoadedModel, sample_ids: Sequence[str], samples: Sequence[Sample]) -> None:
+def write_description(
+    folder: Path, settings: Settings, made_with: Mapping[str, Any], sample_ids: Sequence[str], samples: Sequence[Sample]
+) -> None:
     """Write `config.yaml` and `environment.json`, each whole or not at all.
 
     Args:
         folder: of the results; exists.
         settings: what is run.
-        loaded: the model.
+        made_with: the environment; with several workers, that of one of them.
         sample_ids: of all samples of the run, done or not.
         samples: those that are answered now.
     """
-    made = environment(loaded) | {
+    made = {
+        **made_with,
+        "workers": settings.workers,
         "n_samples": len(sample_ids),
         "sample_ids_sha256": _sha256(sorted(sample_ids)),
         "contexts_sha256": _sha256(sorted({sample.context_id for sample in samples})),

@@ -31,8 +31,13 @@ class Interruption:
     Outside the main thread, which alone may handle signals, it does nothing; a signal that a launcher handles is left to it.
     """
 
-    def __init__(self) -> None:
-        """Handle nothing yet."""
+    def __init__(self, patient: bool = False) -> None:
+        """Handle nothing yet.
+
+        Args:
+            patient: a second signal changes nothing, because somebody else sees to it that the process ends.
+        """
+        self._patient = patient
         self._signal: int | None = None
         self._writing = False
         self._before: dict[int, Any] = {}
@@ -48,6 +53,11 @@ class Interruption:
         """Hand the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise the `Stopped` of a signal that came while the last records were written."""
+        if self._signal is not None:
+            raise Stopped(self._signal)
 
     def guarding(self, answers: Generator[Made, None, None]) -> Iterator[Made]:
         """The same answers; after a signal those that the generator still gives, then `Stopped`."""
@@ -71,7 +81,7 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         for handled, handler in self._before.items():  # a second signal does not wait
-            signal.signal(handled, handler)
+            signal.signal(handled, signal.SIG_IGN if self._patient else handler)
         self._signal = number
         if not self._writing:
             raise Stopped(number)

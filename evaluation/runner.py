@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import sys
 import tempfile
 import traceback
-from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean as mean
@@ -19,16 +20,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.base import Sample, group_by_context
 from evaluation.config import Settings
-from evaluation.environment import redacted, without_secrets, write_description
+from evaluation.environment import environment, redacted, without_secrets, write_description
 from evaluation.interruption import Interruption
 from evaluation.keptmaps import append, kept_map
 from evaluation.plan import Item, Plan, describe
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.tables import report
+from evaluation.workers import Workers, count_workers
 from pipeline import CompressingPipeline, Question, Request
 from pipeline.model import KnownModel, LoadedModel, ModelConfig, find_model
 from pipeline.prefill import Variant
 from pipeline.results import Failure, Result
+
+PROGRESS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
 
 COUNTING = ("tasks", "samples_per_task")
 """Options of a benchmark that choose samples without changing any of them: tables do not keep their records apart."""
@@ -40,6 +51,7 @@ class EvaluationRunner:
     Attributes:
         settings: the configuration.
         pipeline: the model at work; None until it is needed.
+        mapped: contexts (by id) whose kept tokens are recorded.
         failed: answers of this run that failed; their records say why, and the next run tries them again.
     """
 
@@ -49,7 +61,7 @@ class EvaluationRunner:
         self.settings = settings
         self.model_config = ModelConfig(**{key: value for key, value in settings.model.items() if key in known})
         self.pipeline: CompressingPipeline | None = None
-        self._mapped: set[str] = set()  # contexts whose kept tokens are recorded
+        self.mapped: Set[str] = set()
         self.failed = 0
 
     def run(self) -> Path:
@@ -70,9 +82,11 @@ class EvaluationRunner:
         if not work:
             print(f"nothing to do: all {plan.answers} answers are in {folder}", file=sys.stderr)
         else:
-            with Interruption() as interruption:
-                check_writable(folder)
-                self._run_inference(plan.known.load(), work, plan.keys, plan.done, folder, interruption)
+            check_writable(folder)
+            with Interruption() as interruption, Progress(*PROGRESS, disable=not sys.stderr.isatty()) as progress:
+                bar = progress.add_task("contexts", total=len(work))
+                for asked, _ in self._run_inference(plan, work, interruption):
+                    progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
         if plan.answers:  # a shard may have no context
             report([folder], plots=self.settings.plots)
         return folder
@@ -94,22 +108,39 @@ class EvaluationRunner:
         for sample in samples:
             counted[sample.task] += 1
             if counted[sample.task] <= settings.kept_maps:
-                self._mapped.add(sample.context_id)
+                self.mapped |= {sample.context_id}
         groups = list(group_by_context(samples))
         n_variants = len(settings.variants)
         plan = Plan(known, settings.benchmark.name, folder, n_variants, settings.query_aware, groups, keys, done)
         return plan.shard(*settings.shard)
 
-    def _run_inference(
-        self,
-        loaded: LoadedModel,
-        work: Sequence[Item],
-        keys: Mapping[str, Sequence[str]],
-        done: Set[str],
-        folder: Path,
-        interruption: Interruption,
-    ) -> None:
-        """Answer what is missing (samples that share a context, and variants by index), and append the records."""
+    def _run_inference(self, plan: Plan, work: Sequence[Item], interruption: Interruption) -> Iterator[Item]:
+        """Answer what is missing, here or in worker processes, and give every context back whose records are written."""
+        settings = self.settings
+
+        def describe_once(made_with: Mapping[str, Any]) -> None:
+            write_description(plan.folder, settings, made_with, list(plan.keys), [one for group, _ in work for one in group])
+
+        count = min(count_workers(settings.workers), len(work))
+        if count == 1:
+            loaded = plan.known.load()
+            describe_once(environment(loaded))
+            yield from self.answer(loaded, work, plan.done, interruption)
+            return
+        workers = Workers(settings, work, plan.done, self.mapped, count)
+        with RecordWriter(plan.folder) as writer:
+
+            def lost(item: Item, why: str) -> None:
+                for at, (question, sample) in itertools.product(item[1], enumerate(item[0])):
+                    if (key := plan.keys[sample.id][at]) not in plan.done:
+                        failure = Failure(settings.variants[at][1], question, RuntimeError(why))
+                        writer.append(self._record(plan.known, sample, at, failure, key))
+
+            yield from workers.finished(describe_once, lost)
+        self.failed += workers.failed
+
+    def answer(self, loaded: LoadedModel, items: Iterable[Item], done: Set[str], interruption: Interruption) -> Iterator[Item]:
+        """Answer contexts, append the records that are missing, and give each context back when its records are written."""
         settings = self.settings
         self.pipeline = CompressingPipeline(
             loaded.model,
@@ -118,26 +149,24 @@ class EvaluationRunner:
             prefill_chunk=settings.prefill_chunk,
             max_batch_bytes=int(settings.max_batch_gb * 2**30),
         )
-        write_description(folder, settings, loaded, list(keys), [one for group, _ in work for one in group])
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with RecordWriter(folder) as writer, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-            bar = progress.add_task("contexts", total=len(work))
-            answers = interruption.guarding(self.pipeline.stream(map(self._request, work)))
-            for (asked, missing), results in zip(work, answers, strict=True):
+        read = deque[Item]()
+
+        def requests() -> Iterator[Request]:
+            for item in items:
+                read.append(item)
+                yield self._request(item)
+
+        with RecordWriter(settings.results) as writer:
+            for results in interruption.guarding(self.pipeline.stream(requests())):
+                asked, missing = item = read.popleft()
+                keys = {sample.id: self._keys(loaded, sample) for sample in asked}
                 for at, result in zip((at for at in missing for _ in asked), results, strict=True):
                     sample = asked[result.question]
                     if keys[sample.id][at] not in done and result.answer.stop_reason:
                         writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
-                if asked[0].context_id in self._mapped:
-                    self._map(folder / "kept_maps" / writer.path.name, asked, missing, results, keys)
-                progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
+                if asked[0].context_id in self.mapped:
+                    self._map(settings.results / "kept_maps" / writer.path.name, asked, missing, results, keys)
+                yield item
 
     def _map(
         self,
@@ -171,10 +200,10 @@ class EvaluationRunner:
         samples, missing = work
         variants = [self.settings.variants[at][1] for at in missing]
         questions = [question_of(sample) for sample in samples]
-        mapped = samples[0].context_id in self._mapped
+        mapped = samples[0].context_id in self.mapped
         return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template, count_kept=mapped)
 
-    def _keys(self, known: KnownModel, sample: Sample) -> list[str]:
+    def _keys(self, known: KnownModel | LoadedModel, sample: Sample) -> list[str]:
         """The key of the sample's record under each variant."""
         benchmark = self.settings.benchmark
         shared = {
@@ -187,7 +216,7 @@ class EvaluationRunner:
         presses = ([one.press.name, one.press.parameters(), *_budget_key(one)] for _, one in self.settings.variants)
         return [record_key({**shared, "press": press}) for press in presses]
 
-    def _record(self, loaded: LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str) -> Record:
+    def _record(self, loaded: KnownModel | LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str) -> Record:
         settings = self.settings
         label, variant = settings.variants[at]
         scores, error = {}, result.error
