@@ -153,6 +153,8 @@ def settings(config: DictConfig) -> Settings:
         raise ValueError(f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB")
     if not isinstance(plain["workers"], int) or plain["workers"] < 0:
         raise ValueError(f"workers={plain['workers']} must be a number of processes, or 0 for one per GPU")
+    if plain["workers"] != 1 and plain["model"].get("device_map") is not None:
+        raise ValueError(f"workers={plain['workers']} with model.device_map: one model takes all devices; set workers=1")
     index, count = plain["shard"]["index"], plain["shard"]["count"]
     if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
         raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")

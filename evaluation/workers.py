@@ -89,12 +89,7 @@ class Workers:
             done: keys that have a record.
             mapped: contexts whose kept tokens are recorded.
             count: processes at a time.
-
-        Raises:
-            ValueError: the model is to be spread over several devices, which the workers would have to share.
         """
-        if run.model.get("device_map") is not None:
-            raise ValueError(f"workers={count} with model.device_map={run.model['device_map']}: one model takes all devices; set workers=1")
         self.failed = 0
         self._run, self._work, self._done, self._mapped, self._count = run, work, done, mapped, count
         self._todo = deque(range(len(work)))
