@@ -10,14 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from evaluation.config import help_text, register, settings
-
-try:
-    register(sys.argv[1:])
-    if {"--help", "-h"} & set(sys.argv):
-        print(help_text(sys.argv[1:]))
-        sys.exit()
-except ValueError as error:
-    sys.exit(f"error: {error}")
+from evaluation.workers import starting
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
@@ -25,10 +18,11 @@ def main(config: DictConfig) -> None:
     """Check the configuration, run what is not done yet, print the table."""
     try:
         checked = settings(config)
-        from evaluation.runner import EvaluationRunner
+        with starting(checked) as workers:
+            from evaluation.runner import EvaluationRunner
 
-        runner = EvaluationRunner(checked)
-        runner.run()
+            runner = EvaluationRunner(checked)
+            runner.run(workers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -41,4 +35,11 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        register(sys.argv[1:])
+        if {"--help", "-h"} & set(sys.argv):
+            print(help_text(sys.argv[1:]))
+            sys.exit()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     main()

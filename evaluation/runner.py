@@ -25,8 +25,7 @@ from evaluation.interruption import Interruption
 from evaluation.keptmaps import append, kept_map
 from evaluation.plan import Item, Plan, describe
 from evaluation.records import Record, RecordWriter, read_records, record_key
-from evaluation.tables import report
-from evaluation.workers import Workers, count_workers
+from evaluation.workers import Workers, starting
 from pipeline import CompressingPipeline, Question, Request
 from pipeline.model import KnownModel, LoadedModel, ModelConfig, find_model
 from pipeline.prefill import Variant
@@ -64,8 +63,11 @@ class EvaluationRunner:
         self.mapped: Set[str] = set()
         self.failed = 0
 
-    def run(self) -> Path:
+    def run(self, workers: Workers | None = None) -> Path:
         """Do what is not done yet, write the tables, print them.
+
+        Args:
+            workers: processes that `starting(settings)` has started; it is done here where they were not.
 
         Returns:
             The folder of the results.
@@ -74,6 +76,10 @@ class EvaluationRunner:
             ValueError: the model names nothing that can be loaded, the benchmark gives no sample, or the folder cannot be written.
             Stopped: a signal came; what was decoded is written.
         """
+        if workers is None and self.settings.workers != 1:
+            with starting(self.settings) as started:
+                if started is not None:
+                    return self.run(started)
         plan, folder = self.plan(), self.settings.results
         work = plan.work()
         if self.settings.plan:
@@ -85,9 +91,11 @@ class EvaluationRunner:
             check_writable(folder)
             with Interruption() as interruption, Progress(*PROGRESS, disable=not sys.stderr.isatty()) as progress:
                 bar = progress.add_task("contexts", total=len(work))
-                for asked, _ in self._run_inference(plan, work, interruption):
+                for asked, _ in self._run_inference(plan, work, workers, interruption):
                     progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
         if plan.answers:  # a shard may have no context
+            from evaluation.tables import report  # statistics take a second to import, which workers need not wait for
+
             report([folder], plots=self.settings.plots)
         return folder
 
@@ -114,20 +122,18 @@ class EvaluationRunner:
         plan = Plan(known, settings.benchmark.name, folder, n_variants, settings.query_aware, groups, keys, done)
         return plan.shard(*settings.shard)
 
-    def _run_inference(self, plan: Plan, work: Sequence[Item], interruption: Interruption) -> Iterator[Item]:
+    def _run_inference(self, plan: Plan, work: Sequence[Item], workers: Workers | None, interruption: Interruption) -> Iterator[Item]:
         """Answer what is missing, here or in worker processes, and give every context back whose records are written."""
         settings = self.settings
 
         def describe_once(made_with: Mapping[str, Any]) -> None:
             write_description(plan.folder, settings, made_with, list(plan.keys), [one for group, _ in work for one in group])
 
-        count = min(count_workers(settings.workers), len(work))
-        if count == 1:
+        if workers is None:
             loaded = plan.known.load()
             describe_once(environment(loaded))
             yield from self.answer(loaded, work, plan.done, interruption)
             return
-        workers = Workers(settings, work, plan.done, self.mapped, count)
         with RecordWriter(plan.folder) as writer:
 
             def lost(item: Item, why: str) -> None:
@@ -136,7 +142,7 @@ class EvaluationRunner:
                         failure = Failure(settings.variants[at][1], question, RuntimeError(why))
                         writer.append(self._record(plan.known, sample, at, failure, key))
 
-            yield from workers.finished(describe_once, lost)
+            yield from workers.finished(work, (plan.done, self.mapped), describe_once, lost)
         self.failed += workers.failed
 
     def answer(self, loaded: LoadedModel, items: Iterable[Item], done: Set[str], interruption: Interruption) -> Iterator[Item]:

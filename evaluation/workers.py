@@ -4,9 +4,10 @@ What a worker that dies had not finished goes to the others, one context at a ti
 that happened to be beside it; a context that has taken two workers with it becomes failed cells. Whatever ends the run, every answer
 that was known has its record.
 
-Messages of a worker, each a tuple that begins with its kind: `ready, environment`, once its model is loaded; `next`, which asks for a
-context and is answered by an item of the plan, or by None: finish what you hold, and if that is nothing, end; `done, failures`, for the
-oldest context held; `error, sentence`, before it ends because the whole run cannot go on.
+Messages of a worker, each a tuple that begins with its kind: `ready, environment`, once its model is loaded, which is answered by the
+keys that have records and the contexts whose kept tokens are recorded; `next`, which asks for a context and is answered by an item of
+the plan, or by None: finish what you hold, and if that is nothing, end; `done, failures`, for the oldest context held; `error,
+sentence`, before it ends because the whole run cannot go on.
 """
 
 from __future__ import annotations
@@ -73,6 +74,21 @@ class _Worker:
     waits: bool = False
 
 
+@contextmanager
+def starting(run: Settings) -> Iterator[Workers | None]:
+    """Inside, worker processes import and load their models, while this process plans; None where it answers alone."""
+    count = 1 if run.plan else count_workers(run.workers)
+    if count == 1:
+        yield None
+        return
+    workers = Workers(run, count)
+    try:
+        workers.start()
+        yield workers
+    finally:
+        workers.end()
+
+
 class Workers:
     """The processes of a run, and what each is at.
 
@@ -80,26 +96,37 @@ class Workers:
         failed: answers that failed, as far as workers could tell.
     """
 
-    def __init__(self, run: Settings, work: Sequence[Item], done: AbstractSet[str], mapped: AbstractSet[str], count: int) -> None:
+    def __init__(self, run: Settings, count: int) -> None:
         """Start nothing yet.
 
         Args:
             run: its settings; each worker gets them with a device of its own.
-            work: what is missing, context by context.
-            done: keys that have a record.
-            mapped: contexts whose kept tokens are recorded.
             count: processes at a time.
         """
         self.failed = 0
-        self._run, self._work, self._done, self._mapped, self._count = run, work, done, mapped, count
-        self._todo = deque(range(len(work)))
-        self._deaths = [0] * len(work)
+        self._run, self._count = run, count
+        self._work: Sequence[Item] = ()
+        self._todo: deque[int] = deque()
+        self._deaths: list[int] = []
         self._workers: dict[Any, _Worker] = {}
 
-    def finished(self, ready: Callable[[Mapping[str, Any]], None], lost: Callable[[Item, str], None]) -> Iterator[Item]:
+    def start(self) -> None:
+        """Start the processes."""
+        for index in range(self._count):
+            self._start(index)
+
+    def finished(
+        self,
+        work: Sequence[Item],
+        known: tuple[AbstractSet[str], AbstractSet[str]],
+        ready: Callable[[Mapping[str, Any]], None],
+        lost: Callable[[Item, str], None],
+    ) -> Iterator[Item]:
         """Every context once its records are written, or once it is given up.
 
         Args:
+            work: what is missing, context by context.
+            known: keys that have a record, and contexts whose kept tokens are recorded.
             ready: called with the environment of the first worker that is ready.
             lost: called with a context that is given up, and why.
 
@@ -107,10 +134,9 @@ class Workers:
             ValueError: a worker says that the run cannot go on, or none is left.
             Stopped: a signal came; what the workers had decoded is written.
         """
+        self._work, self._todo, self._deaths = work, deque(range(len(work))), [0] * len(work)
         described = False
         try:
-            for index in range(min(self._count, len(self._work))):
-                self._start(index)
             while self._workers:
                 heard: list[Any] = wait(list(self._workers))
                 for connection in heard:
@@ -121,9 +147,12 @@ class Workers:
                     except (EOFError, OSError):
                         yield from self._bury(connection, lost)
                         continue
-                    if kind == "ready" and not described:
-                        described = True
-                        ready(said[0])
+                    if kind == "ready":
+                        with suppress(OSError):
+                            connection.send(known)
+                        if not described:
+                            described = True
+                            ready(said[0])
                     elif kind == "next":
                         worker.waits = True
                     elif kind == "done":
@@ -133,7 +162,7 @@ class Workers:
                         raise ValueError(said[0])
                 self._hand_out()
         finally:
-            self._end()
+            self.end()
         if self._todo:
             raise ValueError(f"no worker is left for {len(self._todo)} contexts; the same command does what is missing")
 
@@ -144,7 +173,7 @@ class Workers:
         ours, theirs = context.Pipe()
         device = device_of(index, self._run.model.get("device") or "auto", torch.cuda.device_count())
         plain = {**self._run.resolved, "model": {**self._run.model, "device": device}}
-        arguments = (theirs, plain, self._done, self._mapped, threads_of(self._count))
+        arguments = (theirs, plain, threads_of(self._count))
         process = context.Process(target=_serve, args=arguments, name=f"worker {index}", daemon=True)
         with _interrupts_ignored():
             process.start()
@@ -186,9 +215,9 @@ class Workers:
         if worker.held and self._todo:
             self._start(worker.index)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Ask every worker that is left to write what it has decoded and to end, and wait for it; on a second Ctrl-C, no longer."""
-        left = list(self._workers.items())
+        left, self._workers = list(self._workers.items()), {}
         try:
             for _, worker in left:
                 worker.process.terminate()
@@ -215,7 +244,7 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(connection: Connection, plain: dict[str, Any], done: AbstractSet[str], mapped: AbstractSet[str], threads: int | None) -> None:
+def _serve(connection: Connection, plain: dict[str, Any], threads: int | None) -> None:
     """One worker: load the model, answer contexts as they are handed out."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning of a time limit, sent to all; the parent acts on it
@@ -243,15 +272,17 @@ def _serve(connection: Connection, plain: dict[str, Any], done: AbstractSet[str]
 
     try:
         runner = EvaluationRunner(settings(OmegaConf.create(plain)))
-        runner.mapped = mapped
         loaded = find_model(runner.model_config).load()
         with Interruption(patient=True) as interruption:
             say("ready", environment(loaded))
+            done, runner.mapped = connection.recv()
             while (first := ask()) is not None:
                 for _ in runner.answer(loaded, itertools.chain((first,), iter(ask, None)), done, interruption):
                     say("done", runner.failed)
                     runner.failed = 0
                 interruption.check()
+    except EOFError:
+        sys.exit(1)  # the parent is gone
     except (ValueError, OSError) as error:
         say("error", str(error))
         sys.exit(2)
