@@ -74,7 +74,7 @@ def test_records_are_those_of_one_process_though_a_worker_died(
 @pytest.mark.slow
 def test_a_context_that_kills_every_worker_becomes_failed_cells(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "flag").touch()
-    asked = ["model.name=tiny", "benchmark=niah", "benchmark.tasks=['512','1024']", "limit=3", "presses.deadly.longest=900"]
+    asked = ["model.name=tiny", "benchmark=niah", "benchmark.tasks=['512','1024']", "limit=3", "presses.deadly.longest=600"]
     deadly = prepared(model_folder, tmp_path, "results", *asked, "workers=2")
     deadly.run()
     found = records(tmp_path / "results")
