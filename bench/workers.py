@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.records import read_records
+from evaluation.workers import count_cores
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +48,7 @@ def measure(workers: int = 2, contexts: int = 40, length: int = 1024) -> dict[st
         "workers": workers,
         "contexts": contexts // 2 * 2,
         "length": length,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": count_cores(),
         "threads": 1,
         "seconds": seconds,
         "workers_speedup": seconds["1"] / seconds[str(workers)],

@@ -54,7 +54,12 @@ def device_of(index: int, asked: str, gpus: int) -> str:
 
 def threads_of(workers: int) -> int | None:
     """CPU threads of each of several workers: an equal share of the cores that this process may use; None where OMP_NUM_THREADS says."""
-    return None if "OMP_NUM_THREADS" in os.environ else max(1, len(os.sched_getaffinity(0)) // workers)
+    return None if "OMP_NUM_THREADS" in os.environ else max(1, count_cores() // workers)
+
+
+def count_cores() -> int:
+    """Cores that this process may use; on systems that do not tell, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(eq=False)
