@@ -67,7 +67,8 @@ def test_records_are_those_of_one_process_though_a_worker_died(
     prepared(model_folder, tmp_path, "single", *asked).run()
     assert content(tmp_path / "shared") == content(tmp_path / "single")
     assert len(records(tmp_path / "shared")) == 2 * 3 * 5
-    assert (tmp_path / "shared" / "table.md").read_text() == (tmp_path / "single" / "table.md").read_text()
+    tables = [(tmp_path / name / "table.md").read_text().split("### Cost")[0] for name in ("shared", "single")]
+    assert tables[0] == tables[1]
     assert '"workers": 2' in (tmp_path / "shared" / "environment.json").read_text()
 
 
