@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from test_runner import ROOT, command, content, model_folder, records, run
+from test_runner import ROOT, command, content, model_folder, records, run, table
 
 from evaluation.config import register, settings
 from evaluation.runner import EvaluationRunner
@@ -67,8 +67,7 @@ def test_records_are_those_of_one_process_though_a_worker_died(
     prepared(model_folder, tmp_path, "single", *asked).run()
     assert content(tmp_path / "shared") == content(tmp_path / "single")
     assert len(records(tmp_path / "shared")) == 2 * 3 * 5
-    tables = [(tmp_path / name / "table.md").read_text().split("### Cost")[0] for name in ("shared", "single")]
-    assert tables[0] == tables[1]
+    assert table(tmp_path / "shared") == table(tmp_path / "single")
     assert '"workers": 2' in (tmp_path / "shared" / "environment.json").read_text()
 
 
