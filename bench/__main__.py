@@ -11,10 +11,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.sweep import RATIOS, TASKS, Point, Row, grid, peer_grid, save
+from bench.plot import PARTS, draw
+from bench.sweep import PRESSES, RATIOS, TASKS, Point, Row, grid, peer_grid, save
 from benchmarks.ruler import RulerBenchmark
 from pipeline.model import ModelConfig, find_model
 
@@ -75,7 +77,15 @@ def side_by_side(length: int, peer: str | None) -> dict[str, Any]:
     ours = run(sys.executable, "bench.ours", rows, grid())
     parts = run(sys.executable, "bench.limit", rows, grid())
     limit = limit_seconds(parts, ours)
-    found = {"ours": ours, "limit": parts | {"seconds": limit}, "fraction_of_limit": limit / ours["seconds"], "variants": len(grid())}
+    n = len(rows) * len(grid())
+    found = {
+        "ours": ours,
+        "limit": parts | {"seconds": limit},
+        "fraction_of_limit": limit / ours["seconds"],
+        "variants": len(grid()),
+        "observe_share_per_press": ours["observe"] / len(PRESSES) / (ours["prefill"] - ours["observe"]),
+        "compress_per_variant": ours["compress"] / n,
+    }
     if peer is not None:
         theirs = run(peer, "bench.peer", rows, peer_grid())
         found |= {
@@ -87,55 +97,82 @@ def side_by_side(length: int, peer: str | None) -> dict[str, Any]:
     return found
 
 
-def growth(length: int) -> dict[str, Any]:
-    """Seconds on one row against the number of variants, and with one press more and one ratio more."""
-    rows = ruler_rows(length, ("vt",))
+def grows(length: int, lengths: Sequence[int]) -> dict[str, Any]:
+    """One row: seconds against the number of variants at `length` tokens, and against the context's length with the whole grid."""
     wide = (*RATIOS, 0.1, 0.4, 0.6, 0.8)
-    grids = {"1": grid((), ()), "8": grid(ratios=(0.5,))[1:], "32": grid()[1:], "64": grid(ratios=wide)[1:]}
-    return {name: run(sys.executable, "bench.ours", rows, points) for name, points in grids.items()}
+    grids = {"1": grid((), ()), "8": grid(ratios=(0.5,))[1:], "32": grid()[1:], "33": grid(), "64": grid(ratios=wide)[1:]}
+    rows = ruler_rows(length, ("vt",))
+    variants = {name: run(sys.executable, "bench.ours", rows, points) for name, points in grids.items()}
+    contexts = {
+        str(tokens): variants["33"] if tokens == length else run(sys.executable, "bench.ours", ruler_rows(tokens, ("vt",)), grid())
+        for tokens in lengths
+    }
+    return {"variants": variants, "contexts": contexts}
 
 
 def summary(found: Mapping[str, Any]) -> str:
     """What a person wants to know, as lines of text."""
     lines = []
     for length, one in found["lengths"].items():
-        ours = one["ours"]
-        split = ", ".join(f"{name} {ours[name]:.1f}" for name in ("prefill", "observe", "compress", "decode"))
-        lines.append(f"{length} tokens, {one['variants']} variants: {ours['seconds']:.1f} s ({split}; observe is part of prefill)")
-        share, limit = one["fraction_of_limit"], one["limit"]["seconds"]
-        lines.append(f"  peak memory {ours['peak_bytes'] / 1e9:.2f} GB; {share:.2f} of the limit ({limit:.1f} s)")
+        ours, limit = one["ours"], one["limit"]
+        split = ", ".join(f"{name} {ours[name]:.1f}" for name in PARTS)
+        lines.append(f"{length} tokens, {one['variants']} variants, {len(ours['answers'])} rows: {ours['seconds']:.1f} s ({split})")
+        lines.append(
+            f"  peak memory {ours['peak_bytes'] / 1e9:.2f} GB; {one['fraction_of_limit']:.2f} of the limit ({limit['seconds']:.1f} s)"
+        )
+        share = one["observe_share_per_press"]
+        lines.append(
+            f"  scoring costs a press {share:.1%} of a prefill on average; selecting, a variant and row {one['compress_per_variant']:.3f} s"
+        )
         if "peer" in one:
             lines.append(
                 f"  kvpress {one['peer']['extrapolated_seconds']:.0f} s, extrapolated from {len(peer_grid())} variants: "
                 f"{one['ratio_to_peer']:.1f} times as long; answers differ in {len(one['different_answers'])} of {one['compared_answers']}"
             )
-    for name, one in found.get("growth", {}).items():
-        lines.append(f"{name} variants, one row: {one['seconds']:.1f} s, of them prefill {one['prefill']:.1f}")
+            lines += [
+                f"    {one_['task']} {one_['press']}@{one_['ratio']}: {one_['ours']!r} | {one_['peer']!r}"
+                for one_ in one["different_answers"]
+            ]
+    if "growth" in found:
+        for name, one in found["growth"]["variants"].items():
+            lines.append(f"{name} variants, one row: {one['seconds']:.1f} s, of them prefill {one['prefill']:.1f}")
+        for name, one in found["growth"]["contexts"].items():
+            lines.append(f"{name} tokens, 33 variants, one row: {one['seconds']:.1f} s, peak memory {one['peak_bytes'] / 1e9:.2f} GB")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write; what was measured before the next part is written at once."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--peer", help="python of an environment with kvpress 0.5.5; without it only longpress is measured")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096], help="context lengths in tokens")
     parser.add_argument("--growth", type=int, default=2048, help="context length at which the number of variants grows; 0 to leave it out")
-    parser.add_argument("--out", type=Path, default=Path("results/speed"), help="folder to write speed.json to")
+    parser.add_argument("--contexts", type=int, nargs="*", default=[1024, 2048, 4096, 8192], help="context lengths with one row each")
+    parser.add_argument("--out", type=Path, default=Path("results/speed"), help="folder to write speed.json and plots to")
     asked = parser.parse_args()
     found: dict[str, Any] = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1},
         "versions": {name: version(name) for name in ("longpress", "torch", "transformers")} | {"python": platform.python_version()},
         "model": "SmolLM2-135M-Instruct (embedded), float32",
-        "lengths": {str(length): side_by_side(length, asked.peer) for length in asked.lengths},
+        "lengths": {},
     }
-    if asked.growth:
-        found["growth"] = growth(asked.growth)
-    for length, one in found["lengths"].items():
-        name = f"{int(length) // 1024}k"
-        found |= {f"{key}_{name}": one[key] for key in ("ratio_to_peer", "fraction_of_limit") if key in one}
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    def write() -> None:
+        (asked.out / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    for length in asked.lengths:
+        one = side_by_side(length, asked.peer)
+        found["lengths"][str(length)] = one
+        name = f"{length // 1024}k"
+        found |= {f"{key}_{name}": one[key] for key in ("ratio_to_peer", "fraction_of_limit") if key in one}
+        write()
+    if asked.growth:
+        found["growth"] = grows(asked.growth, asked.contexts)
+        write()
     print(summary(found))
+    if find_spec("matplotlib"):
+        draw(found, asked.out)
 
 
 if __name__ == "__main__":
