@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     name, _, task = arguments[0].partition("/")
     try:
         print(json.dumps(score_file(load(name), task or None, arguments[1]), indent=2, ensure_ascii=False))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

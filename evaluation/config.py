@@ -5,6 +5,7 @@ Importing this module needs no torch; building presses does.
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -46,6 +47,20 @@ HELP = """longpress: read a context once, ask every press what it would keep, de
 == Configuration ==
 
 {config}"""
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "options", type(None): "null"}
+TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "benchmark", "shard"), (dict,)),
+    **dict.fromkeys(("baseline", "query_aware", "plots", "plan"), (bool,)),
+    **dict.fromkeys(("limit", "prefill_chunk"), (int, type(None))),
+    **dict.fromkeys(("seed", "kept_maps", "workers"), (int,)),
+    "results": (str, int, type(None)),
+    "presses_dir": (str, type(None)),
+    "max_batch_gb": (float, int),
+    "presses": (dict, type(None)),
+}
+"""Types of the top level of a configuration; budgets are checked where they are used."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,9 @@ def register(arguments: Sequence[str] = ()) -> None:
         arguments: of the command line, searched for `presses_dir=`, whose presses are options too.
 
     Raises:
-        ValueError: `presses_dir` is no folder, or repeats a name.
+        ValueError: `presses_dir` is no folder, or repeats a name; or an argument names a target.
     """
+    _refuse_targets(" ".join(arguments))
     store = ConfigStore.instance()
     for name, entry in benchmarks().items():
         store.store(group="benchmark", name=name, node=_schema(entry.load(), name), package="benchmark")
@@ -142,6 +158,7 @@ def settings(config: DictConfig) -> Settings:
         ValueError: one sentence: what was given, what is allowed, what to do.
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    _check_types(plain)
     limit = plain["limit"]
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1 sample per task, or null for all")
@@ -149,20 +166,20 @@ def settings(config: DictConfig) -> Settings:
         raise ValueError(f"prefill_chunk={plain['prefill_chunk']} must be a positive number of tokens, or null to read in one piece")
     if plain["kept_maps"] < 0:
         raise ValueError(f"kept_maps={plain['kept_maps']} must be a number of samples per task, or 0 for none")
-    if not plain["max_batch_gb"] > 0:
+    if not 0 < plain["max_batch_gb"] < math.inf:
         raise ValueError(f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB")
-    if not isinstance(plain["workers"], int) or plain["workers"] < 0:
+    if plain["workers"] < 0:
         raise ValueError(f"workers={plain['workers']} must be a number of processes, or 0 for one per GPU")
     if plain["workers"] != 1 and plain["model"].get("device_map") is not None:
         raise ValueError(f"workers={plain['workers']} with model.device_map: one model takes all devices; set workers=1")
     index, count = plain["shard"]["index"], plain["shard"]["count"]
-    if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
+    if not (type(index) is type(count) is int and 0 <= index < count):
         raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")
     benchmark = _benchmark(plain["benchmark"])
     variants = _variants(plain)
     name = f"{benchmark.name}-{plain['model']['name']}"
     safe = "".join(character if character.isalnum() or character in "-._" else "_" for character in name)
-    folder = Path(plain["results"]) if plain["results"] else Path("results") / safe
+    folder = Path(str(plain["results"])) if plain["results"] else Path("results") / safe
     return Settings(
         plain["model"],
         benchmark,
@@ -180,6 +197,22 @@ def settings(config: DictConfig) -> Settings:
         plain["plots"],
         plain["workers"],
     )
+
+
+def _check_types(plain: Mapping[str, Any]) -> None:
+    """Refuse values of another type than their option has, missing groups, and targets, which would run what a configuration names."""
+    for name, kinds in TYPES.items():
+        if type(plain.get(name)) not in kinds:
+            raise ValueError(f"{name}={plain.get(name)!r} must be {' or '.join(map(KINDS.__getitem__, kinds))}")
+    if not str(plain["model"].get("name")).isprintable():
+        raise ValueError(f"model.name={plain['model']['name']!r} must be text that can be printed: it stands in tables")
+    _refuse_targets(str(plain))
+
+
+def _refuse_targets(text: str) -> None:
+    """Only what our own files name is made from a configuration; Hydra itself takes launchers and sweepers from its plugins alone."""
+    if "_target_" in text:
+        raise ValueError("_target_ is not allowed: presses, benchmarks, models and launchers are chosen by name, and nothing else is made")
 
 
 def make_press(choice: Any, entries: Mapping[str, Entry]) -> BasePress:
@@ -238,7 +271,10 @@ def _limits(press: BasePress, asked: list[dict[str, Any]]) -> list[dict[str, Any
 
 def _listed(given: Any) -> list[Any]:
     """The values of an option that takes one, several or none."""
-    return [_number(value) for value in ([] if given is None else given if isinstance(given, list) else [given])]
+    values = [] if given is None else given if isinstance(given, list) else [given]
+    if any(isinstance(value, list | dict) for value in values):
+        raise ValueError(f"{given!r} must be one number or a list of numbers")
+    return [_number(value) for value in values]
 
 
 def _number(value: Any) -> Any:

@@ -112,7 +112,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20)
+            done = subprocess.run(["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20)
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

@@ -94,10 +94,17 @@ def kept_map(text: str, spans: Sequence[tuple[int, int]], samples: Sequence[Samp
 
 
 def append(path: Path, kept: KeptMap) -> None:
-    """Write one line to `path`, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(kept.to_json() + "\n")
+    """Write one line to `path`, making its folder.
+
+    Raises:
+        ValueError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(kept.to_json() + "\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); free space, or run with kept_maps=0") from error
 
 
 def read_kept_maps(folders: Iterable[Path]) -> Iterator[KeptMap]:

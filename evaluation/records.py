@@ -10,23 +10,30 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
 import socket
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import TracebackType, UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 """Version of the fields below; a folder with a newer one is refused."""
 
 BASELINE = "none"
 """Name of the press that keeps everything: the full-cache row of every table."""
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+"""Characters that no name in a table has."""
+
+LARGEST = 2**63
+"""Above every number that a record may hold."""
 
 _BREAKS = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 """Characters that some readers take for a line break, and lone surrogates, which UTF-8 cannot hold."""
@@ -133,13 +140,13 @@ class Record:
 
         Raises:
             NewerRecordError: a record written by a newer version.
-            ValueError: not a record: no JSON, a field missing, of another type, or not finite.
+            ValueError: not a record: no JSON, a field missing, of another type, or out of range.
         """
         try:
             row = json.loads(line)
         except RecursionError:
             raise ValueError("not a record: nested too deeply") from None
-        if not isinstance(row, dict) or not isinstance(row.get("schema"), int):
+        if not isinstance(row, dict) or type(row.get("schema")) is not int:
             raise ValueError("a record is a JSON object with a schema")
         if row["schema"] > SCHEMA:
             raise NewerRecordError(f"record schema {row['schema']} is not known here (up to {SCHEMA}); update longpress")
@@ -147,16 +154,9 @@ class Record:
             record = cls(**{name: row[name] for name in _names() if name in row})
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
-        values = record.__dict__
-        for kind, names in _KINDS:
-            for name in names:
-                if not isinstance(values[name], kind):
-                    raise ValueError(f"not a record: {name}={values[name]!r}")
-        for name in _NUMBERS:
-            if not math.isfinite(values[name]):
-                raise ValueError(f"not a record: {name}={values[name]!r}")
-        if record.score is not None and not 0 <= record.score <= 1:
-            raise ValueError(f"score {record.score!r} does not lie in [0, 1]")
+        for name, value in record.__dict__.items():
+            if type(value) not in _kinds()[name] or not _in_range(name, value):
+                raise ValueError(f"not a record: {name}={value!r}")
         return record
 
 
@@ -165,16 +165,41 @@ def _names() -> tuple[str, ...]:
     return tuple(one.name for one in fields(Record))
 
 
-_NUMBERS = ("kept_fraction", "cache_bytes", "full_cache_bytes", "prefill_seconds", "decode_seconds", "weight", "new_tokens")
-_KINDS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (str, ("key", "model", "benchmark", "benchmark_version", "task", "sample_id", "context_id", "press", "metric")),
-    (str, ("prediction", "dtype", "revision", "prompt_hash")),
-    ((str, type(None)), ("error",)),
-    ((int, float), _NUMBERS),
-    ((int, float, type(None)), ("compression_ratio", "score")),
-    (dict, ("press_parameters", "benchmark_parameters")),
-)
-"""Types that reading checks, since tables rely on them."""
+@cache
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """Per field the types that JSON may give it: those of its annotation, and whole numbers for fractions."""
+    kinds = {}
+    for name, hint in get_type_hints(Record).items():
+        plain = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+        kinds[name] = (*plain, int) if float in plain else plain
+    return kinds
+
+
+def _in_range(name: str, value: Any) -> bool:
+    """Whether tables can rely on a value of the right type.
+
+    Names can be written and read; shares lie in [0, 1]; other measured numbers are finite and not negative.
+    """
+    match name:
+        case "key" | "model" | "benchmark" | "task" | "sample_id" | "press":
+            return bool(value) and not _UNPRINTABLE.search(value)
+        case "benchmark_version" | "context_id" | "metric" | "dtype" | "revision" | "prompt_hash":
+            return not _UNPRINTABLE.search(value)
+        case "score" | "evidence_kept":
+            return value is None or 0 <= value <= 1
+        case "compression_ratio":
+            return value is None or 0 <= value < 1
+        case "scores":
+            return all(type(one) in (int, float) and 0 <= one <= 1 for one in value.values())
+        case "kept_entries":
+            counts = [one for part in value for one in (part if isinstance(part, list) else [part])]
+            return all(type(one) is int and 0 <= one < LARGEST for one in counts)
+        case "threshold" | "seed":
+            return value is None or -LARGEST < value < LARGEST
+        case "schema":
+            return bool(value >= 1)
+        case _:
+            return type(value) not in (int, float) or 0 <= value < LARGEST
 
 
 def record_key(parts: Mapping[str, Any]) -> str:
@@ -224,24 +249,38 @@ def record_files(folder: Path) -> list[Path]:
     return sorted(path for pattern in ("*.jsonl", "*.jsonl.gz") for path in (folder / "records").glob(pattern))
 
 
-def read_records(folders: Iterable[Path]) -> Iterator[Record]:
+def read_records(folders: Iterable[Path], damaged: Counter[Path] | None = None) -> Iterator[Record]:
     """Every readable record under `folder/records`, once per key: a success is preferred to a failure, then the first written.
 
     Lines that do not parse (a torn last line, a corrupt one) are skipped: their samples count as not done.
 
+    Args:
+        folders: of results.
+        damaged: counts the lines skipped, per file.
+
     Raises:
         NewerRecordError: a record comes from a newer version of longpress; the message names its file.
-        OSError: a file cannot be read.
+        ValueError: a file cannot be read.
     """
     seen: dict[str, Record] = {}
+    skipped: Counter[Path] = Counter() if damaged is None else damaged
     for folder in folders:
         for path in record_files(folder):
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                for line in file:
-                    record = _parse(line, path)
-                    if record is not None and (record.key not in seen or (seen[record.key].error and not record.error)):
-                        seen[record.key] = record
+            for line in _lines(path):
+                record = _parse(line, path)
+                if record is None:
+                    skipped[path] += 1
+                elif record.key not in seen or (seen[record.key].error and not record.error):
+                    seen[record.key] = record
     yield from seen.values()
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _parse(line: bytes, path: Path) -> Record | None:

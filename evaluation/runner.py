@@ -56,9 +56,11 @@ class EvaluationRunner:
 
     def __init__(self, settings: Settings) -> None:
         """Read and load nothing yet."""
-        known = {field.name for field in fields(ModelConfig)}
+        known = [field.name for field in fields(ModelConfig)]
+        if unknown := settings.model.keys() - set(known):
+            raise ValueError(f"a model has no option {', '.join(sorted(map(str, unknown)))}; it has {', '.join(known)}")
         self.settings = settings
-        self.model_config = ModelConfig(**{key: value for key, value in settings.model.items() if key in known})
+        self.model_config = ModelConfig(**settings.model)
         self.pipeline: CompressingPipeline | None = None
         self.mapped: Set[str] = set()
         self.failed = 0
@@ -106,9 +108,17 @@ class EvaluationRunner:
             ValueError: the model names nothing that can be loaded, or the benchmark gives no sample.
         """
         known, settings = find_model(self.model_config), self.settings
-        samples = list(settings.benchmark.samples(known.tokenizer, known.window, settings.limit))
+        name = settings.benchmark.name
+        try:
+            samples = list(settings.benchmark.samples(known.tokenizer, known.window, settings.limit))
+        except ValueError:
+            raise
+        except Exception as error:  # its rows may hold anything
+            raise ValueError(
+                f"benchmark {name} cannot read its data ({type(error).__name__}: {error}); check its path and options"
+            ) from error
         if not samples:
-            raise ValueError(f"benchmark {settings.benchmark.name} gives no sample with these options")
+            raise ValueError(f"benchmark {name} gives no sample with these options")
         folder = settings.results
         done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
         keys = {sample.id: self._keys(known, sample) for sample in samples}
@@ -119,7 +129,7 @@ class EvaluationRunner:
                 self.mapped |= {sample.context_id}
         groups = list(group_by_context(samples))
         n_variants = len(settings.variants)
-        plan = Plan(known, settings.benchmark.name, folder, n_variants, settings.query_aware, groups, keys, done)
+        plan = Plan(known, name, folder, n_variants, settings.query_aware, groups, keys, done)
         return plan.shard(*settings.shard)
 
     def _run_inference(self, plan: Plan, work: Sequence[Item], workers: Workers | None, interruption: Interruption) -> Iterator[Item]:

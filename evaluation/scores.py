@@ -171,7 +171,7 @@ def averages(benchmark: str, tasks: Iterable[str]) -> tuple[list[str], dict[str,
                 share[task] = share.get(task, 0.0) + 1 / (len(kept) * len(group))
         if share:
             shares[name] = share
-    return present, shares
+    return present, shares or {"average": dict.fromkeys(present, 1 / max(1, len(present)))}  # no task is the suite's
 
 
 def _frame(records: Iterable[Record]) -> pd.DataFrame:

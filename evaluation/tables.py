@@ -11,6 +11,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,12 @@ def read(folders: Sequence[Path]) -> list[Record]:
                 raise ValueError(f"{folder} has no records (records/*.jsonl); give the results folder of a run")
         except OSError as error:
             raise ValueError(f"{folder} cannot be read: {error.strerror}") from error
-    try:
-        records = list(read_records(folders))
-    except OSError as error:
-        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
+    damaged: Counter[Path] = Counter()
+    records = list(read_records(folders, damaged))
     if not records:
         raise ValueError(f"no line under {', '.join(str(folder / 'records') for folder in folders)} is a record; run the benchmark again")
+    for path, lines in damaged.items():
+        print(f"note: {path}: damaged lines left out: {lines}; the command that wrote them answers again", file=sys.stderr)
     return records
 
 

@@ -82,7 +82,7 @@ class GGUFFile:
         self._at = len(head)
         try:
             self.metadata, self.tensors = self._read()
-        except (struct.error, LookupError, ValueError) as error:
+        except (struct.error, LookupError, ValueError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is a broken GGUF file; download it again") from error
 
     @cached_property

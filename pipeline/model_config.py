@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
@@ -147,15 +148,17 @@ def is_own(gguf: GGUFFile) -> bool:
 
 @contextmanager
 def one_sentence(config: ModelConfig) -> Iterator[None]:
-    """Turn what transformers raises while loading into a sentence.
+    """Turn whatever is raised while a checkpoint is read into a sentence: its files may hold anything.
 
     Raises:
         ValueError: from the original error.
     """
     try:
         yield
-    except (OSError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        first = str(error).strip().split("\n")[0].rstrip(".") + (" is missing" if isinstance(error, KeyError) else "")
+    except Exception as error:
+        first = (str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__) + (
+            " is missing" if isinstance(error, KeyError) else ""
+        )
         hint = "" if config.is_local or config.path in EMBEDDED else "; check id, model.revision and network, or `hf auth login` if gated"
         raise ValueError(f"model.path={config.path} cannot be loaded: {first}{hint}") from error
 
@@ -176,6 +179,11 @@ def quiet() -> Iterator[None]:
 
 
 def _check_values(config: ModelConfig) -> None:
+    for name, hint in get_type_hints(ModelConfig).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        value = getattr(config, name)
+        if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"model.{name}={value!r} must be of type {getattr(hint, '__name__', hint)}")
     if not config.path:
         raise ValueError("model.path is missing; give an id on the hub (model.path=ORGANISATION/NAME), a folder, or a .gguf file")
     if config.dtype not in DTYPES:
