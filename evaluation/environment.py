@@ -111,8 +111,10 @@ def git_state(folder: Path) -> dict[str, Any]:
     """Commit of the code and whether it was changed since; both None outside a git checkout."""
 
     def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20)
+        try:  # no lock: a killed run must not leave one in the checkout
+            done = subprocess.run(
+                ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
