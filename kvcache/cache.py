@@ -16,122 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """Context entries of one layer in memory, possibly read by several variants.
-
-    Attributes:
-        keys: (H, K, d), or (H, K, c) where only some channels are stored.
-        values: (H, K, d).
-        positions: (H or 1, K) position of each entry in the context; only where the layer attends within a sliding window.
-        window: tokens that the layer attends to, None for full attention.
-        channels: (H, c) index of each stored channel of the keys; the others are 0. None: all are stored.
-        key_size: d, of a whole key, where `channels` is given.
-    """
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor | None = None
-    window: int | None = None
-    channels: Tensor | None = None
-    key_size: int | None = None
-
-    @classmethod
-    def without_zero_channels(cls, keys: Tensor, values: Tensor, positions: Tensor | None, window: int | None) -> Self:
-        """Entries (H, K, d), of whose keys the channels that are 0 throughout a head are not stored."""
-        used = keys.ne(0).any(dim=1)  # (H, d)
-        n_used = int(used.sum(-1).max())
-        if n_used in (0, keys.shape[-1]):
-            return cls(keys, values, positions, window)
-        channels = used.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[:, :n_used]
-        stored = keys.gather(-1, channels[:, None].expand(-1, keys.shape[1], -1))
-        return cls(stored, values, positions, window, channels, keys.shape[-1])
-
-    @property
-    def size(self) -> int:
-        """Size d of a whole key."""
-        return self.keys.shape[-1] if self.key_size is None else self.key_size
-
-    @property
-    def bytes(self) -> int:
-        """Bytes in memory."""
-        parts = (self.keys, self.values, self.positions, self.channels)
-        return sum(part.numel() * part.element_size() for part in parts if part is not None)
-
-    def whole_keys(self) -> Tensor:
-        """(H, K, d): the keys with all their channels."""
-        return self.whole(self.keys)
-
-    def whole(self, keys: Tensor) -> Tensor:
-        """(H, K, d): keys (H, K, c) of this storage with all their channels."""
-        if self.channels is None:
-            return keys
-        heads, length, _ = keys.shape
-        return keys.new_zeros(heads, length, self.size).scatter_(-1, self.channels[:, None].expand(-1, length, -1), keys)
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """What one variant keeps in one layer: of every head the first `counts` entries of a storage, or those of a mask.
-
-    Attributes:
-        storage: the entries.
-        counts: (H,) kept entries per head; None: all of the storage, in every head.
-        keep: (H, K) bool, the entries kept of a storage that variants share, `counts` in each head; None: the first.
-        notes: (H, K, m) what a follower is told of each stored entry, None for nothing; see `BasePress.notes`.
-    """
-
-    storage: Storage
-    counts: Tensor | None = None
-    keep: Tensor | None = None
-    notes: Tensor | None = None
-
-    def entries(self) -> list[int]:
-        """Kept entries per head."""
-        heads, length, _ = self.storage.keys.shape
-        return [length] * heads if self.counts is None else self.counts.tolist()
-
-    def bytes(self) -> int:
-        """Bytes of the kept keys and values, and of the index of stored channels."""
-        keys, values, channels = self.storage.keys, self.storage.values, self.storage.channels
-        index = 0 if channels is None else channels.numel() * channels.element_size()
-        return sum(self.entries()) * (keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size()) + index
-
-    def exists(self) -> Tensor:
-        """(H, K) bool: which entries of the storage are kept."""
-        heads, length, _ = self.storage.keys.shape
-        device = self.storage.keys.device
-        if self.keep is not None:
-            return self.keep
-        if self.counts is None:
-            return torch.ones(heads, length, dtype=torch.bool, device=device)
-        return torch.arange(length, device=device) < self.counts[:, None]
-
-    def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The kept entries side by side, in the storage's order.
-
-        Returns:
-            Keys (H, K, c) and values (H, K, d), padded to the head that keeps most; which of them are padding, (H, K), None for none;
-            their positions (H or 1, K), where the storage has them.
-        """
-        keys, values, positions = self.storage.keys, self.storage.values, self.storage.positions
-        if self.counts is None:
-            return keys, values, None, positions
-        heads, length, _ = keys.shape
-        fewest, most = (int(count) for count in self.counts.aminmax())
-        padding = None if fewest == most else torch.arange(most, device=keys.device) >= self.counts[:, None]
-        if self.keep is None:
-            return keys[:, :most], values[:, :most], padding, None if positions is None else positions[:, :most]
-        if padding is None:
-            flat = self.keep.flatten().nonzero()[:, 0]
-        else:
-            order = (~self.keep).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :most]  # (H, K)
-            flat = (order + length * torch.arange(heads, device=keys.device)[:, None]).flatten()
-        keys, values = (part.reshape(heads * length, -1).index_select(0, flat).view(heads, most, -1) for part in (keys, values))
-        if positions is not None:
-            positions = positions.expand(heads, -1).flatten().index_select(0, flat).view(heads, most)
-        return keys, values, padding, positions
+from kvcache.storage import Kept, Storage
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +50,8 @@ class Block:
         """Rows of one storage."""
         if all(row.counts is None for row in rows):
             return cls(start, rows, None, False)
-        keys = rows[0].storage.keys
-        bias = keys.new_zeros(keys.shape[0], len(rows), keys.shape[1])
+        storage = rows[0].storage
+        bias = torch.zeros(storage.heads, len(rows), storage.length, dtype=storage.read_dtype, device=storage.device)
         for at, row in enumerate(rows):
             bias[:, at].masked_fill_(~row.exists(), float("-inf"))
         return cls(start, rows, bias, any(0 in row.entries() for row in rows))
@@ -212,8 +97,8 @@ class CompressedLayer(CacheLayerMixin):
         self.notes = [row.notes for row in rows]
         self.held: dict[int, list[Any]] | None = None
         self.blocks = blocks_of(rows)
-        first = rows[0].storage.keys
-        self.device, self.dtype = first.device, first.dtype
+        first = rows[0].storage
+        self.device, self.dtype = first.device, first.read_dtype
         positions = [next_position] * len(rows) if isinstance(next_position, int) else list(next_position)
         self.start = torch.tensor(positions, device=self.device)  # (R,)
         self.lengths = torch.zeros(len(rows), dtype=torch.long, device=self.device)  # (R,) tokens in each row's tail
@@ -222,9 +107,9 @@ class CompressedLayer(CacheLayerMixin):
         self.armed = False
         self.is_initialized = True
         # zeros: what padding leaves behind a shorter tail is weighted with 0, and 0 times an uninitialised NaN is NaN
-        heads, size, value_size = first.shape[0], rows[0].storage.size, rows[0].storage.values.shape[-1]
-        self.tail_keys = first.new_zeros(len(rows), heads, capacity, size)
-        self.tail_values = first.new_zeros(len(rows), heads, capacity, value_size)
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        self.tail_keys = like.new_zeros(len(rows), first.heads, capacity, first.size)
+        self.tail_values = like.new_zeros(len(rows), first.heads, capacity, first.stored_values.shape[-1])
 
     @property
     def rows(self) -> int:
@@ -234,7 +119,7 @@ class CompressedLayer(CacheLayerMixin):
     @property
     def is_ragged(self) -> bool:
         """Whether rows or heads keep different numbers of entries, so that only our attention may read the cache."""
-        lengths = {block.storage.keys.shape[1] for block in self.blocks}
+        lengths = {block.storage.length for block in self.blocks}
         return len(lengths) > 1 or not self.even or any(block.bias is not None for block in self.blocks)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -400,7 +285,7 @@ class CompressedLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         """(entries that a mask must span, offset of the first): every kept context entry lies in the past of every query."""
         n = query_length if isinstance(query_length, int) else query_length.shape[0]
-        kept = max(block.storage.keys.shape[1] for block in self.blocks)
+        kept = max(block.storage.length for block in self.blocks)
         return kept + self.longest + n, int(self.start.max()) - kept
 
     def get_max_length(self) -> int:

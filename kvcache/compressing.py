@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.attention import attending
-from kvcache.cache import CompressedLayer, Kept, Storage
+from kvcache.cache import CompressedLayer
 from kvcache.following import Follower
 from kvcache.observation import LayerObservation, attention_modules, decoder_of, observing, window_of
+from kvcache.quantising import rows_at
 from kvcache.selection import Selection, Threshold, gather
+from kvcache.storage import Kept, Storage
 
 
 @dataclass(frozen=True)
@@ -239,16 +241,9 @@ def stack_nested(keys: Tensor, values: Tensor, keeps: Sequence[Tensor], window: 
         else:
             alone = Selection(masks[variant][None])
             positions = alone.positions[0]
-            kept.append(kept_entries(_rows(keys, positions), _rows(values, positions), counts[variant], positions, window))
+            kept.append(kept_entries(rows_at(keys, positions), rows_at(values, positions), counts[variant], positions, window))
     return kept
 
 
 def _ordered(keys: Tensor, values: Tensor, order: Tensor, window: int | None) -> Storage:
-    return Storage(_rows(keys, order), _rows(values, order), order if window is not None else None, window)
-
-
-def _rows(entries: Tensor, positions: Tensor) -> Tensor:
-    """(H, T, d) at (H, K) positions: (H, K, d)."""
-    heads, length, size = entries.shape
-    rows = positions + length * torch.arange(heads, device=positions.device)[:, None]
-    return entries.reshape(heads * length, size).index_select(0, rows.flatten()).view(*positions.shape, size)
+    return Storage(rows_at(keys, order), rows_at(values, order), order if window is not None else None, window)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvcache.cache import CompressedLayer, Kept, Storage
+from kvcache.cache import CompressedLayer
 from kvcache.observation import LayerObservation, rope_of
 from kvcache.selection import Selection, gather
+from kvcache.storage import Kept, Storage
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,15 @@ def _act(
     if bool((selection.keep == valid).all()) and type(follower).apply is Follower.apply:
         return
     kept_keys, kept_values = follower.apply(keys, values, selection)
-    window = layer.blocks[0].storage.window
+    before, tail = layer.kept()[row].storage, int(layer.lengths[row])
     kept_positions = None if positions is None else positions.gather(-1, selection.positions[0])
     counts = selection.counts[0]
-    storage = Storage(kept_keys[0], kept_values[0], kept_positions, window)
+    if before.bits is not None and before.channels is None and type(follower).apply is Follower.apply:
+        new = layer.tail_keys[row, :, :tail], layer.tail_values[row, :, :tail]
+        storage = before.moved(*new, selection.positions[0], kept_positions)
+    else:
+        storage = Storage(kept_keys[0], kept_values[0], kept_positions, before.window)
+        storage = storage if before.bits is None else storage.quantised(before.bits, counts, movable=True)
     layer.replace_row(row, Kept(storage, None if bool((counts == kept_keys.shape[2]).all()) else counts))
 
 

@@ -188,7 +188,7 @@ class Decoder:
         cache = CompressedCache(
             [CompressedLayer([row.context.layers[at] for row in rows], starts, capacity, one) for at, one in enumerate(followers)]
         )
-        device = rows[0].context.layers[0].storage.keys.device
+        device = rows[0].context.layers[0].storage.device
         first = torch.tensor(starts, device=device)
         hidden = self._read_questions(rows, cache, first)
         position = first + torch.tensor([len(row.question_ids) for row in rows], device=device)
@@ -247,7 +247,7 @@ class Decoder:
         ids = torch.tensor(
             [row.question_ids + row.question_ids[-1:] * (longest - len(row.question_ids)) for row in rows], device=first.device
         )
-        entries = max(kept.storage.keys.shape[1] for row in rows for kept in row.context.layers)
+        entries = max(kept.storage.length for row in rows for kept in row.context.layers)
         piece = max(1, self.max_bytes // (len(rows) * _attention_bytes(self.model, entries + longest)))
         last: list[Tensor | None] = [None] * len(rows)
         for layer in cache.layers:
@@ -307,8 +307,8 @@ def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing
 def row_bytes(model: nn.Module, row: Row) -> int:
     """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits."""
     tail = len(row.question_ids) + row.question.max_new_tokens
-    entries = [kept.storage.keys.shape[1] for kept in row.context.layers]
-    sizes = [kept.storage.keys.shape[0] * kept.storage.size * kept.storage.keys.element_size() for kept in row.context.layers]
+    storages = [kept.storage for kept in row.context.layers]
+    entries, sizes = [one.length for one in storages], [one.heads * one.size * one.read_dtype.itemsize for one in storages]
     config: Any = model.config
     masks = sum(
         kept.storage.keys[..., 0].numel() * kept.storage.keys.element_size() for kept in row.context.layers if kept.counts is not None

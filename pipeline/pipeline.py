@@ -266,13 +266,10 @@ class CompressingPipeline:
         found: dict[int, CompressedContext | Exception] = {}
         for identity, press in prefilled.onlooker.presses.items():
             mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
-            ratios = [variants[at].limit(prefilled.tokens) for at in mine]
-            compressed = _compressed(
-                partial(prefilled.compress, press, watched=watched, count_kept=count_kept, in_place=in_place),
-                press,
-                list(dict.fromkeys(ratios)),
-            )
-            found.update({at: compressed[ratio] for at, ratio in zip(mine, ratios, strict=True)})
+            asked = [(variants[at].limit(prefilled.tokens), variants[at].cache_bits) for at in mine]
+            compress = partial(prefilled.compress, press, watched=watched, count_kept=count_kept, in_place=in_place)
+            compressed = _compressed(compress, press, list(dict.fromkeys(asked)))
+            found.update({at: compressed[one] for at, one in zip(mine, asked, strict=True)})
         seconds = prefilled.onlooker.seconds
         return [(variant, found[at], seconds[variant.press.identity()]) for at, variant in enumerate(variants)]
 
@@ -308,24 +305,25 @@ def _variants(press: BasePress | Sequence[Variant | tuple[BasePress, float]] | N
 
 
 def _compressed(
-    compress: Callable[[Sequence[float | Threshold]], list[CompressedContext]], press: BasePress, ratios: list[float | Threshold]
-) -> dict[float | Threshold, CompressedContext | Exception]:
-    """What a press keeps at each ratio, or raised; where it raises for several together, each is tried alone."""
+    compress: Callable[..., list[CompressedContext]], press: BasePress, asked: list[tuple[float | Threshold, int | None]]
+) -> dict[tuple[float | Threshold, int | None], CompressedContext | Exception]:
+    """What a press keeps at each ratio and size of a number, or raised; where it raises for several together, each is tried alone."""
     try:
-        kept = compress(ratios)
-        for ratio, one in zip(ratios, kept, strict=True):
+        kept = compress([ratio for ratio, _ in asked], bits=[bits for _, bits in asked])
+        for (ratio, _), one in zip(asked, kept, strict=True):
             one.check_budget(press, ratio)
-        return dict(zip(ratios, kept, strict=True))
+        return dict(zip(asked, kept, strict=True))
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
-        if len(ratios) == 1:
-            return {ratios[0]: error}
-    return {ratio: result for one in ratios for ratio, result in _compressed(compress, press, [one]).items()}
+        if len(asked) == 1:
+            return {asked[0]: error}
+    return {key: result for one in asked for key, result in _compressed(compress, press, [one]).items()}
 
 
 def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
     """Whether copies of what the presses keep of a context would take more memory, and more to read, than the full cache itself."""
-    limits = [(variant.press.identity(), variant.press.lossless, variant.limit(tokens)) for variant in variants]
+    plain = [variant for variant in variants if variant.cache_bits is None]  # a quantised cache is a copy in any case
+    limits = [(variant.press.identity(), variant.press.lossless, variant.limit(tokens)) for variant in plain]
     if any(lossless or limit == 0 for _, lossless, limit in limits):
         return True  # the full cache is read anyway
     most: dict[Hashable, float] = {}

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvcache.cache import CompressedLayer, Kept, Storage
+from kvcache.cache import CompressedLayer
 from kvcache.compressing import Prefill, kept_entries, stack_nested
 from kvcache.devices import moved, together
 from kvcache.observation import LayerObservation, attention_modules, window_of
+from kvcache.quantising import check_bits
 from kvcache.selection import Selection, Threshold, check_ratio, gather, ratio_for
+from kvcache.storage import Kept, Storage
 from presses.base import BasePress, check_positions
 
 
@@ -28,12 +30,14 @@ class Variant:
         compression_ratio: fraction of entries removed, in [0, 1); or
         budget_tokens: entries kept per head on average, the whole context where it is shorter; or
         threshold: lowest score that stays, for presses that choose by a score.
+        cache_bits: of a number of the context's cache: 16, 8, 4 or 2; None: as the model computes it.
     """
 
     press: BasePress
     compression_ratio: float = 0.0
     budget_tokens: int | None = None
     threshold: float | None = None
+    cache_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not a press, a budget out of range, more than one budget, and a threshold where nothing has a score."""
@@ -42,6 +46,7 @@ class Variant:
         object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
         if (self.compression_ratio > 0) + (self.budget_tokens is not None) + (self.threshold is not None) > 1:
             raise ValueError(f"a variant of {self.press.name} has one budget: give compression_ratio, budget_tokens or threshold")
+        check_bits(self.cache_bits)
         tokens = self.budget_tokens
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ValueError(f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, on average")
@@ -197,6 +202,7 @@ class PrefilledContext:
         self.full = [
             full_layer(layer.keys, layer.values, self.tokens, w) for layer, w in zip(self.prefill.cache.layers, self.windows, strict=True)
         ]
+        self._whole: dict[tuple[int, bool], list[Kept]] = {}
 
     def compress(
         self,
@@ -206,8 +212,9 @@ class PrefilledContext:
         *,
         count_kept: bool = False,
         in_place: bool = False,
+        bits: Sequence[int | None] | None = None,
     ) -> list[CompressedContext]:
-        """What `press` keeps at each ratio; variants with nested kept sets share memory.
+        """What `press` keeps at each ratio; variants with nested kept sets share memory, quantised ones do not.
 
         Args:
             press: one of those that looked on.
@@ -216,6 +223,7 @@ class PrefilledContext:
             count_kept: whether to count the heads that keep each token (`kept_by`).
             in_place: whether variants whose entries are those of the full cache read them there, each through a mask, instead of a
                 copy; for many variants, which are then read together.
+            bits: per ratio, of a stored number, None as the model computes it; by default None for all.
 
         Raises:
             ValueError: the press failed observing.
@@ -224,29 +232,28 @@ class PrefilledContext:
             raise self.onlooker.failures[press.identity()]
         started = time.perf_counter()
         lossy = [ratio for ratio in ratios if (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless]
-        layers: dict[float | Threshold, list[Kept]] = {ratio: list(self.full) for ratio in ratios}
+        sizes = list(bits or [None] * len(ratios))
+        follows = {ratio: press.while_decoding(ratio) is not None for ratio in ratios}
+        layers = [list(self._full(size, follows[ratio])) for ratio, size in zip(ratios, sizes, strict=True)]
         selections: dict[float | Threshold, list[Selection]] = {}
         positions = dict.fromkeys(ratios, self.tokens)
         if lossy and self.prefill.layers:
             evidence = together(press.probe(self.prefill, self.onlooker.evidence[press.identity()]))
-            selections = {
-                ratio: press.select_above(evidence, ratio) if isinstance(ratio, Threshold) else press.select(evidence, ratio)
-                for ratio in lossy
-            }
-            for ratio in lossy:
-                positions[ratio] = press.next_position(selections[ratio])
-                check_positions(press, positions[ratio], selections[ratio], len(self.prefill.layers) == len(self.full))
-            follows = any(press.while_decoding(ratio) is not None for ratio in lossy)
+            for ratio in dict.fromkeys(lossy):
+                found = press.select_above(evidence, ratio) if isinstance(ratio, Threshold) else press.select(evidence, ratio)
+                selections[ratio], positions[ratio] = found, press.next_position(found)
+                check_positions(press, positions[ratio], found, len(self.prefill.layers) == len(self.full))
+            mine = [variant for variant, ratio in enumerate(ratios) if ratio in selections]
             for at, index in enumerate(self.prefill.layers):
-                chosen = [selections[ratio][at] for ratio in lossy]
-                notes = press.notes(evidence[at]) if follows else None
+                notes = press.notes(evidence[at]) if any(follows.values()) else None
+                chosen = [(selections[ratios[one]][at], sizes[one], follows[ratios[one]]) for one in mine]
                 chosen, notes = moved((chosen, notes), self.prefill.cache.layers[index].keys.device)
-                for ratio, kept in zip(lossy, self._apply(press, index, chosen, follows, notes, in_place), strict=True):
-                    layers[ratio][index] = kept
+                for variant, kept in zip(mine, self._apply(press, index, chosen, notes, in_place), strict=True):
+                    layers[variant][index] = kept
         seconds = (time.perf_counter() - started) / len(ratios)
         return [
             CompressedContext(
-                layers[ratio],
+                layers[variant],
                 self.prefill.layers,
                 positions[ratio],
                 self.tokens,
@@ -256,24 +263,45 @@ class PrefilledContext:
                 seconds,
                 keeping_heads(selections[ratio]) if count_kept and ratio in selections else None,
             )
-            for ratio in ratios
+            for variant, ratio in enumerate(ratios)
         ]
 
+    def _full(self, bits: int | None, movable: bool) -> list[Kept]:
+        """All entries of every layer in `bits` bits, made once; see `Storage.quantised`."""
+        if bits is None:
+            return self.full
+        if (bits, movable) not in self._whole:
+            self._whole[bits, movable] = [kept.quantised(bits, movable) for kept in self.full]
+        return self._whole[bits, movable]
+
     def _apply(
-        self, press: BasePress, index: int, selections: Sequence[Selection], follows: bool, notes: Tensor | None, in_place: bool
+        self,
+        press: BasePress,
+        index: int,
+        chosen: Sequence[tuple[Selection, int | None, bool]],
+        notes: Tensor | None,
+        in_place: bool,
     ) -> list[Kept]:
-        """What variants of one press keep in one layer; in order of position where a follower reads them (`follows`), with notes."""
+        """What variants of one press keep in one layer, given selection, bits, and whether a follower acts on it, of each.
+
+        Variants share memory where a press only gathers. What a follower acts on has its entries in order of position, with notes;
+        quantised variants too are on their own, since the groups of a shared order would depend on the other variants.
+        """
         full, window = self.prefill.cache.layers[index], self.windows[index]
-        if press.gathers and not follows and in_place:
-            return [Kept(self.full[index].storage, selection.counts[0], selection.keep[0]) for selection in selections]
-        if press.gathers and not follows:
-            return stack_nested(full.keys[0], full.values[0], [selection.keep[0] for selection in selections], window)
-        applied = [(press.apply(full.keys, full.values, selection), selection) for selection in selections]
-        told = [None if notes is None else gather(notes, selection.positions)[0] for selection in selections]
-        return [
-            kept_entries(keys[0], values[0], chosen.counts[0], chosen.positions[0], window, own)
-            for ((keys, values), chosen), own in zip(applied, told, strict=True)
-        ]
+        shared = [at for at, (_, bits, follows) in enumerate(chosen) if press.gathers and not follows and bits is None]
+        found: dict[int, Kept] = {}
+        if in_place:
+            found = {at: Kept(self.full[index].storage, chosen[at][0].counts[0], chosen[at][0].keep[0]) for at in shared}
+        elif shared:
+            masks = [chosen[at][0].keep[0] for at in shared]
+            found = dict(zip(shared, stack_nested(full.keys[0], full.values[0], masks, window), strict=True))
+        for at, (selection, bits, follows) in enumerate(chosen):
+            if at not in found:
+                keys, values = press.apply(full.keys, full.values, selection)
+                told = gather(notes, selection.positions)[0] if follows and notes is not None else None
+                kept = kept_entries(keys[0], values[0], selection.counts[0], selection.positions[0], window, told)
+                found[at] = kept if bits is None else kept.quantised(bits, follows)
+        return [found[at] for at in range(len(chosen))]
 
 
 def full_layer(keys: Tensor, values: Tensor, tokens: int, window: int | None) -> Kept:
@@ -290,9 +318,9 @@ def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedCon
             observed.append(index)
             block = layer.blocks[0]
             kept = replace(block.rows[0], notes=layer.notes[0])
-            heads, size = block.storage.keys.shape[0], block.storage.size
+            heads, size = block.storage.heads, block.storage.size
             full_entries += heads * tokens
-            full_bytes += heads * tokens * (size + block.storage.values.shape[-1]) * block.storage.keys.element_size()
+            full_bytes += heads * tokens * (size + block.storage.stored_values.shape[-1]) * block.storage.read_dtype.itemsize
         else:
             kept = full_layer(layer.keys, layer.values, tokens, window_of(module))
             full_entries += sum(kept.entries())

@@ -1,0 +1,149 @@
+"""Entries in 8, 4 or 2 bits, packed into bytes: keys in groups along the tokens, per channel; values in groups along the channels, per token.
+
+code = round((x − low) / scale), low and scale of each group of `GROUP` numbers kept in float16, (max − min) / (2^bits − 1) apart.
+Source: Liu et al. 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", arXiv 2402.02750; authors' repository
+jy-yuan/KIVI.
+Differs: no part of the context stays in full precision; the tokens of question and answer all do. Codes are rounded against the stored
+float16 scale. Own code, since the backends that transformers offers pack one rectangular tensor with groups across heads: HQQ 0.2.8 gives
+the same codes (tests/kvcache/test_quantising.py), but neither counts per head nor entries that move; quanto 0.2.7 compiles C++ at first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GROUP = 32
+"""Numbers that share a scale, as in the paper."""
+
+BITS = (16, 8, 4, 2)
+"""Sizes of a stored number; 16 is bfloat16, or float16 where the model computes in it."""
+
+
+def check_bits(bits: int | None) -> int | None:
+    """`bits`, one of `BITS`, or None for a cache as the model computes it.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if bits is not None and (isinstance(bits, bool) or bits not in BITS):
+        raise ValueError(f"cache_bits={bits!r} must be one of {', '.join(map(str, BITS))}, or null for the model's own precision")
+    return bits
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Quantised entries (H, K, c).
+
+    Attributes:
+        codes: (H, K, ⌈c · bits / 8⌉) uint8, several to a byte, the first in the lowest bits.
+        scale: (H, ⌈K / GROUP⌉, c) where groups lie along the tokens (`per_channel`), else (H, K, ⌈c / GROUP⌉).
+        low: like scale.
+        bits: 8, 4 or 2.
+        size: c.
+        per_channel: whether groups lie along the tokens.
+        dtype: of the entries before and after.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    low: Tensor
+    bits: int
+    size: int
+    per_channel: bool
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, K, c)."""
+        return self.codes.shape[0], self.codes.shape[1], self.size
+
+    @property
+    def device(self) -> torch.device:
+        """Of the codes."""
+        return self.codes.device
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in memory."""
+        return sum(part.numel() * part.element_size() for part in (self.codes, self.scale, self.low))
+
+    def bytes_of(self, entries: Sequence[int]) -> int:
+        """Bytes of the first `entries[h]` entries of each head h, scales included."""
+        groups = [ceil(n / GROUP) if self.per_channel else n for n in entries]
+        return sum(entries) * self.codes.shape[-1] + sum(groups) * self.scale.shape[-1] * 2 * self.scale.element_size()
+
+    def unpack(self) -> Tensor:
+        """(H, K, c): the entries, dequantised."""
+        shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=self.codes.device)
+        numbers = (self.codes[..., None] >> shifts) & (2**self.bits - 1)
+        numbers = numbers.flatten(2)[..., : self.size]
+        scale, low = (_spread(part, self.per_channel, self.shape) for part in (self.scale, self.low))
+        return torch.addcmul(low, numbers, scale).to(self.dtype)
+
+    def joined(self, other: Packed) -> Packed:
+        """These entries and others behind them; both with groups along the channels."""
+        parts = zip((self.codes, self.scale, self.low), (other.codes, other.scale, other.low), strict=True)
+        codes, scale, low = (torch.cat((mine, more), dim=1) for mine, more in parts)
+        return replace(self, codes=codes, scale=scale, low=low)
+
+    def gathered(self, positions: Tensor) -> Packed:
+        """Entries at (H, n) positions, exactly as they are; groups lie along the channels."""
+        codes, scale, low = (rows_at(part, positions) for part in (self.codes, self.scale, self.low))
+        return replace(self, codes=codes, scale=scale, low=low)
+
+
+def pack(entries: Tensor, bits: int, per_channel: bool, counts: Tensor | None = None) -> Packed:
+    """Quantise entries (H, K, c) to 8, 4 or 2 bits.
+
+    Args:
+        entries: of any float type.
+        bits: 8, 4 or 2.
+        per_channel: groups along the tokens, else along the channels.
+        counts: (H,) entries that exist in each head; what lies behind them leaves no trace. None: all.
+    """
+    heads, length, size = entries.shape
+    numbers = entries.float()
+    if counts is not None and length:
+        last = (counts - 1).clamp(min=0)[:, None]
+        at = torch.arange(length, device=entries.device).expand(heads, -1)
+        numbers = rows_at(numbers, torch.minimum(at, last))
+    groups = _groups(numbers, per_channel)
+    low, high = groups.amin(-1), groups.amax(-1)
+    kind = torch.float16 if not numbers.numel() or float(numbers.abs().max()) < torch.finfo(torch.float16).max else torch.float32
+    low, scale = low.to(kind), ((high - low) / (2**bits - 1)).to(kind)
+    wide = (_spread(part, per_channel, entries.shape) for part in (torch.where(scale > 0, scale, 1), low))
+    step, start = wide
+    codes = ((numbers - start) / step).round().clamp(0, 2**bits - 1).to(torch.uint8)
+    many = 8 // bits
+    codes = functional.pad(codes, (0, -size % many)).unflatten(-1, (-1, many))
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=entries.device)
+    return Packed((codes << shifts).sum(-1, dtype=torch.uint8), scale, low, bits, size, per_channel, entries.dtype)
+
+
+def rows_at(entries: Tensor, positions: Tensor) -> Tensor:
+    """(H, T, c) at (H, n) positions: (H, n, c)."""
+    heads, length, size = entries.shape
+    rows = positions + length * torch.arange(heads, device=positions.device)[:, None]
+    return entries.reshape(heads * length, size).index_select(0, rows.flatten()).view(*positions.shape, size)
+
+
+def _groups(numbers: Tensor, per_channel: bool) -> Tensor:
+    """(H, groups, c, GROUP) along the tokens or (H, K, groups, GROUP) along the channels; the last number of a short group is repeated."""
+    along = numbers.mT if per_channel else numbers
+    missing = -along.shape[-1] % GROUP
+    if missing and along.shape[-1]:
+        along = torch.cat((along, along[..., -1:].expand(*along.shape[:-1], missing)), dim=-1)
+    groups = along.unflatten(-1, (-1, GROUP))
+    return groups.transpose(1, 2) if per_channel else groups
+
+
+def _spread(part: Tensor, per_channel: bool, shape: Sequence[int]) -> Tensor:
+    """Scales or lows of groups, repeated to (H, K, c) in float32."""
+    part = part.float()
+    return part.repeat_interleave(GROUP, dim=1)[:, : shape[1]] if per_channel else part.repeat_interleave(GROUP, dim=2)[..., : shape[2]]

@@ -1,0 +1,200 @@
+"""Context entries of a layer in memory, as the model computes them or in fewer bits, and what one variant reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kvcache.quantising import Packed, pack, rows_at
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Context entries of one layer in memory, possibly read by several variants.
+
+    Attributes:
+        stored_keys: (H, K, d), or (H, K, c) where only some channels are stored; possibly quantised.
+        stored_values: (H, K, d), possibly quantised.
+        positions: (H or 1, K) position of each entry in the context; only where the layer attends within a sliding window.
+        window: tokens that the layer attends to, None for full attention.
+        channels: (H, c) index of each stored channel of the keys; the others are 0. None: all are stored.
+        key_size: d, of a whole key, where `channels` is given.
+        bits: of a stored number, None: as the model computes it.
+        dtype: in which the model reads what is stored in 16 bits; None: as it is stored.
+    """
+
+    stored_keys: Tensor | Packed
+    stored_values: Tensor | Packed
+    positions: Tensor | None = None
+    window: int | None = None
+    channels: Tensor | None = None
+    key_size: int | None = None
+    bits: int | None = None
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def without_zero_channels(cls, keys: Tensor, values: Tensor, positions: Tensor | None, window: int | None) -> Self:
+        """Entries (H, K, d), of whose keys the channels that are 0 throughout a head are not stored."""
+        used = keys.ne(0).any(dim=1)  # (H, d)
+        n_used = int(used.sum(-1).max())
+        if n_used in (0, keys.shape[-1]):
+            return cls(keys, values, positions, window)
+        channels = used.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[:, :n_used]
+        stored = keys.gather(-1, channels[:, None].expand(-1, keys.shape[1], -1))
+        return cls(stored, values, positions, window, channels, keys.shape[-1])
+
+    @property
+    def keys(self) -> Tensor:
+        """(H, K, d), or (H, K, c): as the model reads them, dequantised anew at each call."""
+        return _read(self.stored_keys, self.dtype)
+
+    @property
+    def values(self) -> Tensor:
+        """(H, K, d): as the model reads them, dequantised anew at each call."""
+        return _read(self.stored_values, self.dtype)
+
+    @property
+    def heads(self) -> int:
+        """Number H of heads."""
+        return self.stored_keys.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Number K of entries per head, those included that some variants do not read."""
+        return self.stored_keys.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Size d of a whole key."""
+        return self.stored_keys.shape[-1] if self.key_size is None else self.key_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries are."""
+        return self.stored_keys.device
+
+    @property
+    def read_dtype(self) -> torch.dtype:
+        """In which the model reads the entries."""
+        return self.dtype or self.stored_keys.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in memory."""
+        parts = (self.stored_keys, self.stored_values, self.positions, self.channels)
+        return sum(part.bytes if isinstance(part, Packed) else part.numel() * part.element_size() for part in parts if part is not None)
+
+    def quantised(self, bits: int, counts: Tensor | None, movable: bool) -> Storage:
+        """The same entries in `bits` bits a number.
+
+        Args:
+            bits: one of `quantising.BITS`; 16 changes nothing where the model computes in 16 bits.
+            counts: (H,) entries that exist in each head, None for all.
+            movable: whether entries will be dropped one by one: then each has scales of its own, else keys have them per channel.
+        """
+        keys, values = self.keys, self.values
+        if bits == 16:
+            if keys.element_size() <= 2:
+                return replace(self, bits=bits)
+            return replace(self, stored_keys=keys.bfloat16(), stored_values=values.bfloat16(), bits=bits, dtype=keys.dtype)
+        packed = pack(keys, bits, not movable, counts), pack(values, bits, False, counts)
+        return replace(self, stored_keys=packed[0], stored_values=packed[1], bits=bits)
+
+    def moved(self, keys: Tensor, values: Tensor, at: Tensor, positions: Tensor | None) -> Storage:
+        """Entries at `at` (H, n) of those stored, movable ones, and of new ones (H, m, d) behind them, which are quantised now."""
+
+        def chosen(stored: Tensor | Packed, new: Tensor) -> Tensor | Packed:
+            if isinstance(stored, Packed):
+                return stored.joined(pack(new, stored.bits, False)).gathered(at)
+            return rows_at(torch.cat((stored, new.to(stored.dtype)), dim=1), at)
+
+        return replace(
+            self, stored_keys=chosen(self.stored_keys, keys), stored_values=chosen(self.stored_values, values), positions=positions
+        )
+
+    def whole_keys(self) -> Tensor:
+        """(H, K, d): the keys with all their channels."""
+        return self.whole(self.keys)
+
+    def whole(self, keys: Tensor) -> Tensor:
+        """(H, K, d): keys (H, K, c) of this storage with all their channels."""
+        if self.channels is None:
+            return keys
+        heads, length, _ = keys.shape
+        return keys.new_zeros(heads, length, self.size).scatter_(-1, self.channels[:, None].expand(-1, length, -1), keys)
+
+
+def _read(stored: Tensor | Packed, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(stored, Packed):
+        return stored.unpack()
+    return stored if dtype is None else stored.to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What one variant keeps in one layer: of every head the first `counts` entries of a storage, or those of a mask.
+
+    Attributes:
+        storage: the entries.
+        counts: (H,) kept entries per head; None: all of the storage, in every head.
+        keep: (H, K) bool, the entries kept of a storage that variants share, `counts` in each head; None: the first.
+        notes: (H, K, m) what a follower is told of each stored entry, None for nothing; see `BasePress.notes`.
+    """
+
+    storage: Storage
+    counts: Tensor | None = None
+    keep: Tensor | None = None
+    notes: Tensor | None = None
+
+    def entries(self) -> list[int]:
+        """Kept entries per head."""
+        return [self.storage.length] * self.storage.heads if self.counts is None else self.counts.tolist()
+
+    def bytes(self) -> int:
+        """Bytes of the kept keys and values, their scales if they are quantised, and of the index of stored channels."""
+        channels, entries = self.storage.channels, self.entries()
+        total = 0 if channels is None else channels.numel() * channels.element_size()
+        for part in (self.storage.stored_keys, self.storage.stored_values):
+            total += part.bytes_of(entries) if isinstance(part, Packed) else sum(entries) * part.shape[-1] * part.element_size()
+        return total
+
+    def quantised(self, bits: int, movable: bool) -> Kept:
+        """The same entries in `bits` bits a number; see `Storage.quantised`."""
+        return replace(self, storage=self.storage.quantised(bits, self.counts, movable))
+
+    def exists(self) -> Tensor:
+        """(H, K) bool: which entries of the storage are kept."""
+        heads, length, device = self.storage.heads, self.storage.length, self.storage.device
+        if self.keep is not None:
+            return self.keep
+        if self.counts is None:
+            return torch.ones(heads, length, dtype=torch.bool, device=device)
+        return torch.arange(length, device=device) < self.counts[:, None]
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The kept entries side by side, in the storage's order.
+
+        Returns:
+            Keys (H, K, c) and values (H, K, d), padded to the head that keeps most; which of them are padding, (H, K), None for none;
+            their positions (H or 1, K), where the storage has them.
+        """
+        keys, values, positions = self.storage.keys, self.storage.values, self.storage.positions
+        if self.counts is None:
+            return keys, values, None, positions
+        heads, length, _ = keys.shape
+        fewest, most = (int(count) for count in self.counts.aminmax())
+        padding = None if fewest == most else torch.arange(most, device=keys.device) >= self.counts[:, None]
+        if self.keep is None:
+            return keys[:, :most], values[:, :most], padding, None if positions is None else positions[:, :most]
+        if padding is None:
+            flat = self.keep.flatten().nonzero()[:, 0]
+        else:
+            order = (~self.keep).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :most]  # (H, K)
+            flat = (order + length * torch.arange(heads, device=keys.device)[:, None]).flatten()
+        keys, values = (part.reshape(heads * length, -1).index_select(0, flat).view(heads, most, -1) for part in (keys, values))
+        if positions is not None:
+            positions = positions.expand(heads, -1).flatten().index_select(0, flat).view(heads, most)
+        return keys, values, padding, positions
