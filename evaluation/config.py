@@ -259,7 +259,13 @@ def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
     asked = [{"compression_ratio": ratio} for ratio in dict.fromkeys(map(check_ratio, given.pop("compression_ratio")))]
     asked += [{name: value} for name, values in given.items() for value in dict.fromkeys(values)]
     labelled = [(label, make_press(choice, entries)) for label, choice in chosen.items()]
-    return [(label, Variant(press, **limit)) for label, press in labelled for limit in _limits(press, asked)]
+    sizes = dict.fromkeys(map(_whole, _listed(plain["cache_bits"])) or [None])
+    return [
+        (label if bits is None else f"{label}@{bits}bit", Variant(press, **limit, cache_bits=bits))
+        for label, press in labelled
+        for bits in dict.fromkeys([None, *sizes] if press.lossless and plain["baseline"] and label == "none" else sizes)
+        for limit in _limits(press, asked)
+    ]
 
 
 def _limits(press: BasePress, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -275,6 +281,11 @@ def _listed(given: Any) -> list[Any]:
     if any(isinstance(value, list | dict) for value in values):
         raise ValueError(f"{given!r} must be one number or a list of numbers")
     return [_number(value) for value in values]
+
+
+def _whole(value: Any) -> Any:
+    """A whole number that was given as another kind of number, or the value itself."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _number(value: Any) -> Any:

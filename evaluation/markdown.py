@@ -161,7 +161,7 @@ def _notes(view: View, margin: float) -> list[str]:
     if view.averages:
         named = ", ".join(f"{name} of {held[name]} task{'s' if held[name] > 1 else ''}" for name in view.averages if name in held)
         notes.append(f"Averages: {named}. An average is left out where one of its tasks is missing for that press.")
-    notes.append("n: samples per task; kept: measured share of cache entries; brackets: 95 % interval; *: p < 0.05 (Holm).")
+    notes.append("n: samples per task; kept: measured share of the full cache; brackets: 95 % interval; *: p < 0.05 (Holm).")
     single = [(f"{line.press} {line.budget}".strip(), row) for line, row in rows if not row["aggregate"]]
     compared = [row for _, row in single if not math.isnan(row["p_holm"])]
     if compared:

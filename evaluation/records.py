@@ -58,7 +58,7 @@ class Record:
     context_id: str
     """Content hash of the context; samples that share it form one cluster for standard errors."""
     press: str
-    """Catalogue name of the press; "none" is the full cache."""
+    """Name of the press's line: its catalogue name or choice, with `@4bit` where the cache is quantised; "none" is the full cache."""
     press_parameters: dict[str, Any]
     """All fields of the press except its budget, nested presses included."""
     compression_ratio: float | None
@@ -112,6 +112,8 @@ class Record:
     """Requested absolute budget, where the variant is defined by one."""
     threshold: float | None = None
     """Requested lowest score, where the variant is defined by one."""
+    cache_bits: int | None = None
+    """Bits of a stored number of the context's cache, where it is quantised."""
     final_cache_bytes: int | None = None
     """Bytes of the row's whole cache (context, question and answer) after the last token read; None in records of older versions."""
     peak_cache_bytes: int | None = None

@@ -229,7 +229,7 @@ class EvaluationRunner:
             "references": sample.references,
             "query_aware": self.settings.query_aware,
         }
-        presses = ([one.press.name, one.press.parameters(), *_budget_key(one)] for _, one in self.settings.variants)
+        presses = ([one.press.name, one.press.parameters(), *_budget_key(one), *_bits_key(one)] for _, one in self.settings.variants)
         return [record_key({**shared, "press": press}) for press in presses]
 
     def _record(self, loaded: KnownModel | LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str) -> Record:
@@ -260,6 +260,7 @@ class EvaluationRunner:
             press=label,
             press_parameters=variant.press.parameters(),
             **{"compression_ratio": None, **variant.budget},  # type: ignore[arg-type]
+            cache_bits=variant.cache_bits,
             query_aware=settings.query_aware,
             metric=metric,
             score=scores.get(metric),
@@ -311,6 +312,11 @@ def _budget_key(variant: Variant) -> list[Any]:
     if variant.budget_tokens is None and variant.threshold is None:
         return [variant.compression_ratio]
     return [variant.budget]
+
+
+def _bits_key(variant: Variant) -> list[Any]:
+    """What a record's key says of a quantised cache; nothing of one that is not, so that older records keep their keys."""
+    return [] if variant.cache_bits is None else [{"cache_bits": variant.cache_bits}]
 
 
 def question_of(sample: Sample) -> Question:

@@ -32,7 +32,7 @@ TABLE = ("model", "revision", "dtype", "benchmark", "benchmark_version", "benchm
 """Columns that name a table."""
 MEANS = (
     *("kept_fraction", "evidence_kept", "cache_bytes", "full_cache_bytes", "context_tokens", "new_tokens"),
-    *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds"),
+    *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds", "cache_bits"),
 )
 """Measured columns: means over a cell's samples that did not fail; bytes, tokens and seconds per sample."""
 COUNTS = ("n", "n_contexts", "n_failed", "n_empty", "n_truncated", "n_common", "wins", "ties", "losses")

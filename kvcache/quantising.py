@@ -31,7 +31,7 @@ def check_bits(bits: int | None) -> int | None:
     Raises:
         ValueError: anything else.
     """
-    if bits is not None and (isinstance(bits, bool) or bits not in BITS):
+    if bits is not None and (type(bits) is not int or bits not in BITS):
         raise ValueError(f"cache_bits={bits!r} must be one of {', '.join(map(str, BITS))}, or null for the model's own precision")
     return bits
 
