@@ -1,11 +1,11 @@
-"""Entries in 8, 4 or 2 bits, packed into bytes: keys in groups along the tokens, per channel; values in groups along the channels, per token.
+"""Entries in 8, 4 or 2 bits, packed into bytes: keys in groups along the tokens, values in groups along the channels.
 
 code = round((x − low) / scale), low and scale of each group of `GROUP` numbers kept in float16, (max − min) / (2^bits − 1) apart.
 Source: Liu et al. 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", arXiv 2402.02750; authors' repository
 jy-yuan/KIVI.
 Differs: no part of the context stays in full precision; the tokens of question and answer all do. Codes are rounded against the stored
-float16 scale. Own code, since the backends that transformers offers pack one rectangular tensor with groups across heads: HQQ 0.2.8 gives
-the same codes (tests/kvcache/test_quantising.py), but neither counts per head nor entries that move; quanto 0.2.7 compiles C++ at first use.
+float16 scale. Own code, since the backends that transformers offers know neither heads that keep different numbers of entries nor entries
+that move: HQQ 0.2.8 works with torch 2.13 and errs as much, quanto 0.2.7 compiles C++ at first use and has no 8 bits in groups.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ What was read is remembered by file and time of change, so a second model never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,14 @@ def named(tensors: Any, name: str, shape: tuple[int, ...], wanted: str) -> Tenso
     return checked(tensors[name], shape, f"{name} of {wanted}")
 
 
-def calibrate(model: nn.Module, tokenizer: Any, texts: Iterable[str], on_layer: Callable[[LayerObservation], None]) -> None:
-    """Let the model read each text, and `on_layer` look at every layer; for statistics that presses then load."""
+def show(model: nn.Module, pieces: Iterable[Sequence[int]], on_layer: Callable[[LayerObservation], None]) -> None:
+    """Let the model read each piece of text, given as token ids, and `on_layer` look at every layer; for what presses then load."""
     from transformers import DynamicCache
 
     decoder = decoder_of(model)
     device = next(model.parameters()).device
-    for text in texts:
-        ids = torch.tensor([tokenizer(text)["input_ids"]], device=device)
+    for piece in pieces:
+        ids = torch.tensor([list(piece)], device=device)
         with torch.no_grad(), observing(model, lambda layer, _: on_layer(layer)):
             decoder(input_ids=ids, **{cache_keyword(decoder): DynamicCache()})
 

@@ -8,9 +8,10 @@ per-head and global budgets the same kind of thing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -71,6 +72,19 @@ class BasePress(ABC):
     def notes(self, seen: Any) -> Tensor | None:
         """What the follower is to know of each entry, (B, H, T, m), from what was observed in the layer; by default nothing."""
         return None
+
+    def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
+        """Write into `folder` what the press then loads with `weights=folder`, learned from texts; for methods with a published recipe.
+
+        Args:
+            model: whose weights they will be.
+            pieces: of text, as token ids.
+            folder: exists.
+
+        Raises:
+            ValueError: there is no recipe.
+        """
+        raise ValueError(f"press {self.name} has no recipe: it learns nothing, or its authors publish only the result")
 
     @property
     def gathers(self) -> bool:

@@ -4,7 +4,7 @@ Every head has a score of how much it retrieves; the round(layers · heads · ra
 last tokens, the others everything.
 Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5 for scores without training.
 Differs: the budget of short heads is real, so the measured fraction is (1 - ratio) + ratio · (sink + recent)/T, never above 1. Without
-training, the head scores come from the context itself, or from texts by `compute`.
+training, the head scores come from the context itself, or from texts by `calibrate`.
 Cost: nothing with patterns; else queries and keys of all tokens once more, per layer.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kvcache.observation import LayerObservation
 from kvcache.projections import rotate
 from kvcache.selection import Selection, check_ratio
-from kvcache.weights import calibrate, checked, last_part, model_name, read
+from kvcache.weights import checked, last_part, model_name, read, show
 from presses.base import BasePress
 from presses.scorer import mean_over_group
 
@@ -130,6 +130,12 @@ class DuoAttentionPress(BasePress):
         kept = zip(ends, short.unbind(1), evidence, strict=True)
         return [Selection((end | ~heads[..., None]).expand(seen.scores.shape)) for end, heads, seen in kept]
 
+    def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
+        """Write a pattern, in the authors' format: the heads' scores without training, averaged over the pieces."""
+        lines = ["\t".join(f"{score:.9f}" for score in row) for row in mean_scores(model, pieces).tolist()]
+        (folder / "full_attention_heads.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE}), encoding="utf-8")
+
     def _short_heads(self, heads: int, ratio: float) -> int:
         return round(heads * (ratio if self.head_compression_ratio is None else self.head_compression_ratio))
 
@@ -158,19 +164,15 @@ def head_scores(layer: LayerObservation) -> Tensor:
     return mean_over_group(attention.cumsum(-1).mean(-1), layer.group)
 
 
-def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], folder: Path) -> None:
-    """Write a pattern of `model` to `folder`, in the authors' format: its head scores without training, averaged over `texts`."""
+def mean_scores(model: nn.Module, pieces: Iterable[Sequence[int]]) -> Tensor:
+    """(L, H) in double precision: the heads' scores without training, averaged over pieces of text; 1 in layers that are left whole."""
     found: dict[int, list[Tensor]] = {}
 
     def look(layer: LayerObservation) -> None:
         found.setdefault(layer.index, []).append(head_scores(layer)[0].double().cpu())
 
-    calibrate(model, tokenizer, texts, look)
+    show(model, pieces, look)
     config: Any = model.config
-    layers = config.get_text_config().num_hidden_layers
     means = {index: torch.stack(seen).mean(0) for index, seen in found.items()}
-    whole = torch.ones_like(next(iter(means.values())))  # layers with sliding windows are left whole
-    lines = ["\t".join(f"{score:.9f}" for score in means.get(index, whole).tolist()) for index in range(layers)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "full_attention_heads.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE}), encoding="utf-8")
+    whole = torch.ones_like(next(iter(means.values())))
+    return torch.stack([means.get(index, whole) for index in range(config.get_text_config().num_hidden_layers)])

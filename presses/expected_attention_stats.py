@@ -2,23 +2,26 @@
 
 Mean and covariance of the queries before rotary embedding are loaded; the rest is expected_attention.
 Source: Devoto et al. 2025, arXiv 2510.00636; statistics on the hub, `alessiodevoto/exp_att_stats_<model>_<data>_<texts>_<length>_<sinks>`.
-Differs: nothing. Statistics of other models are made by `compute`.
+Differs: nothing. Statistics of other models are made by `calibrate`.
 Cost: one d x d product per key and layer; no queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
-from kvcache.weights import calibrate, model_name, named, read
+from kvcache.weights import model_name, named, read, show
 from presses.expected_attention import ExpectedAttentionPress, attention_of_normal_queries
+
+FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
         wanted = f"query statistics of {name or 'a model without a name'}"
         data = f"{self.dataset_name.replace('/', '_')}_{self.num_samples}_{self.sample_seq_len}_{self.n_sink}"
         published = f"alessiodevoto/exp_att_stats_{name.replace('/', '_')}_{data}" if name else None
-        tensors = read(self.weights or published, "model.safetensors", self.revision, wanted)
+        tensors = read(self.weights or published, FILE, self.revision, wanted)
         config: Any = layer.module.config
         shape = config.num_hidden_layers, layer.kv_heads * layer.group, layer.keys.shape[-1]
         mean = named(tensors, "query_mean", shape, wanted)[layer.index].to(layer.keys)[None]
@@ -63,11 +66,14 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
             covariance = named(tensors, "query_cov", (*shape, shape[-1]), wanted)[layer.index].to(layer.keys)[None]
         return attention_of_normal_queries(layer, mean, covariance, self.n_future_positions, sinks)
 
+    def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
+        """Write mean and covariance of the queries of all pieces, without the first `n_sink` of each, to `model.safetensors`."""
+        mean, covariance = statistics_of(model, pieces, self.n_sink)
+        save_file({"query_mean": mean, "query_cov": covariance}, folder / FILE)
 
-def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], path: Path, n_sink: int = 4) -> None:
-    """Write mean and covariance of the queries of `texts`, without the first `n_sink` of each, to the .safetensors file `path`."""
-    from safetensors.torch import save_file
 
+def statistics_of(model: nn.Module, pieces: Iterable[Sequence[int]], n_sink: int) -> tuple[Tensor, Tensor]:
+    """Mean (L, H * G, d) and covariance (L, H * G, d, d) of the queries before rotary embedding; zeros in layers left whole."""
     count: dict[int, int] = {}
     sums: dict[int, Tensor] = {}
     squares: dict[int, Tensor] = {}
@@ -78,7 +84,7 @@ def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], path: Path, 
         sums[layer.index] = sums.get(layer.index, 0) + queries.sum(1)
         squares[layer.index] = squares.get(layer.index, 0) + queries.mT @ queries
 
-    calibrate(model, tokenizer, texts, look)
+    show(model, pieces, look)
     config: Any = model.config
     layers = config.get_text_config().num_hidden_layers
     means = {index: sums[index] / n for index, n in count.items()}
@@ -90,4 +96,4 @@ def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], path: Path, 
         nothing = torch.zeros_like(next(iter(parts.values())))
         return torch.stack([parts.get(index, nothing) for index in range(layers)]).float().contiguous()
 
-    save_file({"query_mean": stacked(means), "query_cov": stacked(covariances)}, path)
+    return stacked(means), stacked(covariances)

@@ -2,23 +2,26 @@
 
 score_t = -f·k_t, f the learned filter of the head.
 Source: Godey et al. 2025, arXiv 2503.02812; filters of the authors on the hub, `nthngdy/<model>_qfilt`.
-Differs: nothing. Filters of other models are made by `compute`.
+Differs: nothing. Filters of other models are made by `calibrate`.
 Cost: one product per key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
-from kvcache.weights import calibrate, last_part, model_name, named, read
+from kvcache.weights import last_part, model_name, named, read, show
 from presses.scorer import ScorerPress
+
+FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,20 @@ class QFilterPress(ScorerPress):
         name = model_name(layer.module)
         known = last_part(name) if "405B" in name else last_part(name).replace("Meta-Llama", "Llama")
         wanted = f"query filters of {name or 'a model without a name'}"
-        tensors = read(self.weights or (f"nthngdy/{known}_qfilt" if known else None), "model.safetensors", self.revision, wanted)
+        tensors = read(self.weights or (f"nthngdy/{known}_qfilt" if known else None), FILE, self.revision, wanted)
         config: Any = layer.module.config
         return named(tensors, "q_filters", (config.num_hidden_layers, layer.kv_heads, layer.keys.shape[-1]), wanted)
 
+    def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
+        """Write the filters to `model.safetensors`: each head's first right singular vector of the queries of all pieces.
 
-def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], path: Path) -> None:
-    """Write the filters of `model` to the .safetensors file `path`: each head's first right singular vector of the queries of `texts`.
+        Its sign is that of the mean query; the vectors of a group are averaged.
+        """
+        save_file({"q_filters": main_directions(model, pieces)}, folder / FILE)
 
-    Its sign is that of the mean query; the vectors of a group are averaged.
-    """
-    from safetensors.torch import save_file
 
+def main_directions(model: nn.Module, pieces: Iterable[Sequence[int]]) -> Tensor:
+    """(L, H, d): filters of the model; zeros in layers with sliding windows, which are left whole."""
     squares: dict[int, Tensor] = {}
     sums: dict[int, Tensor] = {}
     groups: dict[int, int] = {}
@@ -69,7 +74,7 @@ def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], path: Path) 
         sums[layer.index] = sums.get(layer.index, 0) + queries.sum(1)
         groups[layer.index] = layer.group
 
-    calibrate(model, tokenizer, texts, look)
+    show(model, pieces, look)
     config: Any = model.config
     layers = config.get_text_config().num_hidden_layers
     filters: dict[int, Tensor] = {}
@@ -78,4 +83,4 @@ def compute(model: nn.Module, tokenizer: Any, texts: Iterable[str], path: Path) 
         direction = direction * (direction * sums[index]).sum(-1, keepdim=True).sign()
         filters[index] = direction.unflatten(0, (-1, groups[index])).mean(1).float()
     some = next(iter(filters.values()))
-    save_file({"q_filters": torch.stack([filters.get(index, torch.zeros_like(some)) for index in range(layers)]).contiguous()}, path)
+    return torch.stack([filters.get(index, torch.zeros_like(some)) for index in range(layers)]).contiguous()

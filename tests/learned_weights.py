@@ -39,6 +39,11 @@ def weight_file(press: str, kind: str = "mlp") -> str:
     elif press == "lukv":
         path = folder / "curve.npy"
         numpy.save(path, weights.budget_curve(LAYERS, KV_HEADS))
+    elif press == "headkv":
+        path = folder
+        scores = weights.head_scores(LAYERS, HEADS)
+        heads = {f"{layer}-{head}": [float(scores[layer, head])] for layer in range(LAYERS) for head in range(HEADS)}
+        (folder / "head_scores.json").write_text(json.dumps(heads))
     else:
         path = folder
         sizes = {"sink_size": weights.DUO_SINK, "recent_size": weights.DUO_RECENT}

@@ -22,15 +22,17 @@ from presses import (
     ExpectedAttentionPress,
     ExpectedAttentionStatsPress,
     FastKVzipPress,
+    HeadKVPress,
     KVzapPress,
     LUKVPress,
     QFilterPress,
-    duo_attention,
-    expected_attention_stats,
-    qfilter,
 )
 
-LEARNED = [QFilterPress(), KVzapPress(), ExpectedAttentionStatsPress(), FastKVzipPress(), LUKVPress(), DuoAttentionPress()]
+LEARNED = [QFilterPress(), KVzapPress(), ExpectedAttentionStatsPress(), FastKVzipPress(), LUKVPress(), DuoAttentionPress(), HeadKVPress()]
+
+
+def pieces_of(texts: list[str]) -> list[list[int]]:
+    return [byte_tokenizer(chat_template=False)(text)["input_ids"] for text in texts]
 
 
 def observed(tokens: int = 20, name: str = "", **shapes: int) -> list[LayerObservation]:
@@ -133,7 +135,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_head_scores_equal_kvpress(family: str, tmp_path: Path) -> None:
-    duo_attention.compute(tiny_model(family), byte_tokenizer(chat_template=False), weights.calibration_texts(), tmp_path)
+    DuoAttentionPress().calibrate(tiny_model(family), pieces_of(weights.calibration_texts()), tmp_path)
     rows = [[float(number) for number in line.split("\t")] for line in (tmp_path / "full_attention_heads.tsv").read_text().splitlines()]
     theirs = load_goldens("kvpress_kept_more.npz").arrays[f"head scores {family}"]
     torch.testing.assert_close(torch.tensor(rows), torch.from_numpy(theirs).float(), rtol=1e-4, atol=1e-5)
@@ -145,7 +147,7 @@ def test_head_scores_equal_kvpress(family: str, tmp_path: Path) -> None:
 def test_statistics_of_one_text_are_those_of_the_context(tmp_path: Path) -> None:
     model, tokenizer, path = tiny_model("llama"), byte_tokenizer(chat_template=False), tmp_path / "model.safetensors"
     text = weights.calibration_texts(1)[0]
-    expected_attention_stats.compute(model, tokenizer, [text], path)
+    ExpectedAttentionStatsPress().calibrate(model, pieces_of([text]), tmp_path)
     layers: list[LayerObservation] = []
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
@@ -159,7 +161,7 @@ def test_statistics_of_one_text_are_those_of_the_context(tmp_path: Path) -> None
 def test_filters_are_the_main_direction_of_the_queries(tmp_path: Path) -> None:
     model, tokenizer, path = tiny_model("llama"), byte_tokenizer(chat_template=False), tmp_path / "model.safetensors"
     texts = weights.calibration_texts(3)
-    qfilter.compute(model, tokenizer, texts, path)
+    QFilterPress().calibrate(model, pieces_of(texts), tmp_path)
     queries = []
     for text in texts:
         with torch.no_grad(), observing(model, lambda layer, cache: queries.append(layer.queries()[0]) if layer.index == 1 else None):

@@ -1,0 +1,121 @@
+"""From a text to weights to a sweep that uses them: every press with a published recipe, on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from byte_tokenizer import VOCABULARY, byte_tokenizer
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+
+from evaluation.calibrate import Calibration, calibrate, main
+from evaluation.catalogue import presses
+from kvcache.weights import show
+from pipeline import CompressingPipeline
+from presses.base import BasePress
+from presses.expected_attention import query_statistics
+from presses.headkv import repeated_attention
+
+ABLE = sorted(name for name, entry in presses().items() if entry.load().calibrate is not BasePress.calibrate)
+TEXT = "the keeper of the lamp wrote down in march that 4711 ships had passed, and in june that none had come back. " * 30
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("calibrated")
+    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder / "model")
+    byte_tokenizer(chat_template=False).save_pretrained(folder / "model")
+    (folder / "text.txt").write_text(TEXT)
+    return folder / "model", folder / "text.txt"
+
+
+def arguments(press: str, saved: tuple[Path, Path], out: Path, *more: str) -> list[str]:
+    model, text = saved
+    return [press, "model=hub", f"model.path={model}", "model.device=cpu", f"text={text}", f"out={out}", "length=300", "pieces=4", *more]
+
+
+def test_who_has_a_recipe() -> None:
+    assert ABLE == ["duo_attention", "expected_attention_stats", "headkv", "qfilter"]
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_from_a_text_to_an_answer(name: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(name, saved, tmp_path / "weights")) == 0
+    assert f"presses.{name}.weights={tmp_path / 'weights'}" in capsys.readouterr().out
+    note = json.loads((tmp_path / "weights" / "calibration.json").read_text())
+    assert note["press"] == name
+    assert note["tokens"] in (1200, 1204)
+    assert len(note["revision"]) == 64
+    assert note["pieces"] == 4
+    press = presses()[name].load()(weights=str(tmp_path / "weights"))
+    pipeline = CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer())
+    (full,), (kept,) = pipeline.sweep(TEXT[:700], ["how many?"], [(presses()["none"].load()(), 0.0), (press, 0.5)], max_new_tokens=4)
+    assert full
+    assert kept is not None
+    assert main(arguments(name, saved, tmp_path / "weights")) == 2
+    assert "holds weights already" in capsys.readouterr().err
+
+
+def test_statistics_are_those_of_the_queries(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    calibrate(Calibration.parse(arguments("expected_attention_stats", saved, tmp_path, "presses.expected_attention_stats.n_sink=2")))
+    found = load_file(tmp_path / "model.safetensors")
+    ids = byte_tokenizer(chat_template=False)(TEXT, add_special_tokens=False)["input_ids"]
+    pieces = [ids[start : start + 300] for start in range(0, 1200, 300)]
+    if json.loads((tmp_path / "calibration.json").read_text())["tokens"] == 1204:
+        pieces = [[byte_tokenizer().bos_token_id, *piece] for piece in pieces]
+    queries: dict[int, list[torch.Tensor]] = {}
+    show(
+        tiny_model("llama", vocab_size=VOCABULARY),
+        pieces,
+        lambda layer: queries.setdefault(layer.index, []).append(layer.queries_before_rope()[0, :, 2:]),
+    )
+    for index, parts in queries.items():
+        together = torch.cat(parts, dim=1)  # (H * G, n, d)
+        torch.testing.assert_close(found["query_mean"][index], together.mean(1), rtol=1e-4, atol=1e-5)
+        for head in range(len(together)):
+            torch.testing.assert_close(found["query_cov"][index, head], torch.cov(together[head].T), rtol=1e-3, atol=1e-4)
+
+
+def test_heads_that_repeat_are_found() -> None:
+    class Layer:
+        def window_attention(self, last: int) -> torch.Tensor:
+            """Four tokens of which 1 and 2 are repeated: queries 4 and 5 of two heads."""
+            assert last == 2
+            rows = torch.tensor([[[0.1, 0.1, 0.7, 0.05, 0.05, 0.0], [0, 0, 0, 1.0, 0, 0]], [[0.5, 0.5, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]]])
+            return rows[None]
+
+    # query 4 repeats token 1, whose successor stands at 2; the last repeated token has no successor that counts
+    assert repeated_attention(Layer(), (1, 3)).tolist() == pytest.approx([0.7, 0.0])
+
+
+def test_scores_of_heads_separate_a_head_that_copies(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    calibrate(Calibration.parse(arguments("headkv", saved, tmp_path)))
+    heads = json.loads((tmp_path / "head_scores.json").read_text())
+    assert set(heads) == {f"{layer}-{head}" for layer in range(3) for head in range(4)}
+    assert all(len(scores) == 4 and all(0 <= score <= 1 for score in scores) for scores in heads.values())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["snapkv"], "has no published recipe; those that have: duo_attention, expected_attention_stats, headkv, qfilter"),
+        (["qfilters"], "did you mean qfilter"),
+        (["qfilter", "presses.qfilter.colour=red"], "presses.qfilter.colour=red"),
+        (["qfilter", "length=0"], "length=0 must be a whole number from 1"),
+        (["qfilter", "text=/nowhere"], "no file there"),
+        ([], "give one press, a text and a folder"),
+    ],
+)
+def test_one_sentence_for_what_cannot_be_done(more: list[str], message: str, saved: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    assert main([*more[:1], *arguments("x", saved, tmp_path)[1:], *more[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_statistics_of_one_piece_are_the_contexts_own() -> None:
+    layers = []
+    show(tiny_model("llama", vocab_size=VOCABULARY), [[5, 6, 7, 8, 9, 10]], layers.append)
+    mean, covariance = query_statistics(layers[0], 2)
+    assert mean.shape == (1, 4, 16)
+    assert covariance.shape == (1, 4, 16, 16)
