@@ -84,7 +84,7 @@ class Packed:
         numbers = (self.codes[..., None] >> shifts) & (2**self.bits - 1)
         numbers = numbers.flatten(2)[..., : self.size]
         scale, low = (_spread(part, self.per_channel, self.shape) for part in (self.scale, self.low))
-        return torch.addcmul(low, numbers, scale).to(self.dtype)
+        return torch.addcmul(low, numbers.float(), scale).to(self.dtype)
 
     def joined(self, other: Packed) -> Packed:
         """These entries and others behind them; both with groups along the channels."""
@@ -117,8 +117,7 @@ def pack(entries: Tensor, bits: int, per_channel: bool, counts: Tensor | None = 
     low, high = groups.amin(-1), groups.amax(-1)
     kind = torch.float16 if not numbers.numel() or float(numbers.abs().max()) < torch.finfo(torch.float16).max else torch.float32
     low, scale = low.to(kind), ((high - low) / (2**bits - 1)).to(kind)
-    wide = (_spread(part, per_channel, entries.shape) for part in (torch.where(scale > 0, scale, 1), low))
-    step, start = wide
+    step, start = (_spread(part, per_channel, entries.shape) for part in (torch.where(scale > 0, scale, 1), low))
     codes = ((numbers - start) / step).round().clamp(0, 2**bits - 1).to(torch.uint8)
     many = 8 // bits
     codes = functional.pad(codes, (0, -size % many)).unflatten(-1, (-1, many))
@@ -139,7 +138,7 @@ def _groups(numbers: Tensor, per_channel: bool) -> Tensor:
     missing = -along.shape[-1] % GROUP
     if missing and along.shape[-1]:
         along = torch.cat((along, along[..., -1:].expand(*along.shape[:-1], missing)), dim=-1)
-    groups = along.unflatten(-1, (-1, GROUP))
+    groups = along.unflatten(-1, (along.shape[-1] // GROUP, GROUP))
     return groups.transpose(1, 2) if per_channel else groups
 
 
