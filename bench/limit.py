@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 
 from bench.sweep import load
+from kvcache.observation import cache_keyword
 from pipeline.model import load_model
 from pipeline.prompt import Prompt
 
@@ -42,7 +43,7 @@ def plain_prefill(model: Any, ids: Tensor) -> float:
     """Seconds of one forward pass of transformers over (1, T) ids with its own cache and its fastest attention."""
     cache = DynamicCache(config=model.config)
     started = time.perf_counter()
-    model.model(input_ids=ids, past_key_values=cache)
+    model.model(input_ids=ids, **{cache_keyword(model.model): cache})
     return time.perf_counter() - started
 
 

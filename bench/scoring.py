@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from bench.limit import plain_prefill
 from benchmarks.haystack import load
 from evaluation.catalogue import presses
-from kvcache.observation import LayerObservation, observing
+from kvcache.observation import LayerObservation, cache_keyword, observing
 from pipeline.model import load_model
 from presses.base import BasePress
 
@@ -35,7 +35,7 @@ def layers_of(model: Any, ids: Tensor) -> list[LayerObservation]:
     """Every layer of one prefill of (1, T) ids."""
     seen: list[LayerObservation] = []
     with observing(model, lambda layer, _: seen.append(layer)):
-        model.model(input_ids=ids, past_key_values=DynamicCache(config=model.config))
+        model.model(input_ids=ids, **{cache_keyword(model.model): DynamicCache(config=model.config)})
     return seen
 
 
