@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from kvcache.cache import Block, CompressedLayer, Storage
+from kvcache.cache import Block, CompressedLayer
 from kvcache.following import follow
 from kvcache.observation import attention_modules, decoder_of, window_of
+from kvcache.storage import Storage
 
 NAME = "longpress"
 """Name of the registered attention implementation."""

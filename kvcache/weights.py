@@ -21,7 +21,8 @@ from kvcache.observation import LayerObservation, cache_keyword, decoder_of, obs
 def model_name(module: nn.Module) -> str:
     """Name or path under which the model of an attention module was loaded, "" if it has none."""
     config: Any = module.config
-    return str(getattr(config, "_name_or_path", "") or "").rstrip("/")
+    name = str(getattr(config, "_name_or_path", "") or "").rstrip("/")
+    return "" if name == "None" else name  # transformers' name of a model made from a state dict
 
 
 def last_part(name: str) -> str:

@@ -311,7 +311,9 @@ def row_bytes(model: nn.Module, row: Row) -> int:
     entries, sizes = [one.length for one in storages], [one.heads * one.size * one.read_dtype.itemsize for one in storages]
     config: Any = model.config
     masks = sum(
-        kept.storage.keys[..., 0].numel() * kept.storage.keys.element_size() for kept in row.context.layers if kept.counts is not None
+        kept.storage.heads * kept.storage.length * kept.storage.read_dtype.itemsize
+        for kept in row.context.layers
+        if kept.counts is not None
     )
     return masks + 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(config.get_text_config().vocab_size)
 
