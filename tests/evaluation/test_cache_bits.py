@@ -8,7 +8,7 @@ import pytest
 from byte_tokenizer import VOCABULARY, byte_tokenizer
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_runner import command, run
+from test_runner import run
 from tiny_models import tiny_model
 
 from evaluation.catalogue import ROOT
@@ -66,4 +66,3 @@ def test_a_sweep_over_sizes(tmp_path: Path) -> None:
     assert 0.05 < kept["knorm@2bit", 0.5] < 0.07
     assert set(frame["cache_bits"].dropna()) == {8, 2}
     assert "nothing to do" in run(tmp_path / "model", results, "cache_bits=[8,2]").stderr
-    assert command(tmp_path, results)
