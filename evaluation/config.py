@@ -259,7 +259,7 @@ def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
     asked = [{"compression_ratio": ratio} for ratio in dict.fromkeys(map(check_ratio, given.pop("compression_ratio")))]
     asked += [{name: value} for name, values in given.items() for value in dict.fromkeys(values)]
     labelled = [(label, make_press(choice, entries)) for label, choice in chosen.items()]
-    sizes = dict.fromkeys(map(_whole, _listed(plain["cache_bits"])) or [None])
+    sizes = dict.fromkeys([_whole(bits) for bits in _listed(plain["cache_bits"])] or [None])
     return [
         (label if bits is None else f"{label}@{bits}bit", Variant(press, **limit, cache_bits=bits))
         for label, press in labelled
