@@ -20,7 +20,7 @@ from evaluation import errorbars, significance
 from evaluation.records import Record, read_records
 from evaluation.scores import averages
 
-KEY = ("model", "revision", "dtype", "benchmark", "version", "parameters", "query_aware")
+KEY = ("model", "revision", "dtype", "benchmark", "version", "parameters", "query_aware", "prefill")
 """Columns that name a table."""
 MARGIN = 1.0
 """Points that a press may lose and still count as no worse."""
@@ -32,8 +32,8 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
     """Paired differences `press - other`, 0 to 100, one row per model, benchmark, budget and task, and one for the suite's average.
 
     Returns:
-        Columns model, benchmark, parameters, query_aware, budget, task, n, kept, kept_other, delta, ci_low, ci_high, p_value, p_holm,
-        wins, ties, losses, verdict ("better", "worse" or "not distinguishable"), not_worse (the whole interval lies above -margin);
+        Columns model, benchmark, parameters, query_aware, prefill, budget, task, n, kept, kept_other, delta, ci_low, ci_high, p_value,
+        p_holm, wins, ties, losses, verdict ("better", "worse" or "not distinguishable"), not_worse (the whole interval lies above -margin);
         the average, over the tasks that both answered, is called `average (<tasks>)` and its p-value adjusted among averages.
 
     Raises:
@@ -47,7 +47,8 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
         if record.press not in (press, other) or record.score is None:
             continue
         options = json.dumps(record.benchmark_parameters, sort_keys=True)
-        table = (record.model, record.revision, record.dtype, record.benchmark, record.benchmark_version, options, record.query_aware)
+        mode = record.query_aware, record.prefill
+        table = (record.model, record.revision, record.dtype, record.benchmark, record.benchmark_version, options, *mode)
         samples = cells[(*table, _budget(record), record.task)][record.press]
         known = samples.setdefault(record.sample_id, record)
         if known is not record and known.press_parameters != record.press_parameters:
@@ -89,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = frame["verdict"].value_counts()
     said = ", ".join(f"{verdict} in {counts.get(verdict, 0)}" for verdict in ("better", "worse", "not distinguishable"))
     print(f"{given.press} against {given.other}, {len(frame)} comparisons: {said} (p < {SIGNIFICANT:g}, Holm).")
-    for names, part in frame.groupby(["model", "benchmark", "parameters", "query_aware"], sort=False):
-        model, benchmark, _, aware = names
-        print(f"\n{benchmark} on {model}{' (query-aware)' if aware else ''}")
+    for names, part in frame.groupby(["model", "benchmark", "parameters", "query_aware", "prefill"], sort=False):
+        model, benchmark, _, aware, prefill = names
+        print(f"\n{benchmark} on {model}{' (query-aware)' if aware else ''}{'' if prefill == 'shared' else f' (prefill {prefill})'}")
         for row in part.to_dict("records"):
             change = f"{row['delta']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]"
             kept = f"kept {100 * row['kept']:.1f} % against {100 * row['kept_other']:.1f} %"

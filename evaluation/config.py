@@ -75,6 +75,7 @@ class Settings:
         limit: samples per task, None for all.
         results: folder to fill.
         prefill_chunk: tokens per chunk of the prefill, None for one piece.
+        prefill: "shared" or "chunked".
         max_batch_gb: bound on a decode batch, GiB.
         seed: of benchmark and presses that draw.
         kept_maps: samples per task for which is recorded what each token keeps.
@@ -92,6 +93,7 @@ class Settings:
     limit: int | None
     results: Path
     prefill_chunk: int | None
+    prefill: str
     max_batch_gb: float
     seed: int
     kept_maps: int = 0
@@ -177,6 +179,7 @@ def settings(config: DictConfig) -> Settings:
         raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")
     benchmark = _benchmark(plain["benchmark"])
     variants = _variants(plain)
+    _check_prefill(plain["prefill"], plain["prefill_chunk"], variants)
     name = f"{benchmark.name}-{plain['model']['name']}"
     safe = "".join(character if character.isalnum() or character in "-._" else "_" for character in name)
     folder = Path(str(plain["results"])) if plain["results"] else Path("results") / safe
@@ -188,6 +191,7 @@ def settings(config: DictConfig) -> Settings:
         limit,
         folder,
         plain["prefill_chunk"],
+        plain["prefill"],
         plain["max_batch_gb"],
         plain["seed"],
         plain["kept_maps"],
@@ -266,6 +270,14 @@ def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
         for bits in dict.fromkeys([None, *sizes] if press.lossless and plain["baseline"] and label == "none" else sizes)
         for limit in _limits(press, asked)
     ]
+
+
+def _check_prefill(mode: str, size: int | None, variants: Sequence[tuple[str, Variant]]) -> None:
+    from pipeline.chunked import check_chunked, check_prefill
+
+    check_prefill(mode, size)
+    for _, variant in variants if mode == "chunked" else ():
+        check_chunked(variant)
 
 
 def _limits(press: BasePress, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:

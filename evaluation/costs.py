@@ -31,7 +31,7 @@ SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "overhead",
 """Columns that are medians over samples: a machine that pauses now and then does not move them."""
 MEASURED = (*SIZES, *SECONDS[:3], "decode_seconds", "new_tokens")
 COLUMNS = (
-    *("model", "benchmark", "press", "press_parameters", "compression_ratio", "budget_tokens", "threshold", "query_aware", "n"),
+    *("model", "benchmark", "press", "press_parameters", "compression_ratio", "budget_tokens", "threshold", "query_aware", "prefill", "n"),
     *("context_tokens", "prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token"),
     *("full_cache_bytes", "cache_bytes", "peak_cache_bytes", "benchmark_version", "dtype", "revision", "benchmark_parameters"),
 )
@@ -73,7 +73,7 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
     table["press_parameters"] = [labels[key] for key in zip(table["press"], table["press_parameters"], strict=True)]
     table["budget_tokens"] = table["budget_tokens"].astype("Int64")
     table["first"] = table["press"] != BASELINE
-    order = [*TABLE, "first", "press", "press_parameters", "query_aware", "compression_ratio", "budget_tokens", "threshold"]
+    order = [*TABLE, "first", "press", "press_parameters", "query_aware", "prefill", "compression_ratio", "budget_tokens", "threshold"]
     return table.sort_values(order).reindex(columns=list(COLUMNS)).reset_index(drop=True)
 
 
@@ -87,7 +87,7 @@ def _grid(part: pd.DataFrame) -> Grid:
     told = part["query_aware"].nunique() > 1
     lines: dict[str, dict[str, pd.Series]] = {}
     for _, row in part.iterrows():
-        label = line_label(row["press"], row["press_parameters"], row["query_aware"] and told)
+        label = line_label(row["press"], row["press_parameters"], row["query_aware"] and told, row["prefill"])
         lines.setdefault(label, {})[line_budget(row["press"], row["compression_ratio"], row["budget_tokens"], row["threshold"])] = row
     budgets = sorted({budget for found in lines.values() for budget in found} - {"", MISSING}, key=lambda text: (" " in text, text))
     head = ["press", "prefill s", "observe s", "select s", "share", "ms/token", "cache MiB", *(f"after {budget}" for budget in budgets)]

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.base import Sample
 from evaluation.config import Settings
+from pipeline.memory import MemoryPlan
 from pipeline.model import LoadedModel
 
 PACKAGES = ("longpress", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas", "hydra-core", "omegaconf")
@@ -83,6 +84,24 @@ def write_description(
     }
     _write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(without_secrets(settings.resolved))))
     _write(folder / "environment.json", json.dumps(made, indent=2) + "\n")
+
+
+def write_memory(folder: Path, planned: MemoryPlan, at_start: int, peak: int) -> None:
+    """Add to `environment.json` what memory was planned and what was taken, in bytes.
+
+    `within_plan`: the peak is at most what was held at the start (the interpreter, its libraries and the weights) and what the plan
+    allows beside the weights. Loading may reach more than that for a moment; then the run itself is not told apart.
+    """
+    path = folder / "environment.json"
+    made = json.loads(path.read_text(encoding="utf-8"))
+    made["memory"] = {
+        "planned_bytes": planned.total,
+        "planned_beside_weights_bytes": planned.beside_weights,
+        "held_at_start_bytes": at_start,
+        "peak_memory_bytes": peak,
+        "within_plan": peak <= at_start + planned.beside_weights,
+    }
+    _write(path, json.dumps(made, indent=2) + "\n")
 
 
 def environment(loaded: LoadedModel) -> dict[str, Any]:

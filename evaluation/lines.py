@@ -11,7 +11,7 @@ import pandas as pd
 
 from evaluation.records import BASELINE
 
-LINE = ("press", "press_parameters", "compression_ratio", "budget_tokens", "query_aware", "threshold")
+LINE = ("press", "press_parameters", "compression_ratio", "budget_tokens", "query_aware", "threshold", "prefill")
 """Columns that name a line of a table."""
 ABSENT = {"compression_ratio": -1.0, "budget_tokens": -1.0, "threshold": -math.inf}
 """What stands in a line's key for a budget of another kind."""
@@ -20,15 +20,15 @@ ABSENT = {"compression_ratio": -1.0, "budget_tokens": -1.0, "threshold": -math.i
 def lines_of(frame: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Lines as shown (parameters as a compact label) and as keyed (missing budgets as `ABSENT`), the full cache first."""
     unique = frame[list(LINE)].drop_duplicates().fillna(ABSENT)
-    keys = sorted(unique.itertuples(index=False, name=None), key=lambda key: (key[0] != BASELINE, key[4], *key[:4], key[5]))
+    keys = sorted(unique.itertuples(index=False, name=None), key=lambda key: (key[0] != BASELINE, key[4], *key[:4], *key[5:]))
     labels: dict[tuple[str, str], str] = {}
     for press in {key[0] for key in keys}:
         texts = sorted({key[1] for key in keys if key[0] == press})
         labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
     shown = []
-    for press, text, ratio, budget, aware, threshold in keys:
+    for press, text, ratio, budget, aware, threshold, prefill in keys:
         numbers = math.nan if ratio < 0 else ratio, None if budget < 0 else int(budget), aware
-        shown.append((press, labels[press, text], *numbers, math.nan if math.isinf(threshold) else threshold))
+        shown.append((press, labels[press, text], *numbers, math.nan if math.isinf(threshold) else threshold, prefill))
     return shown, keys
 
 
@@ -49,6 +49,7 @@ def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def baseline_of(line: int, lines: Sequence[tuple[Any, ...]]) -> int:
-    """The full-cache line to compare with: the one of the same query mode, else any (a full cache does not depend on it), else itself."""
+    """The full-cache line to compare with: of the same query mode and prefill, else any (it does not depend on them), else itself."""
     known = [at for at, other in enumerate(lines) if other[0] == BASELINE]
-    return next((at for at in known if lines[at][4] == lines[line][4]), known[0] if known else line)
+    alike = [at for at in known if lines[at][4] == lines[line][4]] or known
+    return next((at for at in alike if lines[at][6] == lines[line][6]), alike[0] if alike else line)

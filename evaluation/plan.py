@@ -27,6 +27,7 @@ class Plan:
         groups: all its samples, those of one context together.
         keys: per sample id, the key of the record under each variant.
         done: keys that have a record.
+        alone: whether every variant reads the context by itself.
     """
 
     known: KnownModel
@@ -37,6 +38,7 @@ class Plan:
     groups: Sequence[Sequence[Sample]]
     keys: Mapping[str, Sequence[str]]
     done: AbstractSet[str]
+    alone: bool = False
 
     @property
     def answers(self) -> int:
@@ -50,8 +52,8 @@ class Plan:
 
     @property
     def prefills(self) -> int:
-        """Contexts still to read; in query-aware mode, once per question."""
-        return sum(len(asked) if self.query_aware else 1 for asked, _ in self.work())
+        """Contexts still to read; in query-aware mode once per question, and once per variant where each reads alone."""
+        return sum((len(asked) if self.query_aware else 1) * (len(missing) if self.alone else 1) for asked, missing in self.work())
 
     def work(self) -> list[Item]:
         """What is missing, context by context."""

@@ -29,6 +29,7 @@ from evaluation.ranking import ranking
 from evaluation.records import BASELINE, Record
 from evaluation.scores import TABLE, averages, scores, table_of
 from evaluation.tables import read
+from evaluation.views import line_label
 
 TOP = 8
 """Presses drawn with a name,"""
@@ -103,10 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _labels(part: pd.DataFrame) -> list[str]:
-    """Press, its differing parameters, and whether it saw the question where only some did."""
+    """As in tables: press, its differing parameters, whether it saw the question where only some did, and a prefill of its own."""
     told = part["query_aware"].nunique() > 1
-    rows = zip(part["press"], part["press_parameters"], part["query_aware"], strict=True)
-    return [name + (f" ({more})" if more else "") + (" (query-aware)" if told and aware else "") for name, more, aware in rows]
+    rows = zip(part["press"], part["press_parameters"], part["query_aware"], part["prefill"], strict=True)
+    return [line_label(name, more, told and aware, prefill) for name, more, aware, prefill in rows]
 
 
 def _curves(part: pd.DataFrame, panels: Sequence[str], ranking: Sequence[str], title: str) -> Any:

@@ -120,6 +120,10 @@ class Record:
     """The most of them at any step while the answer was written, after what the press dropped in that step."""
     mean_cache_bytes: float | None = None
     """Their mean over the steps."""
+    prefill: str = "shared"
+    """"shared": one exact prefill for all variants; "chunked/N": compressed after every N tokens, each variant by itself."""
+    peak_entries: int | None = None
+    """Measured: most entries (over all layers and heads) in the cache while the context was read."""
     data: dict[str, Any] = field(default_factory=dict)
     """Provenance of the sample: source, revision, haystack, seed."""
     seed: int = 0

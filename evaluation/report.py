@@ -199,7 +199,7 @@ def _places(
             texts = sorted({key[1] for key in held if key[0] == press})
             labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
         named = {
-            key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1), line_budget(key[0], key[2], key[3], key[5]))
+            key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1, key[6]), line_budget(key[0], key[2], key[3], key[5]))
             for key in held
         }
         result[table] = (numbers[table], named)

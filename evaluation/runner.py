@@ -20,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.base import Sample, group_by_context
 from evaluation.config import Settings
-from evaluation.environment import environment, redacted, without_secrets, write_description
+from evaluation.environment import environment, redacted, without_secrets, write_description, write_memory
 from evaluation.interruption import Interruption
 from evaluation.keptmaps import append, kept_map
 from evaluation.plan import Item, Plan, describe
 from evaluation.records import Record, RecordWriter, read_records, record_key
 from evaluation.workers import Workers, starting
 from pipeline import CompressingPipeline, Question, Request
+from pipeline.memory import MemoryPlan, held_memory_bytes, peak_memory_bytes
 from pipeline.model import KnownModel, LoadedModel, ModelConfig, find_model
 from pipeline.prefill import Variant
 from pipeline.results import Failure, Result
@@ -86,6 +87,8 @@ class EvaluationRunner:
         work = plan.work()
         if self.settings.plan:
             print(describe([("", plan)]))
+            if work:
+                print(f"memory: {self._memory(plan.known, work)}")
             return folder
         if not work:
             print(f"nothing to do: all {plan.answers} answers are in {folder}", file=sys.stderr)
@@ -129,7 +132,8 @@ class EvaluationRunner:
                 self.mapped |= {sample.context_id}
         groups = list(group_by_context(samples))
         n_variants = len(settings.variants)
-        plan = Plan(known, name, folder, n_variants, settings.query_aware, groups, keys, done)
+        alone = settings.prefill == "chunked"
+        plan = Plan(known, name, folder, n_variants, settings.query_aware, groups, keys, done, alone)
         return plan.shard(*settings.shard)
 
     def _run_inference(self, plan: Plan, work: Sequence[Item], workers: Workers | None, interruption: Interruption) -> Iterator[Item]:
@@ -142,7 +146,9 @@ class EvaluationRunner:
         if workers is None:
             loaded = plan.known.load()
             describe_once(environment(loaded))
+            memory = self._memory(loaded, work), held_memory_bytes()
             yield from self.answer(loaded, work, plan.done, interruption)
+            write_memory(plan.folder, *memory, peak_memory_bytes())
             return
         with RecordWriter(plan.folder) as writer:
 
@@ -158,13 +164,7 @@ class EvaluationRunner:
     def answer(self, loaded: LoadedModel, items: Iterable[Item], done: Set[str], interruption: Interruption) -> Iterator[Item]:
         """Answer contexts, append the records that are missing, and give each context back when its records are written."""
         settings = self.settings
-        self.pipeline = CompressingPipeline(
-            loaded.model,
-            loaded.tokenizer,
-            window=loaded.window,
-            prefill_chunk=settings.prefill_chunk,
-            max_batch_bytes=int(settings.max_batch_gb * 2**30),
-        )
+        self.pipeline = self._pipeline(loaded)
         read = deque[Item]()
 
         def requests() -> Iterator[Request]:
@@ -183,6 +183,24 @@ class EvaluationRunner:
                 if asked[0].context_id in self.mapped:
                     self._map(settings.results / "kept_maps" / writer.path.name, asked, missing, results, keys)
                 yield item
+
+    def _pipeline(self, model: LoadedModel | KnownModel) -> CompressingPipeline:
+        """Over a model, or over what it will be when it is loaded, to plan with."""
+        settings = self.settings
+        return CompressingPipeline(
+            model.model if isinstance(model, LoadedModel) else model.skeleton(),
+            model.tokenizer,
+            window=model.window,
+            prefill_chunk=settings.prefill_chunk,
+            prefill=settings.prefill,
+            max_batch_bytes=int(settings.max_batch_gb * 2**30),
+        )
+
+    def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Item]) -> MemoryPlan:
+        """The bound of the run: that of its longest context or of the one with the most questions."""
+        pipeline = self._pipeline(model)
+        largest = {id(one): one for one in (max(work, key=lambda item: len(item[0][0].context)), max(work, key=lambda item: len(item[0])))}
+        return max((pipeline.plan(self._request(one), len(work)) for one in largest.values()), key=lambda plan: plan.total)
 
     def _map(
         self,
@@ -229,6 +247,8 @@ class EvaluationRunner:
             "references": sample.references,
             "query_aware": self.settings.query_aware,
         }
+        if self.settings.prefill != "shared":
+            shared["prefill"] = prefill_name(self.settings)
         presses = ([one.press.name, one.press.parameters(), *_budget_key(one), *_bits_key(one)] for _, one in self.settings.variants)
         return [record_key({**shared, "press": press}) for press in presses]
 
@@ -262,6 +282,7 @@ class EvaluationRunner:
             **{"compression_ratio": None, **variant.budget},  # type: ignore[arg-type]
             cache_bits=variant.cache_bits,
             query_aware=settings.query_aware,
+            prefill=prefill_name(settings),
             metric=metric,
             score=scores.get(metric),
             scores=scores,
@@ -296,6 +317,7 @@ def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
         "cache_bytes": kept.bytes,
         "full_cache_bytes": kept.full_bytes,
         "context_tokens": kept.tokens,
+        "peak_entries": kept.full_entries if kept.peak_entries is None else kept.peak_entries,
         "truncated": sample.truncated or result.truncated,
         "prefill_seconds": result.prefill_seconds,
         "observe_seconds": result.observe_seconds,
@@ -317,6 +339,11 @@ def _budget_key(variant: Variant) -> list[Any]:
 def _bits_key(variant: Variant) -> list[Any]:
     """What a record's key says of a quantised cache; nothing of one that is not, so that older records keep their keys."""
     return [] if variant.cache_bits is None else [{"cache_bits": variant.cache_bits}]
+
+
+def prefill_name(settings: Settings) -> str:
+    """How contexts are read, as records say it: "shared", or "chunked/N" with N tokens per chunk."""
+    return settings.prefill if settings.prefill == "shared" else f"{settings.prefill}/{settings.prefill_chunk}"
 
 
 def question_of(sample: Sample) -> Question:

@@ -31,7 +31,7 @@ from evaluation.records import Record
 TABLE = ("model", "revision", "dtype", "benchmark", "benchmark_version", "benchmark_parameters")
 """Columns that name a table."""
 MEANS = (
-    *("kept_fraction", "evidence_kept", "cache_bytes", "full_cache_bytes", "context_tokens", "new_tokens"),
+    *("kept_fraction", "evidence_kept", "peak_entries", "cache_bytes", "full_cache_bytes", "context_tokens", "new_tokens"),
     *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds", "cache_bits"),
 )
 """Measured columns: means over a cell's samples that did not fail; bytes, tokens and seconds per sample."""
@@ -53,6 +53,7 @@ COLUMNS = (
         "aggregate",
         "budget_tokens",
         "threshold",
+        "prefill",
         "dtype",
         "revision",
         "benchmark_parameters",

@@ -64,10 +64,10 @@ def views(frame: pd.DataFrame) -> list[View]:
     return result
 
 
-def line_label(press: str, parameters: str, aware: bool) -> str:
+def line_label(press: str, parameters: str, aware: bool, prefill: str) -> str:
     """How a press is called in tables; `parameters` as `differing` gives them."""
     label = "full cache" if press == BASELINE else press + (f" ({parameters})" if parameters else "")
-    return label + (" (query-aware)" if aware else "")
+    return label + (" (query-aware)" if aware else "") + ("" if prefill == "shared" else f" (prefill {prefill})")
 
 
 def line_budget(press: str, ratio: float | None, budget: float | None, threshold: float | None) -> str:
@@ -81,8 +81,8 @@ def line_budget(press: str, ratio: float | None, budget: float | None, threshold
 
 
 def _line(rows: Sequence[Mapping[str, Any]], tell_mode: bool) -> Line:
-    press, parameters, ratio, budget, aware, threshold = (rows[0][name] for name in LINE)
-    label, limit = line_label(press, parameters, aware and tell_mode), line_budget(press, ratio, budget, threshold)
+    press, parameters, ratio, budget, aware, threshold, prefill = (rows[0][name] for name in LINE)
+    label, limit = line_label(press, parameters, aware and tell_mode, prefill), line_budget(press, ratio, budget, threshold)
     single = [row for row in rows if not row["aggregate"]]
     cells = {row["task"]: row for row in [*(row for row in rows if row["aggregate"]), *single]}
     known = [row["kept_fraction"] for row in single if not math.isnan(row["kept_fraction"])]

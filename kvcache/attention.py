@@ -16,14 +16,14 @@ from transformers import AttentionInterface
 
 from kvcache.cache import Block, CompressedLayer
 from kvcache.following import follow
-from kvcache.observation import attention_modules, decoder_of, window_of
+from kvcache.observation import attention_modules, block_size, decoder_of, window_of
 from kvcache.storage import Storage
 
 NAME = "longpress"
 """Name of the registered attention implementation."""
 
 QUERY_BLOCK = 1024
-"""Queries per step of a masked dense attention, which bounds the mask to QUERY_BLOCK x T."""
+"""Queries per step of a masked dense attention, which bounds the mask to QUERY_BLOCK x T; fewer where T is very long."""
 
 
 def attention_forward(
@@ -102,8 +102,9 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: in
     if n == length and (window is None or length <= window):
         return functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped, is_causal=True)
     out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
-    for start in range(0, n, QUERY_BLOCK):
-        part = query[:, :, start : start + QUERY_BLOCK]
+    step = block_size(1, 2 * length, QUERY_BLOCK)
+    for start in range(0, n, step):
+        part = query[:, :, start : start + step]
         at = torch.arange(length - n + start, length - n + start + part.shape[2], device=query.device)[:, None]
         seen = int(at[-1]) + 1
         keys = torch.arange(seen, device=query.device)

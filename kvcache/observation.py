@@ -17,7 +17,10 @@ from kvcache.projections import head_size, keys_before_rope, kv_heads, queries_b
 Result = TypeVar("Result")
 
 QUERY_BLOCK = 256
-"""Queries per step where attention of all queries is summed, so that nothing of size T x T exists."""
+"""Queries per step where attention of all queries is summed, so that nothing of size T x T exists,"""
+
+LOGITS = 2**26
+"""fewer where they meet so many keys that there would be more logits than this at once."""
 
 
 class Scorer(Protocol):
@@ -146,8 +149,9 @@ class LayerObservation:
         def compute() -> Tensor:
             queries = self.queries()
             sums = queries.new_zeros(*queries.shape[:2], self.tokens, dtype=torch.float32)
-            for start in range(0, self.tokens, QUERY_BLOCK):
-                block = self._attention(queries[:, :, start : start + QUERY_BLOCK], start)
+            n = block_size(queries.shape[0] * queries.shape[1], self.tokens)
+            for start in range(0, self.tokens, n):
+                block = self._attention(queries[:, :, start : start + n], start)
                 sums[..., : block.shape[-1]] += block.float().sum(2)
             return sums
 
@@ -178,6 +182,11 @@ class LayerObservation:
             return close
 
         self.once("projection checked", compute)
+
+
+def block_size(rows: int, length: int, most: int = QUERY_BLOCK) -> int:
+    """Queries per step, where each of `rows` heads meets `length` keys: at most `most`, and at most `LOGITS` logits in all."""
+    return max(1, min(most, LOGITS // (rows * max(1, length))))
 
 
 def decoder_of(model: nn.Module) -> nn.Module:

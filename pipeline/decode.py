@@ -127,6 +127,11 @@ class Decoder:
         self.waiting.extend(queued)
         return [writing.answer for writing in queued]
 
+    @property
+    def unfinished(self) -> int:
+        """Rows whose answers are not written."""
+        return len(self.waiting) + len(self.alive)
+
     def run(self, leave: int = 0) -> None:
         """Write until at most `leave` rows are unfinished.
 
@@ -134,7 +139,7 @@ class Decoder:
         down to one; what fails alone has an answer with `error`. So has a row whose logits are NaN.
         """
         with attending(self.model), torch.no_grad():
-            while len(self.waiting) + len(self.alive) > leave:
+            while self.unfinished > leave:
                 try:
                     self._write()
                 except Exception as error:

@@ -70,6 +70,11 @@ class KnownModel:
     _architecture: Any = field(repr=False)
     _own: GGUFFile | None = field(repr=False)
 
+    def skeleton(self) -> Any:
+        """The model without its weights, on the meta device."""
+        with quiet(), one_sentence(self.config), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self._architecture, dtype=getattr(torch, self.dtype))
+
     def load(self) -> LoadedModel:
         """Load the weights.
 

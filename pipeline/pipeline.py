@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,22 +17,21 @@ from transformers import DynamicCache
 from kvcache.compressing import Framing, chunking
 from kvcache.observation import cache_keyword
 from kvcache.selection import Threshold
+from pipeline.chunked import check_prefill, read_in_chunks
 from pipeline.decode import Decoder, Row
+from pipeline.memory import WIDE, MemoryPlan, Shape, memory_plan, read_in_place
 from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
-from pipeline.results import Answers, Failure, Request, Result, storage_bytes
+from pipeline.results import Answers, Failure, Request, Result, release_finished, storage_bytes
 from presses.base import BasePress
 from presses.none import NonePress
 
 MAX_BATCH_BYTES = 2 * 2**30
 """Default bound on the tails and work space of one decode batch."""
 
-MAX_CONTEXT_BYTES = 2 * 2**30
-"""Default bound on the contexts held for decoding together; a single context may exceed it."""
-
-WIDE = 192
-"""Unfinished rows that are decoded at a model's best rate: with fewer, the next context is read first if memory allows."""
+MAX_CONTEXT_BYTES = 5 * 2**29
+"""Default bound on the contexts held for decoding together, the one being read included; a single context may exceed it."""
 
 THIN = 16
 """Unfinished rows below which the next context is read in any case, so that its rows join them."""
@@ -67,6 +66,7 @@ class CompressingPipeline:
         *,
         window: int | None = None,
         prefill_chunk: int | None = None,
+        prefill: str = "shared",
         max_batch_bytes: int = MAX_BATCH_BYTES,
         max_context_bytes: int = MAX_CONTEXT_BYTES,
     ) -> None:
@@ -75,16 +75,25 @@ class CompressingPipeline:
         Args:
             model: of transformers; put into evaluation mode.
             tokenizer: of transformers.
-            window: context window in tokens; by default the model's own.
+            window: context window in tokens; by default the model's own. A prompt that fits it with its longest answer is read whole; a
+                longer one is refused (in a sweep, a failed cell), and cut only by the benchmark's own rule or `max_context_tokens`.
             prefill_chunk: tokens per chunk of the prefill (exact; bounds activation memory), None for one piece.
+            prefill: "shared": one exact prefill for all variants; "chunked": every variant reads the context by itself, and compresses
+                after each `prefill_chunk` tokens, so that the peak of the cache shrinks too.
             max_batch_bytes: bound on the tails and work space of one decode batch.
             max_context_bytes: bound on the contexts held so that their rows are decoded together; a single one may exceed it.
+
+        Raises:
+            ValueError: another `prefill`, or a chunked one without chunks.
         """
+        check_prefill(prefill, prefill_chunk)
         self.model, self.tokenizer = model.eval(), tokenizer
         config: Any = model.config
         self.window = window or getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.prefill_chunk, self.max_batch_bytes, self.max_context_bytes = prefill_chunk, max_batch_bytes, max_context_bytes
+        self.prefill, self.prefill_chunk = prefill, prefill_chunk
+        self.max_batch_bytes, self.max_context_bytes = max_batch_bytes, max_context_bytes
         self.eos_ids = eos_token_ids(model, tokenizer)
+        self.shape = Shape.of(model)
         self._prompts: dict[bool, Prompt] = {}
 
     def __call__(
@@ -124,7 +133,7 @@ class CompressingPipeline:
         if (question is None) == (questions is None):
             raise ValueError("give either question= or questions=")
         asked = [self._question(one, answer_prefix, max_new_tokens) for one in ([question] if questions is None else questions)]
-        request = Request(context, asked, press, query_aware, chat_template, max_context_tokens)
+        request = Request(context, asked, press, query_aware, chat_template, max_context_tokens, keep_caches=True)
         results: list[Result] = []
         for result in next(self.stream([request])):
             if result.error is not None:
@@ -153,7 +162,8 @@ class CompressingPipeline:
 
         Contexts are read one after the other, and the rows of several are decoded together: as many as `max_context_bytes` holds, up to
         `WIDE` rows. Once few rows of the contexts held are still being written, the next one is read and its rows join them, so that
-        batches stay full; what is written does not depend on it.
+        batches stay full; what is written does not depend on it. Before a context is read, its bytes are planned (`memory_plan`), and
+        what is held is written to its end as far as both would exceed the bound.
 
         What raises fails alone: a press spoils its own variants, a context its own questions, and the rest goes on. After a
         KeyboardInterrupt the contexts at work are given as they are, unfinished answers without a stop reason, before it goes on.
@@ -162,29 +172,67 @@ class CompressingPipeline:
             ValueError: no question or no variant.
         """
         decoder = Decoder(self.model, self.eos_ids, self.max_batch_bytes)
-        pending: deque[list[Result | Failure]] = deque()
+        pending: deque[tuple[Request, list[Result | Failure]]] = deque()
         try:
             for request in requests:
                 if not request.questions:
                     raise ValueError("questions=[] asks nothing; give at least one question")
+                if pending:
+                    self._make_room(decoder, pending, request)
+                while pending and all(result.answer.stop_reason for result in pending[0][1]):
+                    yield pending.popleft()[1]
                 results = self._answers(decoder, request)
                 if pending and any(isinstance(result.error, torch.OutOfMemoryError) for result in results):
                     decoder.run()
                     while pending:  # alone it may fit
-                        yield pending.popleft()
+                        yield pending.popleft()[1]
                     results = self._answers(decoder, request)
-                pending.append(results)
-                held = [storage_bytes(of_context) for of_context in pending]
-                roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
-                decoder.run(leave=WIDE if roomy else min(THIN, len(results) // 2))
+                pending.append((request, results))
                 del results
-                while pending and all(result.answer.stop_reason for result in pending[0]):
-                    yield pending.popleft()
+                held = [storage_bytes(of_context) for _, of_context in pending]
+                roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
+                decoder.run(leave=WIDE if roomy else min(THIN, len(pending[-1][1]) // 2))
+                _release(pending)
+                while pending and all(result.answer.stop_reason for result in pending[0][1]):
+                    yield pending.popleft()[1]
             decoder.run()
+            _release(pending)
         except KeyboardInterrupt:
-            yield from pending
+            yield from (results for _, results in pending)
             raise
-        yield from pending
+        yield from (results for _, results in pending)
+
+    def _make_room(self, decoder: Decoder, pending: Sequence[tuple[Request, list[Result | Failure]]], request: Request) -> None:
+        """Write on what is pending until the next context may be read beside it."""
+        try:
+            needed = self.plan(request).reading
+        except Exception:  # reading it will fail in the same way, and say so
+            needed = 0
+        while (left := decoder.unfinished) and sum(storage_bytes(results) for _, results in pending) + needed > self.max_context_bytes:
+            decoder.run(leave=left // 2)
+            _release(pending)
+
+    def plan(self, request: Request, contexts: int = 1) -> MemoryPlan:
+        """The memory that the answers to a request take, or to so many like it."""
+        prompt = self._prompt(request.chat_template)
+        asked = request.questions
+        tokens = len(prompt.context_ids(request.context))
+        tails = [len(prompt.question_ids(one.text, one.answer_prefix)) for one in asked]
+        if request.query_aware:
+            tokens += max(tails)
+        return memory_plan(
+            self.shape,
+            min(tokens, request.max_context_tokens or tokens),
+            _variants(request.press),
+            max(tail + one.max_new_tokens for tail, one in zip(tails, asked, strict=True)),
+            questions=len(asked),
+            contexts=contexts,
+            query_aware=request.query_aware,
+            max_batch_bytes=self.max_batch_bytes,
+            max_context_bytes=self.max_context_bytes,
+            prefill_chunk=self.prefill_chunk,
+            chunked=self.prefill == "chunked",
+        )
 
     def _answers(self, decoder: Decoder, request: Request) -> list[Result | Failure]:
         """Read the context of a request and queue its rows; the answers are written by the decoder."""
@@ -228,27 +276,44 @@ class CompressingPipeline:
         context_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)  # type: ignore[operator]
         framing = prompt.framing(min(len(ids), n_question))
         started = time.perf_counter()
-        measured: list[tuple[Variant, CompressedContext | Exception, float]]
+        measured: list[tuple[Variant, CompressedContext | Exception, float, float]]
         variants = _variants(request.press)
-        if not isinstance(request.press, Sequence):
+        if self.prefill == "chunked":
+            measured = [(one, *self._read_alone(context_ids, one, framing, watched, request.count_kept)) for one in variants]
+        elif not isinstance(request.press, Sequence):
             cache = self._forward(context_ids, variants[0].press, framing)
             seconds = time.perf_counter() - started
             kept = compressed_cache(self.model, cache, len(ids))
             kept.check_budget(variants[0].press, variants[0].limit(kept.tokens))
-            measured = [(variants[0], kept, 0.0)]
+            measured = [(variants[0], kept, 0.0, seconds)]
         else:
             onlooker = Onlooker([variant.press for variant in variants])
             self._forward(context_ids, onlooker, framing)
             seconds = time.perf_counter() - started
-            measured = self._compress(PrefilledContext(onlooker, seconds), variants, watched, request.count_kept)
+            found = self._compress(PrefilledContext(onlooker, seconds), variants, watched, request.count_kept)
+            measured = [(*one, seconds) for one in found]
         readings = []
-        for variant, made, observing in measured:
+        for variant, made, observing, seconds in measured:
             rows = []
             if not isinstance(made, Exception):
                 follower = partial(variant.press.while_decoding, variant.limit(made.tokens))
                 rows = [Row(made, question_ids, one, follower) for question_ids, one in zip(rows_ids, asked, strict=True)]
             readings.append(_Reading(variant, made, rows, truncated, seconds, observing))
         return readings
+
+    def _read_alone(
+        self, context_ids: Tensor, variant: Variant, framing: Framing, watched: Sequence[Sequence[int]], count_kept: bool
+    ) -> tuple[CompressedContext | Exception, float, float]:
+        """What one variant keeps of a context compressed chunk by chunk, or raised; seconds observing, and of the reading with it."""
+        assert self.prefill_chunk is not None
+        started, size = time.perf_counter(), self.prefill_chunk
+        try:
+            kept, observing = read_in_chunks(self.model, context_ids, variant, size, self._forward, framing, watched, count_kept)
+            kept.check_budget(variant.press, variant.limit(kept.tokens))
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed reading
+            return error, 0.0, time.perf_counter() - started
+        return kept, observing, time.perf_counter() - started - kept.seconds
 
     def _forward(self, context_ids: Tensor, press: BasePress, framing: Framing) -> DynamicCache:
         """One prefill of (1, T) ids under a press; the cache it leaves."""
@@ -293,6 +358,13 @@ class CompressingPipeline:
         return Question(str(question), answer_prefix, max_new_tokens)
 
 
+def _release(pending: Iterable[tuple[Request, list[Result | Failure]]]) -> None:
+    """Free what is no longer read, where results need not hold it."""
+    for request, results in pending:
+        if not request.keep_caches:
+            release_finished(results)
+
+
 def _variants(press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None) -> list[Variant]:
     """The variants of a request: those given, or a press at its own ratio."""
     if not isinstance(press, Sequence):
@@ -318,16 +390,3 @@ def _compressed(
         if len(asked) == 1:
             return {asked[0]: error}
     return {key: result for one in asked for key, result in _compressed(compress, press, [one]).items()}
-
-
-def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
-    """Whether copies of what the presses keep of a context would take more memory, and more to read, than the full cache itself."""
-    plain = [variant for variant in variants if variant.cache_bits is None]  # a quantised cache is a copy in any case
-    limits = [(variant.press.identity(), variant.press.lossless, variant.limit(tokens)) for variant in plain]
-    if any(lossless or limit == 0 for _, lossless, limit in limits):
-        return True  # the full cache is read anyway
-    most: dict[Hashable, float] = {}
-    for identity, _, limit in limits:
-        kept = 1.0 if isinstance(limit, Threshold) else 1 - limit
-        most[identity] = max(kept, most.get(identity, 0.0))
-    return sum(most.values()) > 1

@@ -62,6 +62,22 @@ class Variant:
             return Threshold(self.threshold)
         return self.compression_ratio if self.budget_tokens is None else ratio_for(tokens, self.budget_tokens)
 
+    def limits(self, tokens: int, size: int) -> list[float | Threshold]:
+        """What the press is asked for on each chunk of `size` of a context compressed chunk by chunk.
+
+        `budget_tokens` are dealt out in proportion to the chunks, so that they are met exactly in the end; no chunk loses its last entry.
+        """
+        if self.budget_tokens is None or self.budget_tokens >= tokens:
+            return [self.limit(tokens)] * (-(-tokens // size))
+        limits: list[float | Threshold] = []
+        kept = 0
+        for start in range(0, tokens, size):
+            stop = min(start + size, tokens)
+            here = max(1, stop * self.budget_tokens // tokens - kept)
+            limits.append(ratio_for(stop - start, here))
+            kept += here
+        return limits
+
     @property
     def budget(self) -> dict[str, float]:
         """The budget by its name, empty where a field of the press sets it."""
@@ -86,6 +102,8 @@ class CompressedContext:
         evidence_kept: per watched set of positions, the share kept, averaged over compressed layers and heads.
         seconds: spent selecting and applying, this variant's share.
         kept_by: (T,) int32, how many heads of the observed layers keep each token; None where all do, or where that was not asked.
+        peak_entries: most entries that the cache held while the context was read; None: all of the full cache.
+        chunks: tokens and budget of each chunk that was compressed by itself (`prefill=chunked`); empty: the context in one piece.
     """
 
     layers: list[Kept]
@@ -97,10 +115,19 @@ class CompressedContext:
     evidence_kept: list[float] = field(default_factory=list)
     seconds: float = 0.0
     kept_by: Tensor | None = None
+    peak_entries: int | None = None
+    chunks: list[tuple[int, float | Threshold]] = field(default_factory=list)
+    _measured: list[Any] = field(default_factory=list, init=False, repr=False)
+
+    def release(self) -> None:
+        """Forget the entries themselves (`layers`), once nothing reads them any more; what was measured of them stays."""
+        if not self._measured:
+            self._measured.extend((self.entries(), self.bytes))
+            self.layers.clear()
 
     def entries(self) -> list[list[int]]:
         """Measured kept entries per layer and head."""
-        return [kept.entries() for kept in self.layers]
+        return self._measured[0] if self._measured else [kept.entries() for kept in self.layers]
 
     @property
     def kept_fraction(self) -> float:
@@ -110,7 +137,7 @@ class CompressedContext:
     @property
     def bytes(self) -> int:
         """Measured bytes of the kept entries."""
-        return sum(kept.bytes() for kept in self.layers)
+        return self._measured[1] if self._measured else sum(kept.bytes() for kept in self.layers)
 
     def storages(self) -> dict[int, int]:
         """Bytes in memory of every storage and mask read, by its identity; variants of a context may share some."""
@@ -128,7 +155,9 @@ class CompressedContext:
         entries = self.entries()
         kept = sum(sum(entries[index]) for index in self.observed)
         heads = len(entries[self.observed[0]])
-        fewest, most = press.entries(len(self.observed), heads, self.tokens, ratio)
+        chunks = [(tokens, limit) for tokens, limit in self.chunks or [(self.tokens, ratio)] if not isinstance(limit, Threshold)]
+        stated = [press.entries(len(self.observed), heads, tokens, limit) for tokens, limit in chunks]
+        fewest, most = (sum(bound) for bound in zip(*stated, strict=True))
         if not fewest <= kept <= most:
             raise ValueError(
                 f"press {press.name} at compression_ratio={ratio} kept {kept} entries of {len(self.observed)} layers x {heads} heads x "

@@ -61,7 +61,8 @@ class Failure:
 class Request:
     """Questions about one context, for `CompressingPipeline.stream`; what the fields mean says calling the pipeline.
 
-    `count_kept` asks besides for `CompressedContext.kept_by`: how many heads keep each token.
+    `count_kept` asks besides for `CompressedContext.kept_by`: how many heads keep each token. `keep_caches`: whether results still hold
+    the compressed caches when the answers are written; otherwise memory is freed, and what was measured of them stays.
     """
 
     context: str
@@ -71,6 +72,7 @@ class Request:
     chat_template: bool = True
     max_context_tokens: int | None = None
     count_kept: bool = False
+    keep_caches: bool = False
 
 
 class Answers(dict[str, Any]):
@@ -80,9 +82,18 @@ class Answers(dict[str, Any]):
 
 
 def storage_bytes(results: Sequence[Result | Failure]) -> int:
-    """Bytes in memory of what the unfinished variants of a context keep."""
+    """Bytes in memory of what the variants of a context keep, and have not released."""
     storages: dict[int, int] = {}
     for result in results:
-        if isinstance(result, Result) and not result.answer.stop_reason:
+        if isinstance(result, Result):
             storages |= result.context.storages()
     return sum(storages.values())
+
+
+def release_finished(results: Sequence[Result | Failure]) -> None:
+    """Release what variants keep of a context, of each once all its answers are written."""
+    made = [result for result in results if isinstance(result, Result)]
+    reading = {id(result.context) for result in made if not result.answer.stop_reason}
+    for result in made:
+        if id(result.context) not in reading:
+            result.context.release()

@@ -32,6 +32,18 @@ class BasePress(ABC):
     lossless: ClassVar[bool] = False
     """Whether the press keeps everything, so that a sweep runs it once, at ratio 0."""
 
+    whole_context: ClassVar[bool] = False
+    """Whether the method itself passes over the whole cached context again, or moves its positions."""
+
+    @property
+    def needs_whole_context(self) -> bool:
+        """Whether this press or one inside it cannot compress a context chunk by chunk while it is being read."""
+        inside = [value for _, value in self._options() if isinstance(value, BasePress)]
+        return self.whole_context or any(press.needs_whole_context for press in inside)
+
+    holds_hidden: ClassVar[bool] = False
+    """Whether what the press observes holds the hidden states of every layer until it selects."""
+
     @property
     def own_budget(self) -> bool:
         """Whether a field of the press sets its budget: then every ratio above 0 means that budget, and a sweep runs the press once."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class BlockPress(ScoreWrapperPress):
     press: ScorerPress = KeyDiffPress()
     compression_ratio: float | None = None  # type: ignore[assignment]
     block_size: int = 128
+
+    holds_hidden: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse empty blocks."""

@@ -84,6 +84,11 @@ class FinchPress(ScorerPress):
         """Whether keys stay as they are."""
         return not self.rerotate_keys
 
+    @property
+    def needs_whole_context(self) -> bool:
+        """Whether keys move: then all of them must be there."""
+        return self.rerotate_keys
+
     def next_position(self, selections: Sequence[Selection]) -> int:
         """The number of kept entries where keys move, else the context's length."""
         return int(selections[0].counts.max()) if self.rerotate_keys else super().next_position(selections)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class KeyRerotationPress(WrapperPress):
         press: that selects.
         compression_ratio: fraction of entries removed, in [0, 1).
     """
+
+    whole_context: ClassVar[bool] = True
 
     press: BasePress = KnormPress()
     compression_ratio: float | None = None  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class KVComposePress(BasePress):
         add_mean_across_heads: whether the mean over the KV heads is added to each head's score.
         keep_token_lower_bound: entries that every head of every layer keeps, as far as the budget goes.
     """
+
+    whole_context: ClassVar[bool] = True
 
     compression_ratio: float = 0.0
     structured: bool = True

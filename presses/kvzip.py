@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class KVzipPress(BasePress):
         kvzip_plus_normalization: KVzip+: multiply by the norm of what the value adds to the hidden state, divide by that of the state.
         chunk_size: tokens of the context repeated in one pass.
     """
+
+    whole_context: ClassVar[bool] = True
 
     compression_ratio: float = 0.0
     layerwise: bool = False

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kvcache.observation import block_size
 from kvcache.selection import Selection, gather
 from presses.base import BasePress
 from presses.snapkv import SnapKVPress
@@ -84,8 +85,9 @@ def nearest(keys: Tensor, kept: Selection, evicted: Selection) -> tuple[Tensor, 
     directions = functional.normalize(keys.float(), dim=-1, eps=SMALLEST)
     stays, absent = gather(directions, kept.positions).transpose(2, 3), _padding(kept)[:, :, None]
     parts = []
-    for start in range(0, evicted.positions.shape[-1], EVICTED_BLOCK):
-        cosines = gather(directions, evicted.positions[..., start : start + EVICTED_BLOCK]) @ stays  # (B, H, e, K)
+    n = block_size(keys.shape[0] * keys.shape[1], kept.positions.shape[-1], EVICTED_BLOCK)
+    for start in range(0, evicted.positions.shape[-1], n):
+        cosines = gather(directions, evicted.positions[..., start : start + n]) @ stays  # (B, H, e, K)
         parts.append(cosines.masked_fill_(absent, float("-inf")).max(dim=-1))
     similarity = torch.cat([part.values for part in parts], dim=-1)
     target = torch.cat([part.indices for part in parts], dim=-1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache.observation import QUERY_BLOCK, LayerObservation
+from kvcache.observation import LayerObservation, block_size
 from presses.scorer import ScorerPress, pin
 
 
@@ -63,9 +63,10 @@ def redundancy(keys: Tensor, threshold: float) -> Tensor:
     tokens = keys.shape[2]
     at = torch.arange(tokens, device=keys.device)
     sums = unit.new_zeros(keys.shape[:3])
-    for start in range(0, tokens, QUERY_BLOCK):
-        rows = at[start : start + QUERY_BLOCK, None]
-        cosines = (unit[:, :, start : start + QUERY_BLOCK] @ unit.transpose(2, 3)).masked_fill(rows == at, 0)
+    n = block_size(unit.shape[0] * unit.shape[1], tokens)
+    for start in range(0, tokens, n):
+        rows = at[start : start + n, None]
+        cosines = (unit[:, :, start : start + n] @ unit.transpose(2, 3)).masked_fill(rows == at, 0)
         latest = torch.where(cosines > threshold, at, -1).amax(-1, keepdim=True)  # (B, H, n, 1), -1: none is similar
         sums += cosines.masked_fill(latest == at, 0).sum(2)
     return (sums / tokens).softmax(-1)

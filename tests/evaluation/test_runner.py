@@ -246,3 +246,23 @@ def test_in_query_aware_runs_every_question_has_a_map_of_its_own(model_folder: P
         (question,) = one.questions.values()
         assert question and one.text.endswith(question)
         assert all(len(counts) == found[key]["context_tokens"] for key, counts in one.counts.items())
+
+
+def test_a_chunked_prefill_is_recorded_with_its_peak_and_stands_in_lines_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+    short = ["press=knorm", "compression_ratio=0.5", "benchmark.tasks=[niah_single_1]", "limit=1"]
+    run(model_folder, tmp_path, *short)
+    done = run(model_folder, tmp_path, *short, "prefill=chunked", "prefill_chunk=500")
+    assert "knorm (prefill chunked/500)" in done.stdout
+    of = {(r["press"], r["prefill"]): r for r in records(tmp_path)}
+    assert set(of) == {(press, prefill) for press in ("none", "knorm") for prefill in ("shared", "chunked/500")}
+    tokens = of["knorm", "shared"]["context_tokens"]
+    chunks = [500] * (tokens // 500) + [tokens % 500]
+    assert of["knorm", "chunked/500"]["kept_entries"] == [sum(n // 2 for n in chunks)] * 3
+    assert of["knorm", "shared"]["peak_entries"] == tokens * 2 * 3
+    assert of["knorm", "chunked/500"]["peak_entries"] == max(sum(n // 2 for n in chunks[:at]) + chunks[at] for at in range(len(chunks))) * 6
+    maps = {key: counts for one in read_kept_maps([tmp_path]) for key, counts in one.counts.items()}
+    assert maps[of["knorm", "chunked/500"]["key"]].sum() == sum(of["knorm", "chunked/500"]["kept_entries"]) * 2
+    refused = run(model_folder, tmp_path, "press=kvzip", "prefill=chunked", "prefill_chunk=500", code=2)
+    assert "press kvzip needs the whole context" in refused.stdout + refused.stderr
+    refused = run(model_folder, tmp_path, *short, "prefill=chunked", code=2)
+    assert "prefill=chunked with prefill_chunk=None" in refused.stdout + refused.stderr

@@ -29,3 +29,19 @@ def test_33_variants_from_one_prefill_answer_as_33_runs(smollm2: LoadedModel, mo
         assert alone["answer"] == answer, (press.name, ratio)
     assert len(forwards) == 1 + 33
     assert sample.references[0] in together[0][0]
+
+
+@pytest.mark.slow
+def test_compressing_while_reading_needs_less_cache_and_still_finds_the_needle(smollm2: LoadedModel) -> None:
+    (sample,) = RulerBenchmark(tasks=("niah_single_1",), length=2048).samples(smollm2.tokenizer, smollm2.window, 1)
+    question = Question(sample.question, sample.answer_prefix, 16)
+    variants = [(presses()[name].load()(), 0.5) for name in ("snapkv", "keydiff")]
+    shared = CompressingPipeline(smollm2.model, smollm2.tokenizer, prefill_chunk=256)
+    chunked = CompressingPipeline(smollm2.model, smollm2.tokenizer, prefill="chunked", prefill_chunk=256)
+    whole, pieces = (pipeline(sample.context, question=question, press=variants).results for pipeline in (shared, chunked))
+    for one, other in zip(whole, pieces, strict=True):
+        assert one.context.peak_entries is None
+        assert other.context.bytes <= one.context.bytes
+        assert other.context.peak_entries < 0.65 * one.context.full_entries
+        assert max(other.answer.cache_bytes) <= max(one.answer.cache_bytes)
+    assert sample.references[0] in pieces[1].answer.text

@@ -1,0 +1,76 @@
+"""The stated bound holds for what the operating system measures, in a fresh process per case; nothing grows with T x T."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_model
+
+from pipeline.memory import Shape, memory_plan
+from pipeline.pipeline import MAX_BATCH_BYTES, MAX_CONTEXT_BYTES
+from pipeline.prefill import Variant
+from presses import AdaKVPress, KnormPress, MergingPress, NonePress, SnapKVPress
+
+SHAPE = Shape.of(tiny_model("llama"))
+BOUNDS = {"max_batch_bytes": MAX_BATCH_BYTES, "max_context_bytes": MAX_CONTEXT_BYTES}
+
+
+def measured(tokens: int, variants: int, *options: str, timeout: int = 900) -> dict[str, float]:
+    """Bytes that a sweep in a process of its own planned and took beside what was held before it."""
+    script = Path(__file__).with_name("memory_of_a_sweep.py")
+    folders = os.pathsep.join(str(script.parents[up]) for up in (2, 1))
+    command = [sys.executable, str(script), str(tokens), str(variants), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": folders})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] - found["at_start"] <= found["planned"], found
+    return found
+
+
+@pytest.mark.parametrize("variants", [8, 64])
+def test_a_sweep_stays_within_its_plan_at_1k(variants: int) -> None:
+    assert measured(1024, variants)["answers"] == 2 * variants
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [1024, 8192, 32768, 131072])
+@pytest.mark.parametrize("variants", [1, 8, 64])
+def test_a_sweep_stays_within_its_plan(tokens: int, variants: int) -> None:
+    measured(tokens, variants)
+
+
+def test_nested_variants_are_planned_once_and_others_each() -> None:
+    def stored(*variants: Variant, chunked: bool = False) -> float:
+        return memory_plan(SHAPE, 1000, variants, 50, chunked=chunked, prefill_chunk=100, **BOUNDS).stored / (SHAPE.token * 1000)
+
+    nested = [Variant(SnapKVPress(), ratio) for ratio in (0.25, 0.5, 0.75)]
+    mask = 1 / (2 * 16 * 4)  # a byte per entry beside 2 · d numbers of 4 bytes
+    assert stored(*nested) == pytest.approx(0.75 + 3 * mask)
+    assert stored(Variant(AdaKVPress(), 0.75), Variant(AdaKVPress(), 0.5)) == pytest.approx(0.75 + 2 * mask)
+    assert stored(*nested, Variant(KnormPress(), 0.5)) == pytest.approx(4 * mask), "more than all: the full cache is read in place"
+    assert stored(*nested, Variant(NonePress(), 0.0)) == pytest.approx(4 * mask), "the full cache is there in any case"
+    merged = Variant(MergingPress(KnormPress()), 0.5)
+    assert stored(merged, Variant(NonePress(), 0.0)) == pytest.approx(0.5 + 2 * mask), "changed entries are copies"
+    assert stored(*nested, chunked=True) == pytest.approx(1.5 + 3 * mask, abs=0.01), "each reads alone"
+
+
+def test_the_plan_is_linear_in_the_context_and_counts_every_part() -> None:
+    variants = [Variant(SnapKVPress(), 0.5), Variant(NonePress(), 0.0)]
+    short, long = (memory_plan(SHAPE, tokens, variants, 50, **BOUNDS) for tokens in (10_000, 1_000_000))
+    assert 10 * short.reading < long.reading <= 100 * short.reading
+    assert short.full_cache == 3 * 2 * 2 * 16 * 4 * 10_000
+    assert short.total >= short.weights + short.full_cache + short.evidence + short.work + short.stored + short.decoding
+    many = memory_plan(SHAPE, 10_000, variants, 50, contexts=1000, **BOUNDS)
+    assert many.contexts == max(MAX_CONTEXT_BYTES, short.reading)
+    assert many.decoding > short.decoding
+    told = str(short)
+    assert told.startswith(f"at most {short.total / 2**20:,.0f} MiB") and "full cache" in told
+
+
+@pytest.mark.slow
+def test_33_variants_of_a_4k_context_on_the_embedded_model_take_at_most_4_gb() -> None:
+    found = measured(4096, 33, "snapkv,knorm,keydiff,streaming_llm,tova,expected_attention,observed_attention,adakv", "smollm2")
+    assert found["peak"] <= 4e9, found
