@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,16 @@ class DecodingObservation(LayerObservation):
         attention = attention * self.valid.repeat_interleave(self.group, dim=1)[:, :, None]
         return attention / attention.sum(-1, keepdim=True)
 
+    def with_tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Self:
+        """The same entries, with the hidden states and rotations of more of the last tokens, each (1, n, *)."""
+        return replace(self, hidden=hidden, cos=cos, sin=sin, _memo={})
+
+    def new_tokens(self) -> LayerObservation:
+        """The last n tokens as if they were all of the context: what scores entries one by one needs no more."""
+        n = self.hidden.shape[1]
+        keys, values = self.keys[:, :, -n:], self.values[:, :, -n:]
+        return LayerObservation(self.index, self.module, self.hidden, keys, values, self.cos, self.sin, self.rope, self.fingerprints)
+
     def keys_before_rope(self) -> Tensor:
         """Refused.
 
@@ -67,6 +77,16 @@ class DecodingObservation(LayerObservation):
 
 class Follower(ABC):
     """Acts on one layer of one row, after each forward pass; made anew for every row, so it may hold state."""
+
+    def held_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
+        """Bytes that the state takes at most.
+
+        Args:
+            entries: of the row in this layer, over all heads, before anything is dropped.
+            tokens: of the question and of the answer.
+            token_bytes: of the hidden state and the rotary factors of one token.
+        """
+        return 0
 
     @abstractmethod
     def follow(self, layer: DecodingObservation) -> Selection | None:
@@ -114,7 +134,7 @@ def _act(
     selection = follower.follow(seen)
     if selection is None:
         return
-    selection = Selection(selection.keep & valid)
+    selection = replace(selection, keep=selection.keep & valid)
     if bool((selection.counts == 0).any()):
         raise ValueError(f"a press emptied a head of layer {index} while decoding; it must leave one entry")
     if bool((selection.keep == valid).all()) and type(follower).apply is Follower.apply:
@@ -130,8 +150,3 @@ def _act(
         storage = Storage(kept_keys[0], kept_values[0], kept_positions, before.window)
         storage = storage if before.bits is None else storage.quantised(before.bits, counts, movable=True)
     layer.replace_row(row, Kept(storage, None if bool((counts == kept_keys.shape[2]).all()) else counts))
-
-
-def with_tokens(layer: DecodingObservation, hidden: Tensor, cos: Tensor, sin: Tensor) -> DecodingObservation:
-    """The same entries, with the hidden states and rotations of more of the last tokens, each (1, n, *)."""
-    return replace(layer, hidden=hidden, cos=cos, sin=sin, _memo={})

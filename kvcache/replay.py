@@ -69,7 +69,7 @@ class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> None:
-    """Let the model read `token_ids` (B, n), which continue the context of `prefill`.
+    """Let the model read `token_ids` (B, n), or embeddings (B, n, D), which continue the context of `prefill`.
 
     Calls `on_layer` after the attention of every observed layer, once per piece of the replay (of `PIECE` tokens, or less). Its
     observation is of the replay: hidden states, queries and rotary factors of the tokens that the layer has just read, keys and values
@@ -119,6 +119,7 @@ def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservati
     decoder, modules = decoder_of(prefill.model), attention_modules(prefill.model)
     start = prefill.cache.get_seq_length()
     layers = [ReplayLayer(layer, start) for layer in prefill.cache.layers]
+    ids = token_ids if token_ids.dim() == 2 else None
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         index: int = module.layer_idx  # type: ignore[assignment]
@@ -126,9 +127,7 @@ def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservati
         cos, sin = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]
         own = layers[index]
         hidden, keys, values, cos, sin = (tensor.detach() for tensor in (hidden, own.own_keys, own.own_values, cos, sin))
-        on_layer(
-            LayerObservation(index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), token_ids), output[0]
-        )
+        on_layer(LayerObservation(index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), ids), output[0])
 
     cache = Cache(layers=layers)
     with ExitStack() as stack:
@@ -136,7 +135,7 @@ def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservati
         for index in prefill.layers:
             stack.callback(modules[index].register_forward_hook(watch, with_kwargs=True).remove)
         for piece in token_ids.split(PIECE, dim=1):
-            given: dict[str, Any] = {"input_ids": piece}
+            given: dict[str, Any] = {"input_ids": piece} if piece.dim() == 2 else {"inputs_embeds": piece}
             if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
                 given = {"inputs_embeds": prefill.model.get_input_embeddings()(piece).detach().requires_grad_()}  # type: ignore[operator]
             positions = torch.arange(piece.shape[1], device=piece.device)[None] + cache.get_seq_length()

@@ -102,6 +102,28 @@ def gather(entries: Tensor, positions: Tensor) -> Tensor:
     return entries.gather(2, positions[..., None].expand(*positions.shape, entries.shape[-1]))
 
 
+def shorten(scores: Tensor, tokens: int, short: int, total: int) -> Tensor:
+    """(B, N) entries that N heads or layers of `tokens` entries keep, `total` in all: those of lowest score are cut to `short`.
+
+    The last one that is cut keeps what is missing to the total. Where cutting all of them to `short` is not enough, all keep less, evenly.
+    """
+    n = scores.shape[-1]
+    removed, room = n * tokens - total, tokens - short
+    rank = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
+    if removed > n * room:
+        base, extra = divmod(total, n)
+        return base + (rank >= n - extra).long()
+    whole, rest = divmod(removed, room) if room > 0 else (0, 0)
+    return torch.where(rank < whole, short, torch.where(rank == whole, tokens - rest, tokens))
+
+
+def ends(counts: Tensor, first: int, tokens: int) -> Tensor:
+    """(…, T) bool: of `counts` (…) entries the first `first` positions, and the others at the end, at least one."""
+    at = torch.arange(tokens, device=counts.device)
+    sinks = (counts - 1).clamp(max=first)[..., None]
+    return (at < sinks) | (at >= tokens - (counts[..., None] - sinks))
+
+
 def apportion(weights: Sequence[float], total: int, least: int, most: int) -> list[int]:
     """Whole numbers that sum to `total`, near `least` each and the rest in proportion to the weights, none above `most`.
 

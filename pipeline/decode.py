@@ -310,7 +310,10 @@ def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing
 
 
 def row_bytes(model: nn.Module, row: Row) -> int:
-    """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits."""
+    """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits.
+
+    Where something acts on the row, also what that remembers, and entries of the row's own in the place of shared ones.
+    """
     tail = len(row.question_ids) + row.question.max_new_tokens
     storages = [kept.storage for kept in row.context.layers]
     entries, sizes = [one.length for one in storages], [one.heads * one.size * one.read_dtype.itemsize for one in storages]
@@ -320,7 +323,14 @@ def row_bytes(model: nn.Module, row: Row) -> int:
         for kept in row.context.layers
         if kept.counts is not None
     )
-    return masks + 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(config.get_text_config().vocab_size)
+    text = config.get_text_config()
+    total = masks + 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(text.vocab_size)
+    for kept, follower in zip(row.context.layers, row.followers(), strict=True):
+        if follower is not None:
+            token = (int(text.hidden_size) + 2 * kept.storage.size) * kept.storage.keys.element_size()
+            everything = (kept.storage.keys.shape[1] + tail) * kept.storage.keys.shape[0]
+            total += kept.bytes() + follower.held_bytes(everything, tail, token)
+    return total
 
 
 def _attention_bytes(model: nn.Module, length: int) -> int:

@@ -290,7 +290,7 @@ class PrefilledContext:
                 sum(kept.bytes() for kept in self.full),
                 [share_kept(selections.get(ratio, ()), positions) for positions in watched],
                 seconds,
-                keeping_heads(selections[ratio]) if count_kept and ratio in selections else None,
+                keeping_heads(selections[ratio])[: self.tokens] if count_kept and ratio in selections else None,
             )
             for variant, ratio in enumerate(ratios)
         ]

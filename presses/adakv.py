@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class AdaKVPress(ScoreWrapperPress):
     press: ScorerPress = SnapKVPress()
     compression_ratio: float | None = None  # type: ignore[assignment]
     alpha_safeguard: float = 0.2
+
+    layer_by_layer: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1]."""

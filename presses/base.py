@@ -44,10 +44,24 @@ class BasePress(ABC):
     holds_hidden: ClassVar[bool] = False
     """Whether what the press observes holds the hidden states of every layer until it selects."""
 
+    adds_entries: ClassVar[bool] = False
+    """Whether entries of the press's own join the cache: then a selection spans more than the context's."""
+
+    layer_by_layer: ClassVar[bool] = False
+    """Whether `select` needs of a layer only its scores (B, H, T) and no other layer, so that it may act while decoding too."""
+
     @property
     def own_budget(self) -> bool:
         """Whether a field of the press sets its budget: then every ratio above 0 means that budget, and a sweep runs the press once."""
         return False
+
+    @property
+    def claims_ratio(self) -> bool:
+        """Whether at ratio r no more than 1 - r of the full cache's bytes are left.
+
+        Else the ratio is of something else, as the press's docstring says, and only the measured `kept_fraction` tells what is left.
+        """
+        return True
 
     @abstractmethod
     def observe(self, layer: LayerObservation) -> Any:

@@ -1,10 +1,11 @@
 """CAKE: layers whose attention is spread out and moves get more of the cache.
 
-A = attention of the last `window_size` queries to the earlier tokens, averaged over heads. preference of a layer = H^(1/τ₁) · V^(1/τ₂),
-H = Σ_t −ā_t log ā_t of the mean over the window (spatial dispersion), V = Σ_t Var_i(a_it) (temporal shift); a layer's budget is its share
-of the preferences. score_t = pool( Mean_i(a_it) + γ · Var_i(a_it) ) per KV head; the window is kept.
+a = attention of the last `window_size` queries i to the earlier tokens t, per query head. preference of a layer = H^(1/τ₁) · V^(1/τ₂),
+H = Σ −a_it log a_it over heads, queries and tokens (spatial dispersion), V = Σ Var_i(a_it) over heads and tokens (temporal shift); a
+layer's budget is its share of the preferences. score_t = pool( Mean_i(a_it) + γ · Var_i(a_it) ) per KV head; the window is kept. Variances
+have Bessel's correction.
 Source: Qin et al. 2025, "CAKE: Cascading and Adaptive KV Cache Eviction with Layer Preferences", arXiv 2503.12491; authors' repository
-antgroup/cakekv.
+antgroup/cakekv, cake/model/modify_llama.py.
 Differs: budgets are set once all layers are read, which gives the sizes that the cascade ends with. τ₁ and τ₂ are tuned per model
 by the authors; 1 here. The window's attention is averaged over the query heads of a group.
 Cost: one attention of `window_size` queries per layer.
@@ -62,7 +63,7 @@ class CAKEPress(BasePress):
         if scores.shape[-1]:
             scores = functional.avg_pool1d(scores, self.kernel_size, stride=1, padding=self.kernel_size // 2)
         scores = pin(functional.pad(scores, (0, window)), last=window)
-        return scores, preference(attention.mean(1), self.tau1, self.tau2)
+        return scores, preference(attention, self.tau1, self.tau2)
 
     def select(self, evidence: Sequence[tuple[Tensor, Tensor]], ratio: float) -> list[Selection]:
         """The top entries of every head, as many as the layer's share of the preferences gives."""
@@ -75,12 +76,12 @@ class CAKEPress(BasePress):
 
 
 def preference(attention: Tensor, tau1: float, tau2: float) -> Tensor:
-    """(B,): dispersion^(1/tau1) · shift^(1/tau2) of attention (B, w, n)."""
-    dispersion = torch.special.entr(attention.mean(1)).sum(-1)
-    shift = variance(attention, 1).sum(-1)
+    """(B,): dispersion^(1/tau1) · shift^(1/tau2) of attention (B, heads, w, n)."""
+    dispersion = torch.special.entr(attention).sum((1, 2, 3))
+    shift = variance(attention, 2).sum((1, 2))
     return dispersion.clamp(min=0) ** (1 / tau1) * shift ** (1 / tau2)
 
 
 def variance(entries: Tensor, dim: int) -> Tensor:
-    """Mean squared distance from the mean along `dim`; of no entries, nothing (torch's own warns)."""
-    return (entries - entries.mean(dim, keepdim=True)).square().mean(dim)
+    """Variance along `dim`, with Bessel's correction; of fewer than two entries 0 (torch's own warns)."""
+    return (entries - entries.mean(dim, keepdim=True)).square().sum(dim) / max(1, entries.shape[dim] - 1)

@@ -58,6 +58,13 @@ class ComposedPress(WrapperPress):
         super().__post_init__()
         if not isinstance(self.then, BasePress):
             raise ValueError(f"ComposedPress(press, then) takes two presses, got {self.then!r}; nest it for more")
+        if self.then.adds_entries:
+            raise ValueError(f"{self.then.name} adds entries of its own to the cache, so it cannot come second; use it alone")
+
+    @property
+    def claims_ratio(self) -> bool:
+        """Whether one of both does, at the ratio of the whole."""
+        return self.press.claims_ratio or (self.then.claims_ratio and not self.then.compression_ratio)
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Any]:
         """What both observe."""

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache.following import DecodingObservation, Follower, with_tokens
+from kvcache.following import DecodingObservation, Follower
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, Threshold, gather
+from kvcache.selection import Selection, Threshold, gather, ratio_for
 from presses.base import BasePress
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
-from presses.wrapper import ScoreWrapperPress
+from presses.wrapper import ScoreWrapperPress, WrapperPress
 
 
 class ScoreFollower(Follower):
@@ -36,38 +36,58 @@ class ScoreFollower(Follower):
         self.passes = 0
         self.buffer: list[Tensor] = []
 
+    def held_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
+        """The hidden states and rotary factors of the last tokens."""
+        return min(self.buffer_size, tokens) * token_bytes
+
     def follow(self, layer: DecodingObservation) -> Selection | None:
         """The best `target` entries of every head, when it is time."""
+        self.remember(layer)
+        target = self.target(layer.next_position)
+        if self.passes < self.interval and layer.hidden.shape[1] < target:
+            return None
+        recent = layer.with_tokens(*self.buffer)
+        self.passes, self.buffer = 0, []
+        return self.choose(recent, target)
+
+    def remember(self, layer: DecodingObservation) -> None:
+        """Count the pass, and hold its tokens for scorers that look at queries."""
         self.passes += 1
         new = [layer.hidden, *(factor.expand(1, layer.hidden.shape[1], -1) for factor in (layer.cos, layer.sin))]
         if self.buffer:
             new = [torch.cat(parts, dim=1) for parts in zip(self.buffer, new, strict=True)]
         self.buffer = [part[:, -self.buffer_size :] for part in new]
-        target = self.target(layer.next_position)
-        if self.passes < self.interval and layer.hidden.shape[1] < target:
-            return None
-        recent = with_tokens(layer, *self.buffer)
-        self.passes, self.buffer = 0, []
+
+    def choose(self, layer: DecodingObservation, target: int) -> Selection | None:
+        """The best `target` entries of every head; or, where heads compete, on average; None where there are no more."""
         assert layer.valid is not None
         counts = layer.valid.sum(-1)
+        if self.press.layer_by_layer:
+            if int(counts.sum()) <= target * counts.numel():
+                return None
+            return self.press.select([self.scores(layer, target)], ratio_for(layer.tokens, target))[0]
         if bool((counts <= target).all()):
             return None
-        return Selection.top(self._scores(recent, layer.valid), counts.clamp(max=target))
+        return Selection.top(self.scores(layer, target), counts.clamp(max=target))
 
-    def _scores(self, layer: DecodingObservation, valid: Tensor) -> Tensor:
-        """(1, H, K), padding last; where heads keep different numbers, each head is scored on its own entries."""
-        ratio = 1 - (self.target(layer.next_position) + 0.5) / layer.tokens
-        if bool(valid.all()):
-            return self._score(layer, max(0.0, ratio))
-        scores = torch.full(valid.shape, float("-inf"), device=valid.device)
-        for head in range(valid.shape[1]):
-            own = valid[0, head]
-            alone = replace(layer, keys=layer.keys[:, :, own], values=layer.values[:, :, own], _memo={})
-            scores[0, head, own] = self._score(alone, max(0.0, ratio))[0, head].float()
+    def scores(self, layer: DecodingObservation, target: int) -> Tensor:
+        """(1, H, K), -inf for padding; where heads keep different numbers, each head is scored on its own entries."""
+        assert layer.valid is not None
+        ratio = max(0.0, 1 - (target + 0.5) / layer.tokens)
+        if bool(layer.valid.all()):
+            return self._score(replace(layer, valid=None, _memo={}), ratio)
+        scores = torch.full(layer.valid.shape, float("-inf"), device=layer.valid.device)
+        for head in range(layer.valid.shape[1]):
+            own = layer.valid[0, head]
+            alone = replace(layer, keys=layer.keys[:, :, own], values=layer.values[:, :, own], valid=None, _memo={})
+            scores[0, head, own] = self._score(alone, ratio)[0, head].float()
         return scores
 
     def _score(self, layer: DecodingObservation, ratio: float) -> Tensor:
-        scores: Tensor = self.press.scores_at([self.press.observe(layer)], ratio)[0]
+        seen = self.press.observe(layer)
+        scores: Tensor = seen if self.press.layer_by_layer else self.press.scores_at([seen], ratio)[0]
+        if not isinstance(scores, Tensor) or scores.shape != layer.keys.shape[:3]:
+            raise ValueError(f"{self.press.name} does not rank entries by one score each, so it cannot act while decoding; give a scorer")
         return scores
 
 
@@ -115,15 +135,17 @@ def check_scorer(press: BasePress, interval: int, buffer_size: int) -> None:
     """Refuse what cannot act while decoding.
 
     Raises:
-        ValueError: a press with extra passes, or an interval or buffer that is not positive.
+        ValueError: a press without scores or with extra passes, or an interval or buffer that is not positive.
     """
+    if not (hasattr(press, "scores_at") or press.layer_by_layer):
+        raise ValueError(f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; give one as knorm")
     if getattr(type(press), "probe", BasePress.probe) not in (BasePress.probe, ScoreWrapperPress.probe):
         raise ValueError(f"{press.name} needs extra passes over the context, which do not exist while decoding; give a scorer as knorm")
     if interval < 1 or buffer_size < 1:
         raise ValueError(f"compression_interval={interval} and buffer_size={buffer_size} must be at least 1")
 
 
-class PrefillLeftWhole(ScoreWrapperPress):
+class PrefillLeftWhole(WrapperPress):
     """A press that keeps the whole context, whatever the ratio, and acts while answers are written."""
 
     def observe(self, layer: LayerObservation) -> Tensor:
@@ -140,11 +162,11 @@ class PrefillLeftWhole(ScoreWrapperPress):
 
 
 @dataclass(frozen=True)
-class DecodingPress(PrefillLeftWhole, ScoreWrapperPress):
+class DecodingPress(PrefillLeftWhole):
     """A fixed number of entries while answers are written; the context is read whole.
 
     Attributes:
-        press: that scores the entries.
+        press: that scores the entries; of head-wise budgets, adakv, which keeps `target_size` entries per head on average.
         compression_ratio: of the prefill: 0; see the press `prefill_decoding`.
         compression_interval: forward passes between two compressions; the question is one.
         target_size: entries kept per head.

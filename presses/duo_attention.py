@@ -1,10 +1,12 @@
 """DuoAttention: heads that do not retrieve keep only the first and the most recent tokens.
 
-Every head has a score of how much it retrieves; the round(layers · heads · ratio) lowest of all keep `sink_size` first and `recent_size`
-last tokens, the others everything.
+Every head has a score of how much it retrieves; the lowest of all keep `sink_size` first and `recent_size` last tokens, the others
+everything. As many are short as the ratio of entries needs, the last of them with more recent tokens, so that the budget is met exactly;
+where short heads alone are too many entries, all keep fewer.
 Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5 for scores without training.
-Differs: the budget of short heads is real, so the measured fraction is (1 - ratio) + ratio · (sink + recent)/T, never above 1. Without
-training, the head scores come from the context itself, or from texts by `calibrate`.
+Differs: the ratio is of entries; that of paper and kvpress, of short heads (the round(layers · heads · ratio) lowest), is
+`head_compression_ratio`. The budget of short heads is real, so the measured fraction is then (1 - ratio) + ratio · (sink + recent)/T, never
+above 1. Without training, the head scores come from the context itself, or from texts by `calibrate`.
 Cost: nothing with patterns; else queries and keys of all tokens once more, per layer.
 """
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
 from kvcache.projections import rotate
-from kvcache.selection import Selection, check_ratio
+from kvcache.selection import Selection, budget, check_ratio, ends, shorten
 from kvcache.weights import checked, last_part, model_name, read, show
 from presses.base import BasePress
 from presses.scorer import mean_over_group
@@ -63,8 +65,8 @@ class DuoAttentionPress(BasePress):
     """Retrieval heads and streaming heads.
 
     Attributes:
-        compression_ratio: fraction of heads that are short, where `head_compression_ratio` is not given.
-        head_compression_ratio: the same, fixed; it is the budget, whatever ratio a sweep asks.
+        compression_ratio: fraction of entries removed, in [0, 1), where `head_compression_ratio` is not given.
+        head_compression_ratio: fraction of heads that are short; it is the budget, whatever ratio a sweep asks.
         on_the_fly_scoring: whether the context itself tells the heads apart, instead of a trained pattern.
         sink_size: first tokens that short heads keep; None for the pattern's.
         recent_size: last tokens that short heads keep; None for the pattern's.
@@ -124,11 +126,14 @@ class DuoAttentionPress(BasePress):
     def select(self, evidence: Sequence[HeadScores], ratio: float) -> list[Selection]:
         """Everything in retrieval heads, both ends in the others."""
         scores = torch.stack([seen.scores[..., 0] for seen in evidence], dim=1)  # (B, L, H)
-        short = Selection.top(-scores.flatten(1)[:, None], self._short_heads(scores[0].numel(), ratio)).keep.view_as(scores)
-        at = torch.arange(evidence[0].scores.shape[-1], device=scores.device)
-        ends = [(at < seen.sink_size) | (at >= len(at) - max(1, seen.recent_size)) for seen in evidence]
-        kept = zip(ends, short.unbind(1), evidence, strict=True)
-        return [Selection((end | ~heads[..., None]).expand(seen.scores.shape)) for end, heads, seen in kept]
+        heads, tokens = scores[0].numel(), evidence[0].scores.shape[-1]
+        sink, size = evidence[0].sink_size, min(tokens, evidence[0].sink_size + max(1, evidence[0].recent_size))
+        if self.head_compression_ratio is None:
+            counts = shorten(scores.flatten(1), tokens, size, heads * budget(tokens, ratio)).view_as(scores)
+        else:
+            short = Selection.top(-scores.flatten(1)[:, None], self._short_heads(heads)).keep.view_as(scores)
+            counts = torch.where(short, size, tokens)
+        return [Selection(ends(layer, sink, tokens)) for layer in counts.expand(len(evidence[0].scores), -1, -1).unbind(1)]
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write a pattern, in the authors' format: the heads' scores without training, averaged over the pieces."""
@@ -136,12 +141,14 @@ class DuoAttentionPress(BasePress):
         (folder / "full_attention_heads.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (folder / "config.json").write_text(json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE}), encoding="utf-8")
 
-    def _short_heads(self, heads: int, ratio: float) -> int:
-        return round(heads * (ratio if self.head_compression_ratio is None else self.head_compression_ratio))
+    def _short_heads(self, heads: int) -> int:
+        return round(heads * (self.head_compression_ratio or 0.0))
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
-        """Exact where the size of short heads is given; else they keep at least one entry and at most all."""
-        short = self._short_heads(layers * heads, ratio)
+        """Exact by ratio, or where the size of short heads is given; else these keep at least one entry and at most all."""
+        if self.head_compression_ratio is None:
+            return super().entries(layers, heads, tokens, ratio)
+        short = self._short_heads(layers * heads)
         full = (layers * heads - short) * tokens
         if self.on_the_fly_scoring or (self.sink_size is not None and self.recent_size is not None):
             sink = SINK_SIZE if self.sink_size is None else self.sink_size

@@ -8,6 +8,7 @@ Cost: that of both presses.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kvcache.following import Follower
 from kvcache.selection import Threshold
@@ -45,3 +46,6 @@ class PrefillDecodingPress(WrapperPress):
     def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """As the second press does."""
         return self.decoding.while_decoding(ratio)
+
+    def notes(self, seen: Any) -> None:
+        """Nothing: what the first press saw would mislead the second."""

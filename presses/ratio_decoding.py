@@ -14,11 +14,10 @@ from kvcache.selection import Threshold, budget
 from presses.decoding import PrefillLeftWhole, ScoreFollower, check_scorer
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
-from presses.wrapper import ScoreWrapperPress
 
 
 @dataclass(frozen=True)
-class RatioDecodingPress(PrefillLeftWhole, ScoreWrapperPress):
+class RatioDecodingPress(PrefillLeftWhole):
     """A share of all tokens while answers are written; the context is read whole.
 
     Attributes:
@@ -37,6 +36,11 @@ class RatioDecodingPress(PrefillLeftWhole, ScoreWrapperPress):
         """Refuse scorers that need more than a cache."""
         super().__post_init__()
         check_scorer(self.press, self.compression_interval, self.buffer_size)
+
+    @property
+    def claims_ratio(self) -> bool:
+        """No: the ratio is of the text while an answer is written."""
+        return False
 
     def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """Keeps `budget(tokens so far, ratio)` entries at every interval; at ratio 0 there is nothing to do."""

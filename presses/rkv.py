@@ -5,7 +5,9 @@ R = softmax over t of the mean over j of cos(k_j, k_t), where j ≠ t and the mo
 (cosine above `threshold`) is not counted, so that the latest of several repetitions stays. The window is kept.
 Source: Cai et al. 2025, "R-KV: Redundancy-aware KV Cache Compression for Reasoning Models", arXiv 2505.24133; authors' repository
 Zefan-Cai/R-KV.
-Differs: applied once, after the prefill (the paper evicts while decoding). Similarities are summed in blocks, no T x T matrix.
+Differs: applied once, after the prefill; inside `decoding`, at every interval, as in the paper. The largest attention of a group is
+taken (the authors: the largest logit, then the softmax over the tokens before the window). A key that nothing is similar to spares no
+token (in the authors' code, the first one). Similarities are summed in blocks, no T x T matrix.
 Cost: one attention of `window_size` queries and all products of keys with keys, per layer.
 """
 

@@ -3,8 +3,9 @@
 laziness of a layer = attention of the last `n_last` tokens to the first `n_initial` and the last `n_recent` positions, averaged over
 heads; a lazy layer keeps `n_initial` first and `n_recent - n_last` last tokens, any other all.
 Source: Zhang et al. 2024, arXiv 2410.13846; kvpress 0.5.5. Their thresholds: Llama-3 0.9, Llama-2 0.65, Mistral 0.8, Qwen 0.85.
-Differs: works with every attention, and each context of a batch decides for itself. Without a threshold, the laziest
-round(layers · ratio) layers are lazy.
+Differs: works with every attention, and each context of a batch decides for itself. Without a threshold, as many of the laziest layers
+are lazy as the ratio of entries needs, the last of them with more recent tokens, so that the budget is met exactly; where lazy layers
+alone are too many entries (short contexts), all layers keep fewer.
 Cost: one attention of `n_last` queries per layer.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, check_ratio
+from kvcache.selection import Selection, budget, check_ratio, ends, shorten
 from presses.base import BasePress
 
 
@@ -26,7 +27,7 @@ class SimLayerKVPress(BasePress):
     """All or little of a layer.
 
     Attributes:
-        compression_ratio: fraction of layers that are lazy, where no threshold is given.
+        compression_ratio: fraction of entries removed, in [0, 1), where no threshold is given.
         lazy_threshold: laziness above which a layer is lazy; it is the budget, whatever ratio a sweep asks.
         n_last: last tokens whose attention is looked at.
         n_recent: last tokens that count as recent.
@@ -63,13 +64,13 @@ class SimLayerKVPress(BasePress):
     def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
         """Both ends in lazy layers, everything in the others."""
         laziness = torch.stack([seen[:, 0, 0] for seen in evidence], dim=1)  # (B, L)
+        tokens = evidence[0].shape[-1]
+        little = min(tokens, self.n_initial + self._kept_at_the_end(tokens))
         if self.lazy_threshold is None:
-            lazy = Selection.top(laziness[:, None], round(len(evidence) * ratio)).keep[:, 0]
+            counts = shorten(-laziness, tokens, little, len(evidence) * budget(tokens, ratio))
         else:
-            lazy = laziness > self.lazy_threshold
-        at = torch.arange(evidence[0].shape[-1], device=laziness.device)
-        ends = (at < self.n_initial) | (at >= len(at) - self._kept_at_the_end(len(at)))
-        return [Selection((ends | ~lazy[:, i, None, None]).expand(seen.shape)) for i, seen in enumerate(evidence)]
+            counts = torch.where(laziness > self.lazy_threshold, little, tokens)
+        return [Selection(ends(counts[:, i, None], self.n_initial, tokens).expand(seen.shape)) for i, seen in enumerate(evidence)]
 
     def _kept_at_the_end(self, tokens: int) -> int:
         """Tokens that a lazy layer keeps at the end; all, where there is nothing between its windows."""
@@ -77,9 +78,6 @@ class SimLayerKVPress(BasePress):
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """Exact without a threshold; with one, from all layers lazy to none."""
-        little = min(tokens, self.n_initial + self._kept_at_the_end(tokens))
-        if self.lazy_threshold is not None:
-            return layers * heads * little, layers * heads * tokens
-        lazy = round(layers * ratio)
-        exact = heads * (lazy * little + (layers - lazy) * tokens)
-        return exact, exact
+        if self.lazy_threshold is None:
+            return super().entries(layers, heads, tokens, ratio)
+        return layers * heads * min(tokens, self.n_initial + self._kept_at_the_end(tokens)), layers * heads * tokens

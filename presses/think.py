@@ -59,6 +59,11 @@ class ThinKPress(BasePress):
         if self.window_size < 1:
             raise ValueError(f"window_size={self.window_size} must be at least 1 token")
 
+    @property
+    def claims_ratio(self) -> bool:
+        """No: the ratio is of key channels."""
+        return False
+
     def observe(self, layer: LayerObservation) -> tuple[Tensor, Tensor]:
         """Mean square of the window's queries per channel (B, H, 1, d), and all entries (B, H, T)."""
         squares = layer.queries(self.window_size).float().square().mean(dim=2, keepdim=True)

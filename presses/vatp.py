@@ -4,7 +4,7 @@ score_t = s_t · ‖v_t‖₁, s the scores of a press inside (accumulated atten
 Source: Guo, Kamigaito, Watanabe 2024, "Attention Score is Not All You Need for Token Importance Indicator in KV Cache Reduction: Value
 Also Matters", arXiv 2406.12335; authors' repository guozhiyu/vatp.
 Differs: applied once, after the prefill. The authors keep the most recent half of the budget; here `window_size` tokens, whatever the
-ratio.
+ratio, and with summed attention, as their variant of H2O (their other variant averages the last 400 queries).
 Cost: one norm per value, and that of the press inside.
 """
 
@@ -51,8 +51,14 @@ class VATPPress(ScoreWrapperPress):
         return self.press.observe(layer), torch.linalg.vector_norm(layer.values, ord=1, dim=-1, dtype=torch.float32)
 
     def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> Sequence[Tensor]:
-        """Weighted scores (B, H, T), both ends on top."""
+        """Weighted scores (B, H, T), both ends on top.
+
+        Raises:
+            ValueError: a score is negative, so that a larger value would make an entry less important.
+        """
         scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
+        if any(bool((seen < 0).any()) for seen in scores):
+            raise ValueError(f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use one of attention")
         return [pin(seen.float() * norms, self.sinks, self.window_size) for seen, (_, norms) in zip(scores, evidence, strict=True)]
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:

@@ -28,6 +28,8 @@ class WrapperPress(BasePress):
         """Refuse a ratio outside [0, 1), and anything inside that is not a press."""
         if not isinstance(self.press, BasePress):
             raise ValueError(f"{type(self).__name__} is built on a press, got {self.press!r}; give it one such as SnapKVPress()")
+        if self.press.adds_entries and type(self).apply is not WrapperPress.apply:
+            raise ValueError(f"{self.press.name} adds entries of its own to the cache, which {self.name} cannot change; use it alone")
         ratio = self.press.compression_ratio if self.compression_ratio is None else self.compression_ratio
         object.__setattr__(self, "compression_ratio", check_ratio(ratio))
 
@@ -39,6 +41,11 @@ class WrapperPress(BasePress):
     def own_budget(self) -> bool:
         """As the press inside."""
         return self.press.own_budget
+
+    @property
+    def claims_ratio(self) -> bool:
+        """As the press inside."""
+        return self.press.claims_ratio
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
         """What the press inside probes."""

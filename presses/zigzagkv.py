@@ -3,7 +3,8 @@
 need of a layer = smallest number of entries that together hold `coverage` of the attention of the last `window_size` queries, averaged
 over the query heads; a layer's budget is `floor` of the even one and its share of the needs of what remains.
 Source: Zhong et al. 2024, "ZigZagKV: Dynamic KV Cache Compression for Long-context Modeling based on Layer Uncertainty", arXiv 2412.09036.
-Differs: a wrapper around any scorer. The floor is a share of the even budget. Heads of a layer share its budget evenly.
+Differs: a wrapper around any scorer. The floor is a share of the even budget; its 0.5 is ours, no official code says the authors'. Heads
+of a layer share its budget evenly.
 Cost: one attention of `window_size` queries and one sort of it per layer, and that of the press inside.
 """
 

@@ -44,6 +44,9 @@ def weight_file(press: str, kind: str = "mlp") -> str:
         scores = weights.head_scores(LAYERS, HEADS)
         heads = {f"{layer}-{head}": [float(scores[layer, head])] for layer in range(LAYERS) for head in range(HEADS)}
         (folder / "head_scores.json").write_text(json.dumps(heads))
+    elif press == "restorekv":
+        path = folder
+        weights.save_restorekv(folder, LAYERS, HIDDEN)
     else:
         path = folder
         sizes = {"sink_size": weights.DUO_SINK, "recent_size": weights.DUO_RECENT}

@@ -13,7 +13,7 @@ import numpy
 from numpy.typing import NDArray
 
 DATA = Path(__file__).parent.parent / "data"
-FIRST, MORE, SMOLLM2 = "kvpress_kept.npz", "kvpress_kept_more.npz", "kvpress_kept_smollm2.npz"
+FIRST, MORE, SMOLLM2, REST = (f"kvpress_kept{part}.npz" for part in ("", "_more", "_smollm2", "_rest"))
 
 
 class Case(NamedTuple):

@@ -3,6 +3,7 @@
 Only the loading is replaced, by the methods that kvpress has for it; what is done with the weights is kvpress's own.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvpress import (
     KVzipPress,
     LUKVPress,
     QFilterPress,
+    RestoreKVPress,
 )
 from kvpress.presses.fastkvzip_press import FastKVzipGate
 from kvpress.presses.kvzap_press import KVzapConfig, KVzapModel
@@ -118,6 +120,20 @@ class KVzip(_Replaying, KVzipPress):
 
 class KVgrad(_Replaying, KVgradPress):
     """KVgrad that remembers."""
+
+
+class RestoreKV(RestoreKVPress):
+    """RestoreKV with the tokens and the adapter of `weights.save_restorekv`."""
+
+    def post_init_from_model(self, model: PreTrainedModel) -> None:
+        """Make them up."""
+        layers, _, _, _, hidden = shapes(model)
+        self.restore_embeddings = weights.restore_embeddings(hidden)
+        if self.adapter_name not in getattr(model, "peft_config", {}):
+            with tempfile.TemporaryDirectory() as folder:
+                weights.save_restorekv(Path(folder), layers, hidden)
+                model.load_adapter(folder, adapter_name=self.adapter_name)
+        model.disable_adapters()
 
 
 def save_tokenizers(folder: Path) -> None:

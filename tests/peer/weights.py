@@ -3,14 +3,19 @@
 Presses that need trained weights are compared on these; a recording names the function and the arguments are the model's shapes.
 """
 
+import json
+from pathlib import Path
+
 import numpy
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from tiny_models import frozen_normal, frozen_uniform
 from torch import Tensor, ones
 
 DUO_SINK, DUO_RECENT = 16, 64
 KVZAP_HIDDEN = 32
 GATE_DIMENSION, GATE_SINKS = 16, 16
+RESTORE_TOKENS, ADAPTER_RANK = 8, 4
 
 
 def q_filters(layers: int, kv_heads: int, head_dim: int) -> Tensor:
@@ -68,6 +73,24 @@ def gate_states(layers: int, hidden: int, kv_heads: int, group: int) -> list[dic
             state[f"{side}_norm.weight"] = ones(GATE_DIMENSION) + 0.1 * frozen_normal(f"gate {layer} {side}", (GATE_DIMENSION,))
         states.append(state)
     return states
+
+
+def restore_embeddings(hidden: int) -> Tensor:
+    """RestoreKV's learned tokens (8, hidden)."""
+    return frozen_normal("restore_embeddings", (RESTORE_TOKENS, hidden))
+
+
+def save_restorekv(folder: Path, layers: int, hidden: int) -> None:
+    """Write RestoreKV's learned tokens and its adapter of the attention's output, in the format of PEFT."""
+    tensors = {}
+    for layer in range(layers):
+        name = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
+        tensors[f"{name}.lora_A.weight"] = frozen_normal(f"{name} A", (ADAPTER_RANK, hidden)) / hidden**0.5
+        tensors[f"{name}.lora_B.weight"] = frozen_normal(f"{name} B", (hidden, ADAPTER_RANK)) * 0.3
+    config = {"peft_type": "LORA", "r": ADAPTER_RANK, "lora_alpha": 2 * ADAPTER_RANK, "target_modules": ["o_proj"], "bias": "none"}
+    save_file({"restore_embeddings": restore_embeddings(hidden)}, folder / "restore_embeddings.safetensors")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM", "inference_mode": True}))
 
 
 def calibration_texts(count: int = 50, length: int = 300) -> list[str]:

@@ -1,13 +1,19 @@
 """Presses that act while answers are written, in the pipeline: beside other rows, with several questions, measured over time."""
 
+from functools import partial
+
 import pytest
 import torch
 from byte_tokenizer import VOCABULARY, byte_tokenizer
 from tiny_models import tiny_model
 
 from pipeline import CompressingPipeline
+from pipeline.decode import Row, row_bytes
+from pipeline.prompt import Question
 from presses import (
+    CAMPress,
     DecodingPress,
+    DMSPress,
     KeyDiffPress,
     KnormPress,
     NonePress,
@@ -27,6 +33,8 @@ VARIANTS = [
     (DecodingPress(SnapKVPress(window_size=4), compression_interval=3, target_size=50), 0.0),
     (RatioDecodingPress(StreamingLLMPress(), compression_interval=4), 0.6),
     (PrefillDecodingPress(KnormPress(), DecodingPress(SnapKVPress(), compression_interval=1, target_size=40)), 0.25),
+    (CAMPress(KeyDiffPress(), compression_interval=4, target_size=60), 0.0),
+    (DMSPress(KeyDiffPress(), sliding_window_size=12, decoding=True), 0.5),
 ]
 
 
@@ -75,3 +83,21 @@ def test_an_end_on_the_first_token_ends_a_row_that_shrinks(monkeypatch: pytest.M
     results = pipeline(CONTEXT, questions=QUESTIONS, press=VARIANTS).results
     assert {(result.answer.text, result.answer.stop_reason) for result in results} == {("", "eos")}
     assert all(len(result.answer.cache_bytes) == 1 for result in results)
+
+
+def test_memory_of_what_acts_is_counted() -> None:
+    """A batch's bound covers the hidden states held for scorers, and the entries that a row no longer shares."""
+    pipeline = make_pipeline()
+    variants = [
+        (NonePress(), 0.0),
+        *((DecodingPress(KeyDiffPress(), target_size=64, buffer_size=size), 0.0) for size in (1, 8)),
+        VARIANTS[-2],
+    ]
+    results = pipeline(CONTEXT, questions=["who?"], press=variants, max_new_tokens=1).results
+    question = Question("", "", 20)
+    rows = [Row(one.context, [5] * 10, question, partial(one.variant.press.while_decoding, 0.0)) for one in results]
+    full, small, large, cam = (row_bytes(pipeline.model, row) for row in rows)
+    layers, token = len(pipeline.model.model.layers), 4 * (64 + 2 * 16)
+    assert small - full == results[0].context.bytes + layers * token
+    assert large - small == 7 * layers * token
+    assert cam - full > large - full

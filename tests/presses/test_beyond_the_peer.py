@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvcache.selection import apportion
-from presses import ObservedAttentionPress, VATPPress
+from presses import KnormPress, ObservedAttentionPress, VATPPress
 from presses.cake import preference
 from presses.rkv import redundancy
 from presses.zigzagkv import need
@@ -29,10 +29,11 @@ def test_apportion(weights, total: int, least: int, most: int, expected: list[in
 
 
 def test_cake_prefers_attention_that_is_spread_and_moves() -> None:
-    attention = torch.tensor([[[0.5, 0.0], [0.0, 0.5]]])  # mean (1/4, 1/4); variance 1/16 at each
-    expected = (0.5 * log(4)) ** 0.5 * 0.125
-    assert preference(attention, 2.0, 1.0).item() == pytest.approx(expected)
-    assert preference(torch.full((1, 2, 2), 0.25), 1.0, 1.0).item() == 0
+    attention = torch.tensor([[0.5, 0.0], [0.0, 0.5]]).expand(1, 3, 2, 2)  # three heads, two queries
+    # each row -0.5 log 0.5 = 0.5 log 2, six of them; each column deviates by 0.25: 2 · 0.0625 / (2 - 1) = 0.125, six of them
+    assert preference(attention, 2.0, 1.0).item() == pytest.approx((3 * log(2)) ** 0.5 * 0.75)
+    assert preference(torch.full((1, 1, 2, 2), 0.25), 1.0, 1.0).item() == 0
+    assert preference(torch.full((1, 1, 1, 2), 0.25), 1.0, 1.0).item() == 0
 
 
 def test_zigzagkv_counts_the_entries_that_hold_the_attention() -> None:
@@ -54,3 +55,9 @@ def test_vatp_weighs_attention_by_the_value() -> None:
     (weighted,) = press.scores_at([(scores, norms)], 0.5)
     torch.testing.assert_close(weighted[0, 0, 1:], torch.tensor([0.4, 0.6, 0.2]))
     assert press.select([(scores, norms)], 0.5)[0].keep[0, 0].tolist() == [True, False, True, False]
+
+
+def test_vatp_refuses_negative_scores() -> None:
+    press = VATPPress(KnormPress())
+    with pytest.raises(ValueError, match="knorm gives negative"):
+        press.select([(torch.tensor([[[-1.0, -2.0]]]), torch.ones(1, 1, 2))], 0.5)

@@ -226,14 +226,26 @@ def test_duo_attention_measures_what_it_keeps() -> None:
         assert context.kept_fraction == 0.5 + 0.5 * min(1, 80 / tokens)
 
 
+def test_duo_attention_by_ratio_shortens_the_lowest_heads() -> None:
+    press = DuoAttentionPress(on_the_fly_scoring=True, sink_size=2, recent_size=18)
+    read = prefilled("llama", 100, press)
+    scores = torch.stack([seen.scores[0, :, 0] for seen in read.onlooker.evidence[press.identity()]]).flatten()
+    (context,) = read.compress(press, [0.5])
+    counts = torch.tensor(context.entries()).flatten()
+    assert counts[scores.argsort()].tolist() == [20, 20, 20, 40, 100, 100]  # 300 of 600: the fourth keeps what is missing
+    (context,) = read.compress(press, [0.9])
+    assert set(torch.tensor(context.entries()).flatten().tolist()) == {9}  # budget(100, 0.9), fewer than sinks and recent tokens
+
+
 def test_simlayerkv_by_ratio_takes_the_laziest_layers() -> None:
     press = SimLayerKVPress(n_recent=32)
     read = prefilled("llama", 90, press)
-    laziness = [float(seen[0, 0, 0]) for seen in read.onlooker.evidence[press.identity()]]
+    laziness = torch.tensor([float(seen[0, 0, 0]) for seen in read.onlooker.evidence[press.identity()]])
     (context,) = read.compress(press, [0.34])
-    short = [sum(layer) < 180 for layer in context.entries()]
-    assert short == [lazy == max(laziness) for lazy in laziness]
-    assert context.entries()[short.index(True)] == [4 + 31] * 2
+    counts = torch.tensor(context.entries())
+    assert counts[laziness.argsort(descending=True)].tolist() == [[35, 35], [52, 52], [90, 90]]  # 177 = 3 · budget(90, 0.34)
+    mask = press.select(read.onlooker.evidence[press.identity()], 0.34)[int(laziness.argmax())].keep[0, 0]
+    assert mask.nonzero().flatten().tolist() == [0, 1, 2, 3, *range(59, 90)]
 
 
 # Budgets that are no ratio.

@@ -1,29 +1,55 @@
 """What is promised is measured: bytes left of the cache, under every press that claims a ratio, and where rounding is awkward."""
 
 import pytest
+import torch
 from test_laws import NAMES, make, model_of, read
 
-from kvcache.selection import budget
+from kvcache.selection import budget, ends, shorten
 
 RATIOS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9)
-OF_SOMETHING_ELSE = {"duo_attention", "ratio_decoding", "simlayerkv", "think"}
-"""Their ratio is of streaming heads, of the answer being written, of lazy layers, of key channels; `kept_fraction` says what is left."""
-CLAIMING = [name for name in NAMES if not (make(name).lossless or make(name).own_budget)]
+CLAIMING = [name for name in NAMES if make(name).claims_ratio and not (make(name).lossless or make(name).own_budget)]
+OF_SOMETHING_ELSE = {"ratio_decoding", "think"}
+"""Their ratio is of the text while an answer is written, and of key channels; `kept_fraction` says what is left."""
 
 
 @pytest.mark.parametrize("name", CLAIMING)
 @pytest.mark.parametrize(("family", "tokens"), [("llama", 1000), ("qwen2", 701)])
 def test_bytes_of_the_compressed_cache(name: str, family: str, tokens: int) -> None:
-    """At most (1 - ratio) and 2 % of the full cache; presses whose ratio is of something else (heads, layers, channels) state entries."""
+    """At most (1 - ratio) and 2 % of the full cache."""
     press = make(name)
     contexts = read(model_of(family), [press], tokens).compress(press, RATIOS)
     for ratio, context in zip(RATIOS, contexts, strict=True):
         stored = sum(kept.bytes() for kept in context.layers)
         assert stored == context.bytes
-        stated = press.entries(len(context.observed), len(context.entries()[0]), tokens, ratio)[1] / context.full_entries
-        most = max(stated, 1 - ratio + 0.02) if name in OF_SOMETHING_ELSE else 1 - ratio + 0.02
-        assert stored <= most * context.full_bytes, f"{ratio}: {stored / context.full_bytes:.4f} of the full cache"
-        assert stored < context.full_bytes or name in OF_SOMETHING_ELSE
+        assert stored <= (1 - ratio + 0.02) * context.full_bytes, f"{ratio}: {stored / context.full_bytes:.4f} of the full cache"
+        assert stored < context.full_bytes
+
+
+def test_who_claims_no_ratio_says_what_is_left() -> None:
+    assert {name for name in NAMES if not make(name).claims_ratio} == OF_SOMETHING_ELSE
+    (thinned,) = read(model_of("llama"), [make("think")], 300).compress(make("think"), [0.5])
+    assert thinned.bytes == sum(kept.bytes() for kept in thinned.layers)
+    assert thinned.kept_fraction == thinned.bytes / thinned.full_bytes == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scores", "tokens", "short", "total", "expected"),
+    [
+        ([3.0, 1.0, 2.0], 10, 4, 30, [10, 10, 10]),
+        ([3.0, 1.0, 2.0], 10, 4, 24, [10, 4, 10]),
+        ([3.0, 1.0, 2.0], 10, 4, 20, [10, 4, 6]),
+        ([3.0, 1.0, 2.0], 10, 4, 12, [4, 4, 4]),
+        ([3.0, 1.0, 2.0], 10, 4, 8, [3, 2, 3]),
+        ([3.0, 1.0, 2.0], 10, 10, 8, [3, 2, 3]),
+        ([2.0, 2.0], 10, 4, 15, [5, 10]),
+    ],
+)
+def test_heads_or_layers_are_shortened_to_a_total(scores: list[float], tokens: int, short: int, total: int, expected: list[int]) -> None:
+    counts = shorten(torch.tensor([scores]), tokens, short, total)
+    assert counts.tolist() == [expected]
+    kept = ends(counts, 2, tokens)
+    assert kept.sum(-1).tolist() == [expected]
+    assert bool(kept[..., -1].all())
 
 
 @pytest.mark.parametrize(

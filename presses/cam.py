@@ -1,0 +1,132 @@
+"""CaM: while decoding, values that are evicted are merged into the entries after them instead of being lost.
+
+Every `compression_interval` passes the `target_size` best positions stay, by the mean of any scorer over the heads. Of the others the best,
+as many as there were passes, are merged: with probability A_i / mean A (at most 1), A the attention received since the prefill and the
+mean that of the next `merge_budget` kept entries, each of these takes up an equal share of the value. Keys stay as they are.
+Source: Zhang et al. 2024, "CaM: Cache Merging for Memory-efficient LLMs Inference", openreview LCTmppB165; kvpress 0.5.5 (intervals).
+Differs: coins are drawn by seed, layer and position (kvpress: from the global random state). Values are summed in float32. Heads that
+keep different numbers after the prefill decide each for itself. Otherwise as decoding; `compression_interval=1` is the paper's method.
+Cost: as decoding, and the attention of one query per layer, row and pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcache.following import DecodingObservation, Follower
+from kvcache.selection import Selection, Threshold, gather
+from presses.decoding import DecodingPress, ScoreFollower
+from presses.scorer import ScorerPress, mean_over_group
+
+
+@dataclass(frozen=True)
+class Merged(Selection):
+    """A selection with evicted entries that live on.
+
+    Attributes:
+        sources: (1, H, m) evicted entries.
+        shares: (1, H, m, K) of each that is added to each kept entry, in the order of `positions`.
+    """
+
+    sources: Tensor
+    shares: Tensor
+
+
+class MergingFollower(ScoreFollower):
+    """Scores, evicts and merges."""
+
+    def __init__(
+        self, press: ScorerPress, interval: int, target: Callable[[int], int], buffer_size: int, merge_budget: int, seed: int
+    ) -> None:
+        """As `ScoreFollower`; an evicted value is merged into `merge_budget` entries at most."""
+        super().__init__(press, interval, target, buffer_size)
+        self.merge_budget, self.seed = merge_budget, seed
+        self.received = torch.empty(0)  # (1, H, K) attention since the prefill
+
+    def held_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
+        """The last tokens, and the attention that every entry received, in float32."""
+        return super().held_bytes(entries, tokens, token_bytes) + 4 * entries
+
+    def follow(self, layer: DecodingObservation) -> Selection | None:
+        """The best positions, and what becomes of the others, when it is time."""
+        assert layer.valid is not None
+        self.remember(layer)
+        received = mean_over_group(layer.window_attention(1)[:, :, -1], layer.group).float()
+        known = self.received.shape[-1] if self.received.dim() == 3 else 0
+        received[..., :known] += self.received if known else 0
+        self.received = received
+        target, counts = self.target(layer.next_position), layer.valid.sum(-1)
+        is_time = self.passes >= self.interval or layer.hidden.shape[1] >= target
+        if not is_time or bool((counts <= target).all()):
+            return None
+        recent, merges = layer.with_tokens(*self.buffer), self.passes
+        self.passes, self.buffer = 0, []
+        scores = self.scores(recent, target)
+        if bool(layer.valid.all()):
+            scores = scores.float().mean(1, keepdim=True).expand_as(scores)
+        kept = Selection.top(scores, counts.clamp(max=target))
+        merged = self._merged(layer, scores, kept, merges)
+        self.received = received.gather(-1, merged.positions)
+        return merged
+
+    def _merged(self, layer: DecodingObservation, scores: Tensor, kept: Selection, merges: int) -> Merged:
+        """`kept`, with the best `merges` of what is evicted."""
+        assert layer.valid is not None
+        evicted = Selection(layer.valid & ~kept.keep)
+        m = min(merges, int(evicted.counts.max()))
+        ranked = scores.float().masked_fill(~evicted.keep, float("-inf")).flip(-1)  # of equal ones the latest
+        sources = scores.shape[-1] - 1 - ranked.sort(dim=-1, descending=True, stable=True).indices[..., :m]  # (1, H, m)
+        after = kept.keep.cumsum(-1).gather(-1, sources)[..., None] + torch.arange(self.merge_budget, device=sources.device)
+        exists = (after < kept.counts[..., None, None]) & evicted.keep.gather(-1, sources)[..., None]  # (1, H, m, w)
+        after = after.clamp(max=kept.positions.shape[-1] - 1)  # place among the kept
+        targets = exists.sum(-1).clamp(min=1)
+        received = self.received.gather(-1, kept.positions)[:, :, None].expand(-1, -1, m, -1).gather(-1, after)
+        typical = (received * exists).sum(-1) / targets
+        chance = (self.received.gather(-1, sources) / typical).nan_to_num(nan=0.0, posinf=1.0).clamp(0, 1)
+        shares = (coins(chance, layer, self.seed) / targets)[..., None] * exists
+        spread = shares.new_zeros(*sources.shape, kept.positions.shape[-1]).scatter_add_(-1, after, shares)
+        return Merged(kept.keep, sources, spread)
+
+    def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Kept keys, and kept values with what they take up."""
+        assert isinstance(selection, Merged)
+        gained = selection.shares.transpose(2, 3) @ gather(values, selection.sources).float()
+        kept = gather(values, selection.positions)
+        return gather(keys, selection.positions), (kept.float() + gained).to(values.dtype)
+
+
+def coins(chance: Tensor, layer: DecodingObservation, seed: int) -> Tensor:
+    """1 with the given probabilities (1, H, m), else 0: the same again for a seed, layer and position."""
+    (generator,) = layer.generators(seed)
+    return torch.bernoulli(chance.float().cpu(), generator=generator).to(chance.device)
+
+
+@dataclass(frozen=True)
+class CAMPress(DecodingPress):
+    """A fixed number of entries while answers are written, which take up the values of what is evicted.
+
+    Attributes:
+        merge_budget: kept entries after an evicted one into which it is merged.
+        seed: of the coins.
+    """
+
+    merge_budget: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty merge budget, and presses whose heads compete: here they decide together."""
+        super().__post_init__()
+        if self.merge_budget < 1:
+            raise ValueError(f"merge_budget={self.merge_budget} must be at least 1 entry")
+        if self.press.layer_by_layer:
+            raise ValueError(f"cam keeps the same positions in all heads, so {self.press.name} is no help; give it the scorer itself")
+
+    def while_decoding(self, ratio: float | Threshold) -> Follower:
+        """Keeps `target_size` entries at every interval and merges others."""
+        return MergingFollower(
+            self.press, self.compression_interval, lambda tokens: self.target_size, self.buffer_size, self.merge_budget, self.seed
+        )

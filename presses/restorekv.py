@@ -1,0 +1,131 @@
+"""RestoreKV: a few learned tokens read the whole context before it is evicted, and their entries stay in its place.
+
+Scores are those of KVzip (KVzip+ with `kvzip_plus_normalization`). n learned embeddings pass the model once at the positions after the
+context, on top of its full cache and with a trained low-rank adapter; their keys and values are kept in all layers and heads, and that
+much more of the context goes, so that the budget is met: the lowest of all layers and heads together, at ratio r + n/T.
+Source: RestoreKV, arXiv 2608.01247; weights of the authors on the hub, `higokri/RestoreKV-<model>`, with `_plus` for KVzip+.
+Differs: as KVzip. Of a budget of fewer entries than learned tokens per head, only the first of these are kept (kvpress exceeds the
+budget). The model is not changed: the adapter is added to its projections for that one pass. The question continues at position T + n.
+Models in which some layers have sliding windows are refused (kvpress refuses Gemma).
+Cost: as KVzip, and one pass of n tokens, once for all ratios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvcache.compressing import Prefill
+from kvcache.lora import adapted, read_adapter
+from kvcache.observation import LayerObservation, attention_modules
+from kvcache.replay import replay
+from kvcache.selection import Selection, gather
+from kvcache.weights import last_part, model_name, read
+from presses.kvzip import KVzipPress, globally_highest, globally_kept
+
+
+class Evidence(NamedTuple):
+    """Of a layer, scores (B, H, T) of the context's entries, and keys and values (B, H, n, d) of the learned tokens."""
+
+    scores: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Restored(Selection):
+    """A selection (B, H, T + n) among the context's entries and n more.
+
+    Attributes:
+        keys: (B, H, n, d) of the additional entries.
+        values: (B, H, n, d).
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class RestoreKVPress(KVzipPress):
+    """KVzip, with learned tokens that make up for what is lost.
+
+    Attributes:
+        weights: local folder or hub id with `restore_embeddings.safetensors` and the adapter; None for what is published for the model.
+        revision: of the hub repository.
+    """
+
+    weights: str | None = None
+    revision: str = "main"
+
+    adds_entries: ClassVar[bool] = True
+
+    def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> list[Evidence]:  # type: ignore[override]
+        """Per layer the scores of the context, and the entries of the learned tokens.
+
+        Raises:
+            ValueError: no weights; or some layers, with sliding windows, are left whole.
+        """
+        if len(prefill.layers) != len(prefill.cache.layers):
+            raise ValueError(
+                f"{self.name} puts tokens of its own behind the context, which sliding-window layers, left whole, cannot follow"
+            )
+        scores = super().probe(prefill, evidence)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def look(seen: LayerObservation) -> None:
+            found[seen.index] = seen.keys, seen.values
+
+        with torch.no_grad():
+            embeddings, adapter = self._learned(prefill)
+            with adapted(prefill.model, adapter):
+                replay(prefill, embeddings.expand(scores[0].shape[0], -1, -1), look)
+        return [Evidence(seen, *found[index]) for index, seen in zip(prefill.layers, scores, strict=True)]
+
+    def _learned(self, prefill: Prefill) -> tuple[Tensor, Any]:
+        """Embeddings (1, n, D) of the learned tokens, and the adapter.
+
+        Raises:
+            ValueError: there are none, or they are another model's.
+        """
+        name = model_name(attention_modules(prefill.model)[0])
+        suffix = "_plus" if self.kvzip_plus_normalization else ""
+        source = self.weights or (f"higokri/RestoreKV-{last_part(name)}{suffix}" if name else None)
+        wanted = f"restore tokens of {name or 'a model without a name'}"
+        tensors = read(source, "restore_embeddings.safetensors", self.revision, wanted)
+        embeddings = tensors.get("restore_embeddings") if isinstance(tensors, dict) else None
+        table: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
+        size = table.weight.shape[1]
+        if embeddings is None or embeddings.dim() != 2 or embeddings.shape[1] != size:
+            got = None if embeddings is None else tuple(embeddings.shape)
+            raise ValueError(f"restore_embeddings of {wanted} must have the shape (tokens, {size}), got {got}; these are another model's")
+        return embeddings.to(table.weight)[None], read_adapter(source, self.revision, wanted)
+
+    def select(self, evidence: Sequence[Evidence], ratio: float) -> list[Selection]:  # type: ignore[override]
+        """The learned tokens, and the highest scores of all layers and heads."""
+        batch, heads, tokens = evidence[0].scores.shape
+        learned = evidence[0].keys.shape[2]
+        kept = min(learned, self._budget(len(evidence), heads, tokens, ratio) // (len(evidence) * heads))
+        chosen = globally_highest([seen.scores for seen in evidence], min(1.0, ratio + kept / tokens), self.layerwise)
+        more = (torch.arange(learned, device=evidence[0].keys.device) < kept).expand(batch, heads, -1)
+        return [
+            Restored(torch.cat((selection.keep, more), dim=-1), seen.keys, seen.values)
+            for selection, seen in zip(chosen, evidence, strict=True)
+        ]
+
+    def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Kept entries of the context, and behind them the learned tokens'."""
+        assert isinstance(selection, Restored)
+        together = torch.cat((keys, selection.keys), dim=2), torch.cat((values, selection.values), dim=2)
+        return gather(together[0], selection.positions), gather(together[1], selection.positions)
+
+    def _budget(self, layers: int, heads: int, tokens: int, ratio: float) -> int:
+        return globally_kept(layers, heads, tokens, ratio, self.layerwise)[0]
+
+    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+        """As KVzip, learned tokens included; one entry (of each layer) less or more where rounding r + n/T decides."""
+        exact, slack = self._budget(layers, heads, tokens, ratio), layers if self.layerwise else 1
+        return exact - slack, exact + slack
