@@ -60,19 +60,21 @@ def peer_seconds(measured: Mapping[str, Any], variants: int) -> float:
     return float(sum(full + (variants - 1) * sum(others) / len(others) for full, *others in measured["seconds"]))
 
 
-def different_answers(ours: Mapping[str, Any], peer: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Where the two engines answered differently, with both answers."""
-    at = [grid().index(point) for point in peer_grid()]
+def different_answers(
+    ours: Mapping[str, Any], peer: Mapping[str, Any], rows: Sequence[Row], points: Sequence[Point]
+) -> list[dict[str, Any]]:
+    """Where the two engines answered differently at `points`, what kvpress was measured on, with both answers."""
+    at = [grid().index(point) for point in points]
     return [
         {"task": row.task, "press": point.press, "ratio": point.ratio, "ours": mine[place], "peer": theirs}
         for row, mine, others in zip(rows, ours["answers"], peer["answers"], strict=True)
-        for point, place, theirs in zip(peer_grid(), at, others, strict=True)
+        for point, place, theirs in zip(points, at, others, strict=True)
         if mine[place].strip() != theirs.strip()
     ]
 
 
-def side_by_side(length: int, peer: str | None) -> dict[str, Any]:
-    """Both engines and the limit on the rows of one length, one after the other."""
+def side_by_side(length: int, peer: str | None, points: Sequence[Point]) -> dict[str, Any]:
+    """Both engines, kvpress at `points` only, and the limit on the rows of one length, one after the other."""
     rows = ruler_rows(length)
     ours = run(sys.executable, "bench.ours", rows, grid())
     parts = run(sys.executable, "bench.limit", rows, grid())
@@ -87,12 +89,13 @@ def side_by_side(length: int, peer: str | None) -> dict[str, Any]:
         "compress_per_variant": ours["compress"] / n,
     }
     if peer is not None:
-        theirs = run(peer, "bench.peer", rows, peer_grid())
+        theirs = run(peer, "bench.peer", rows, points)
         found |= {
             "peer": theirs | {"extrapolated_seconds": peer_seconds(theirs, len(grid()))},
             "ratio_to_peer": peer_seconds(theirs, len(grid())) / ours["seconds"],
-            "compared_answers": len(rows) * len(peer_grid()),
-            "different_answers": different_answers(ours, theirs, rows),
+            "peer_points": [f"{point.press}@{point.ratio}" for point in points],
+            "compared_answers": len(rows) * len(points),
+            "different_answers": different_answers(ours, theirs, rows, points),
         }
     return found
 
@@ -126,7 +129,7 @@ def summary(found: Mapping[str, Any]) -> str:
         )
         if "peer" in one:
             lines.append(
-                f"  kvpress {one['peer']['extrapolated_seconds']:.0f} s, extrapolated from {len(peer_grid())} variants: "
+                f"  kvpress {one['peer']['extrapolated_seconds']:.0f} s, extrapolated from {len(one['peer_points'])} variants: "
                 f"{one['ratio_to_peer']:.1f} times as long; answers differ in {len(one['different_answers'])} of {one['compared_answers']}"
             )
             lines += [
@@ -145,6 +148,7 @@ def main() -> None:
     """Measure, print, write; what was measured before the next part is written at once."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--peer", help="python of an environment with kvpress 0.5.5; without it only longpress is measured")
+    parser.add_argument("--peer-presses", type=int, default=len(PRESSES), help="presses of the grid that kvpress is measured on")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096], help="context lengths in tokens")
     parser.add_argument("--growth", type=int, default=2048, help="context length at which the number of variants grows; 0 to leave it out")
     parser.add_argument("--contexts", type=int, nargs="*", default=[1024, 2048, 4096, 8192], help="context lengths with one row each")
@@ -162,7 +166,7 @@ def main() -> None:
         (asked.out / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     for length in asked.lengths:
-        one = side_by_side(length, asked.peer)
+        one = side_by_side(length, asked.peer, peer_grid(asked.peer_presses))
         found["lengths"][str(length)] = one
         name = f"{length // 1024}k"
         found |= {f"{key}_{name}": one[key] for key in ("ratio_to_peer", "fraction_of_limit") if key in one}

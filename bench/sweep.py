@@ -48,9 +48,10 @@ def grid(presses: Sequence[str] = PRESSES, ratios: Sequence[float] = RATIOS) -> 
     return [Point("none", 0.0), *(Point(press, ratio) for press in presses for ratio in ratios)]
 
 
-def peer_grid() -> list[Point]:
-    """The full cache, then every press once, the ratios taking turns: what kvpress is measured on."""
-    return [Point("none", 0.0), *(Point(press, RATIOS[at % len(RATIOS)]) for at, press in enumerate(PRESSES))]
+def peer_grid(presses: int = len(PRESSES)) -> list[Point]:
+    """The full cache, then so many presses once, spread over the grid, the ratios taking turns: what kvpress is measured on."""
+    chosen = [PRESSES[at * len(PRESSES) // presses] for at in range(presses)]
+    return [Point("none", 0.0), *(Point(press, RATIOS[at % len(RATIOS)]) for at, press in enumerate(chosen))]
 
 
 def save(path: Path, rows: Sequence[Row], points: Sequence[Point]) -> None:

@@ -28,6 +28,7 @@ def measured(answers: list[str]) -> dict:
 def test_the_grid_is_the_full_cache_and_every_press_at_every_ratio() -> None:
     assert len(grid()) == len(set(grid())) == 1 + len(PRESSES) * len(RATIOS) == 33
     assert set(peer_grid()) <= set(grid()) and {point.press for point in peer_grid()} == {"none", *PRESSES}
+    assert [point.press for point in peer_grid(2)] == ["none", PRESSES[0], PRESSES[4]]
 
 
 def test_the_limit_is_prefills_and_tokens_at_the_best_rates() -> None:
@@ -42,9 +43,9 @@ def test_kvpress_is_extrapolated_from_the_mean_of_its_presses() -> None:
 def test_answers_that_differ_are_listed_with_both() -> None:
     ours = [f"{point.press}{point.ratio}" for point in grid()]
     theirs = [f" {point.press}{point.ratio}\n" for point in peer_grid()]
-    assert different_answers(measured(ours), {"answers": [theirs]}, [ROW]) == []
+    assert different_answers(measured(ours), {"answers": [theirs]}, [ROW], peer_grid()) == []
     theirs[2] = "something else"
-    (one,) = different_answers(measured(ours), {"answers": [theirs]}, [ROW])
+    (one,) = different_answers(measured(ours), {"answers": [theirs]}, [ROW], peer_grid())
     assert (one["press"], one["peer"]) == (peer_grid()[2].press, "something else")
 
 
@@ -61,6 +62,7 @@ def test_summary_and_plots_show_what_was_measured(tmp_path) -> None:
         "fraction_of_limit": 0.75,
         "observe_share_per_press": 0.031,
         "compress_per_variant": 0.03,
+        "peer_points": ["none@0.0", "knorm@0.25"],
         "peer": {"extrapolated_seconds": 240.0},
         "ratio_to_peer": 20.0,
         "compared_answers": 9,
