@@ -8,7 +8,7 @@ import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
 from learned_weights import with_weights
-from peer.goldens import FIRST, MORE, REST, load_goldens
+from peer.goldens import FIRST, MORE, REST, Case, load_goldens
 from test_laws import model_of, read
 from test_score_presses import padded_attention, their_sketches
 from tiny_models import FAMILIES, KV_HEADS, LAYERS
@@ -160,8 +160,6 @@ def test_every_entry_has_a_recording() -> None:
 
 
 GOLDENS = load_goldens(REST)
-PINNED = ("RestoreKV", "AdaKV(Compactor)")
-"""kvpress pins entries to one score, so that a budget below them leaves it a choice: compared at lower ratios, on the short context."""
 PREFILLED = ["kvzap_mlp_layer", "adakv_compactor", "merging_expected_attention", "merging_kvzap_mlp", "RestoreKV", "RestoreKV_plus"]
 
 
@@ -178,7 +176,6 @@ def test_kept_positions_equal_kvpress(name: str, family: str, monkeypatch: pytes
     press, label = with_weights(REGISTRY[name][0]), REGISTRY[name][1]
     cases = [case for case in GOLDENS.cases(label) if case.family == family]
     assert cases or any(failure["label"] == label and failure["family"] == family for failure in GOLDENS.metadata["failures"])
-    cases = [case for case in cases if not label.startswith(PINNED) or (case.length == 90 and case.ratio <= 0.5)]
     for length in sorted({case.length for case in cases}):
         prefilled = read(model_of(family), [press], length)
         prefilled.prefill.framing = plain_framing()
@@ -186,7 +183,15 @@ def test_kept_positions_equal_kvpress(name: str, family: str, monkeypatch: pytes
         for case in (case for case in cases if case.length == length):
             for index, selection in zip(prefilled.prefill.layers, press.select(evidence, case.ratio), strict=True):
                 ours, theirs = selection.keep[0, :, :length].numpy(), GOLDENS[case][index]
-                assert (ours != theirs).sum() <= 2 * int(GOLDENS.details[case].get("unstable", 0)), (case, index)
+                assert (ours != theirs)[:, determined(case)].sum() <= 2 * int(GOLDENS.details[case].get("unstable", 0)), (case, index)
+
+
+def determined(case: Case) -> slice:
+    """Positions among which kvpress has no choice: it has, among those pinned to one score, where the budget does not hold all of them."""
+    budget = int(case.length * (1 - case.ratio))
+    if case.label == "AdaKV(Compactor)" and budget < 8 + 4:
+        return slice(0, 0)
+    return slice(4, None) if case.label.startswith("RestoreKV") and budget < 4 + 8 else slice(None)
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDENS.arrays if name.startswith("values ") and "Merging" in name])
