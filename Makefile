@@ -8,7 +8,7 @@ PEER := .venv-kvpress
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo bench test test-slow test-latex test-cluster check format
+.PHONY: help setup demo bench test test-slow test-latex test-browser test-cluster check format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -44,6 +44,11 @@ test-slow: setup ## run the tests that take minutes
 
 test-latex: setup ## compile the tables for papers (needs pdflatex)
 	$(BIN)/python -m pytest -m latex
+
+test-browser: setup ## open report.html in a headless Chromium (as root on Debian, it is installed)
+	command -v chromium || command -v google-chrome || { apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 test-cluster: setup ## run sweeps on a one-node Slurm and a Ray that the tests start (as root on Debian)
 	command -v slurmctld && command -v munged || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }

@@ -24,7 +24,11 @@ function soft(name) {
   return make("span", {}, ...nodes.slice(0, -1));
 }
 const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
-const CROWD = 8;
+function listed(names, most) {
+  const rest = names.length - most;
+  return rest > 1 ? `${names.slice(0, most).join(", ")} and ${rest} others` : names.join(", ").replace(/, ([^,]*)$/, " or $1");
+}
+const CROWD = 8, LISTED = 12; // presses drawn to begin with; presses listed in the overview
 let view, shown, styles, sorting, contextOf, start;
 
 // a colour is never the only difference: dash and marker change with it
@@ -44,44 +48,80 @@ function marker(shape, x, y, colour) {
 }
 const pressesOf = () => [...new Set(view.lines.filter((line) => !line.baseline).map((line) => line.press))];
 
-function overview(chosen) {
-  const body = by("overview-body");
+function removed(budget) {
+  if (budget.ratio === null) return `At ${budget.label}`;
+  return `With ${percent(budget)} of the cache removed${modeOf(budget)}`;
+}
+const percent = (budget) => `${Number((100 * budget.ratio).toFixed(1))} %`;
+const modeOf = (budget) => (budget.label.includes(" ") ? budget.label.slice(budget.label.indexOf(" ")) : "");
+const overviewOf = () => data.overview[data.views.indexOf(view)];
+const ranking = () => overviewOf().budgets[Number(by("judged-budget").value)]?.columns[view.columns[Number(by("judged-column").value)]];
+function plural(count, one, many) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
+const whole = (text) => text.replaceAll(" ", "\u00a0"); // numbers are not broken between lines
+
+function overviewChoices() {
+  const { budgets, start: first } = overviewOf();
+  fill(by("judged-budget"), budgets.map((one) => (one.ratio === null ? one.label : `${percent(one)} removed${modeOf(one)}`)));
+  fill(by("judged-column"), view.columns);
+  by("judged-budget").value = String(first);
+  by("judged").hidden = !budgets.length;
+}
+function overview() {
+  const body = by("overview-body"), { budgets, full: fullAt } = overviewOf();
   body.replaceChildren();
-  if (!chosen) {
+  if (!budgets.length) {
     body.append(make("p", { className: "sure", textContent: "No compressed cache was run yet, so there is nothing to choose. Run a press into this folder." }));
     return;
   }
-  const [best, second] = chosen.ranked;
-  const removed = `${Math.round(100 * Number(chosen.ratio))} %`;
-  const name = make("strong", { textContent: best.press });
-  const near = chosen.half ? "" : " (50 % was not run; this is the nearest ratio)";
-  body.append(make("p", { className: "verdict" }, `With ${removed} of the cache removed${near}, `, name, ` scores highest on ${chosen.column}: ${best.text}, against ${chosen.full} for the full cache.`));
-  const against = best.difference === "–" ? "" : ` Difference to the full cache on the same samples: ${best.difference}.`;
-  let sure = "It is the only press at this ratio.";
-  if (second && !chosen.lead) sure = `Whether it is ahead of ${second.press} cannot be tested: they share no complete set of samples.`;
-  else if (second) sure = chosen.sure
-    ? `Its lead over ${second.press} is ${chosen.lead.lead} points and significant (p = ${chosen.lead.p}).`
-    : `Its lead over ${second.press} is ${chosen.lead.lead} points, which these samples cannot tell from chance (p = ${chosen.lead.p}): choose either, or run more samples.`;
-  body.append(make("p", { className: "sure", textContent: `${sure}${against} ${best.n.toLocaleString("en")} answers.` }));
-  const bars = make("div", { className: "bars" });
-  for (const one of chosen.ranked.slice(0, 12)) {
-    const svg = draw("svg", { viewBox: "0 0 100 16", preserveAspectRatio: "none", "aria-hidden": "true" });
-    svg.append(draw("line", { x1: 0, x2: 100, y1: 8, y2: 8, stroke: "var(--rule)", "vector-effect": "non-scaling-stroke" }));
-    svg.append(draw("line", { x1: one.low, x2: one.high, y1: 8, y2: 8, stroke: "var(--accent)", "stroke-width": 5, "vector-effect": "non-scaling-stroke", opacity: 0.4 }));
-    svg.append(draw("line", { x1: one.score, x2: one.score, y1: 1, y2: 15, stroke: "var(--accent)", "stroke-width": 3, "vector-effect": "non-scaling-stroke" }));
-    bars.append(make("div", { className: "bar" }, make("span", { className: "name" }, soft(one.press)), svg, make("span", { className: "value", textContent: one.text })));
+  const budget = budgets[Number(by("judged-budget").value)], column = view.columns[Number(by("judged-column").value)];
+  const found = budget.columns[column], cell = (at) => view.lines[at].cells[column];
+  const failed = found.failed.length ? ` Not ranked, because every answer failed: ${found.failed.map((at) => view.lines[at].press).join(", ")}.` : "";
+  if (!found.ranked.length) {
+    body.append(make("p", { className: "sure", textContent: `No press has a score on ${column} at this budget: an average needs all its tasks.${failed}` }));
+    return;
   }
+  const [best, second] = found.ranked, name = make("strong", { textContent: view.lines[best].press });
+  const full = fullAt === null ? undefined : cell(fullAt);
+  const against = full && full.score !== null ? `, against ${whole(full.text)} for the full cache` : "";
+  body.append(make("p", { className: "verdict" }, `${removed(budget)}, `, name, ` scores highest on ${column}: ${whole(cell(best).text)}${against}.`));
+  let sure = "It is the only press with a score here, so there is nothing to compare it with.";
+  if (second !== undefined && !found.lead) sure = `Whether it is ahead of ${view.lines[second].press} cannot be tested: they share no complete set of samples.`;
+  else if (second !== undefined) sure = found.sure
+    ? `That is sure at the 5 % level: its lead over ${view.lines[second].press} is ${found.lead} points (p = ${found.p}).`
+    : `That is not sure: its lead over ${view.lines[second].press} is ${found.lead} points, which may be chance (p = ${found.p}). Choose either, or run more samples.`;
+  const loss = cell(best).difference === "–" ? "" : ` Difference to the full cache on the same samples: ${whole(cell(best).difference)}.`;
+  const level = (found.level || []).filter((at) => at !== second).map((at) => view.lines[at].press);
+  if (!found.sure && level.length) sure += ` The same holds against ${listed(level, 6)}.`;
+  const kept = view.lines[best].keptValue, more = budget.ratio !== null && kept !== null && Math.abs(kept - 100 * (1 - budget.ratio)) > 1;
+  body.append(make("p", { className: "sure", textContent: `${sure}${loss}${more ? ` Measured, it keeps ${view.lines[best].kept} of the cache.` : ""} ${plural(cell(best).n, "answer", "answers")}.${failed}` }));
+  const bars = make("div", { className: "bars" });
+  const bar = (at, label, colour, note = "") => {
+    const one = cell(at), svg = draw("svg", { viewBox: "0 0 100 16", preserveAspectRatio: "none", "aria-hidden": "true" });
+    const across = (from, to, extra) => svg.append(draw("line", { x1: from, x2: to, y1: 8, y2: 8, stroke: colour, "vector-effect": "non-scaling-stroke", ...extra }));
+    across(0, 100, { stroke: "var(--rule)" });
+    across(one.low, one.high, { "stroke-width": 6, opacity: 0.35 });
+    across(one.score, one.score, { y1: 1, y2: 15, "stroke-width": 3 });
+    bars.append(make("div", { className: "bar" }, make("span", { className: "name" }, soft(label), note && make("span", { className: "aside", textContent: ` ${note}` })), svg, make("span", { className: "value", textContent: one.text })));
+  };
+  if (full && full.score !== null) bar(fullAt, "full cache", "var(--ink)");
+  const behind = (at) => found.level && at !== best && !found.level.includes(at);
+  found.ranked.slice(0, LISTED).forEach((at) => bar(at, view.lines[at].press, behind(at) ? "var(--soft)" : "var(--accent)"));
+  found.over.slice(0, LISTED / 2).forEach((at) => bar(at, view.lines[at].press, "var(--soft)", `keeps ${view.lines[at].kept}, not ranked`));
   body.append(bars);
-  const rest = chosen.ranked.length - 12;
-  body.append(make("p", { className: "quiet", textContent: `Bars: 95 % intervals on a scale from 0 to 100.${rest > 0 ? ` ${rest} more presses stand in the table.` : ""}` }));
+  const rest = Math.max(0, found.ranked.length - LISTED) + Math.max(0, found.over.length - LISTED / 2);
+  const tested = found.level ? " Grey: behind the best beyond chance (paired test, Holm)." : "";
+  body.append(make("p", { className: "quiet", textContent: `Mark: score; bar: 95 % interval, on a scale from 0 to 100.${tested}${rest > 0 ? ` ${plural(rest, "more press stands", "more presses stand")} in the table.` : ""}` }));
 }
 
 function legend() {
   const box = by("legend");
-  const rank = new Map((data.overview[data.views.indexOf(view)]?.ranked || []).map((one, at) => [one.press, at]));
+  const rank = new Map((ranking()?.ranked || []).map((line, at) => [view.lines[line].press, at]));
   const names = pressesOf();
   styles = new Map(names.map((name, at) => [name, look(at)]));
-  shown = new Set([...names].sort((a, b) => (rank.get(a) ?? 99) - (rank.get(b) ?? 99)).slice(0, CROWD));
+  shown = new Set([...names].sort((a, b) => (rank.get(a) ?? Infinity) - (rank.get(b) ?? Infinity) || 0).slice(0, CROWD));
   box.replaceChildren(make("legend", { textContent: names.length > CROWD ? `Presses shown (the best ${CROWD} of ${names.length} to begin with)` : "Presses shown" }));
   for (const name of names) {
     const one = styles.get(name);
@@ -122,23 +162,37 @@ function chart() {
   }
   const marks = [];
   for (const one of series) {
-    const style = styles.get(one.name);
+    const style = styles.get(one.name), row = [];
     if (!one.points.length) continue;
     const band = [...one.points.map((p) => [x(p.kept), y(p.cell.high)]), ...[...one.points].reverse().map((p) => [x(p.kept), y(p.cell.low)])];
     if (one.points.length > 1) svg.append(draw("polygon", { points: band.map((p) => p.join()).join(" "), fill: style.colour, opacity: 0.1 }));
     svg.append(draw("polyline", { points: one.points.map((p) => [x(p.kept), y(p.cell.score)].join()).join(" "), fill: "none", stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash }));
     for (const { line, cell, kept } of one.points) {
       const text = `${line.press} at ratio ${line.budget}, ${line.kept} kept: ${cell.text}, 95 % interval ${cell.interval}, to the full cache ${cell.difference}, ${cell.n} answers`;
-      const point = draw("g", { class: "point", tabindex: "0", role: "img", "aria-label": text });
+      const point = draw("g", { class: "point", tabindex: "-1", role: "img", "aria-label": text });
       if (one.points.length === 1) point.append(draw("line", { x1: x(kept), x2: x(kept), y1: y(cell.low), y2: y(cell.high), stroke: style.colour, opacity: 0.5 }));
       point.append(draw("circle", { class: "ring", cx: x(kept), cy: y(cell.score), r: 9 }), marker(style.shape, x(kept), y(cell.score), style.colour));
       for (const event of ["focus", "pointerenter"]) point.addEventListener(event, () => (by("reading").textContent = text));
-      marks.push(point);
+      row.push(point);
     }
+    marks.push(row);
   }
-  svg.append(...marks);
+  svg.append(...marks.flat());
+  if (marks.length) marks[0][0].setAttribute("tabindex", "0"); // one stop for Tab; arrows move on
+  svg.addEventListener("keydown", (event) => move(event, marks));
   by("chart").replaceChildren(svg);
-  by("reading").textContent = cells.length ? "Point at a mark, or reach it with Tab, to read its values." : "No score for this task yet.";
+  by("reading").textContent = cells.length ? "Point at a mark to read its values, or reach the marks with Tab and move with the arrow keys." : "No score for this task yet.";
+}
+
+function move(event, marks) {
+  const [right, down] = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key] || [];
+  const row = marks.findIndex((points) => points.includes(document.activeElement));
+  if (right === undefined || row < 0) return;
+  event.preventDefault();
+  const points = marks[(row + down + marks.length) % marks.length];
+  const at = Math.min(Math.max(marks[row].indexOf(document.activeElement) + right, 0), points.length - 1);
+  for (const point of marks.flat()) point.setAttribute("tabindex", point === points[at] ? "0" : "-1");
+  points[at].focus();
 }
 
 function table() {
@@ -194,7 +248,7 @@ function context(at) {
   if (!contexts.has(at)) {
     const raw = read(`context-${at}`);
     const bytes = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0)).buffer;
-    contexts.set(at, { ...raw, spans: new Uint32Array(bytes(raw.spans)), count: (key) => new Uint16Array(bytes(raw.counts[key])) });
+    contexts.set(at, { ...raw, spans: new Uint32Array(bytes(raw.spans)), count: (key) => new (raw.width === 1 ? Uint8Array : Uint16Array)(bytes(raw.counts[key])) });
   }
   return contexts.get(at);
 }
@@ -206,12 +260,13 @@ function sample() {
   by("question").textContent = mapped ? context(mapped.context).questions[one.id] ?? "" : "";
   by("references").textContent = one.references.join(" · ") || "none given";
   const head = make("tr", {}, ...["press", "ratio", "score", "answer"].map((text) => make("th", { scope: "col", textContent: text })));
-  const first = one.answers.find((answer) => answer.context !== null && view.lines[answer.line].budget === "0.5") || one.answers.find((answer) => answer.context !== null && !view.lines[answer.line].baseline) || one.answers[0];
+  const best = ranking()?.ranked[0], mappedOnes = one.answers.filter((answer) => answer.context !== null);
+  const first = mappedOnes.find((answer) => answer.line === best) || mappedOnes.find((answer) => !view.lines[answer.line].baseline) || one.answers[0];
   const rows = one.answers.map((answer) => {
     const line = view.lines[answer.line];
     const pick = make("input", { type: "radio", name: "variant", checked: answer === first });
     const row = make("tr", {}, make("th", { scope: "row" }, make("label", {}, pick, soft(line.press))),
-      make("td", { textContent: line.budget || "–" }), make("td", { textContent: answer.score }), make("td", { className: "answer", textContent: answer.answer.trim() || "(empty)" }));
+      make("td", { textContent: line.budget || "–" }), make("td", { textContent: answer.score }), make("td", { className: answer.failed ? "answer failure" : "answer", textContent: answer.answer.trim() || "(empty)" }));
     pick.addEventListener("change", () => choose(one, answer, row));
     if (answer === first) queueMicrotask(() => choose(one, answer, row));
     return row;
@@ -246,22 +301,30 @@ function shade() {
     start = at < total ? Math.floor(at / PAGE) * PAGE : 0;
   }
   const end = Math.min(total, start + PAGE);
-  by("context-note").textContent = `Every token is shaded by how many of its ${read.entries} entries (layers × heads) are kept.${evidence.length ? " The evidence is lined above and below." : ""}`;
+  let kept = 0, ofEvidence = 0, lined = 0;
+  counts.forEach((count, at) => {
+    kept += count;
+    if (inside(spans[2 * at], spans[2 * at + 1])) [ofEvidence, lined] = [ofEvidence + count, lined + 1];
+  });
+  const share = (sum, tokens) => `${((100 * sum) / (tokens * read.entries)).toFixed(1)} %`;
+  by("context-note").textContent = `Every token is shaded by how many of its ${read.entries} entries (layers × heads) are kept: ${share(kept, total)} of all.${lined ? ` Of the evidence, outlined, ${share(ofEvidence, lined)} are kept.` : ""}`;
   if (total > PAGE) {
     by("pager").hidden = false;
     by("where").textContent = `tokens ${start + 1} to ${end} of ${total}`;
     by("before").disabled = start === 0;
     by("after").disabled = end === total;
   }
-  let node = null, state = "", place = start ? spans[2 * start - 1] : 0;
+  let node = null, outline = null, state = "", place = start ? spans[2 * start - 1] : 0;
   for (let at = start; at < end; at += 1) {
     const from = Math.max(place, spans[2 * at]), to = spans[2 * at + 1];
     if (to <= place) continue;
     const level = Math.ceil((8 * counts[at]) / read.entries), marked = inside(spans[2 * at], to);
     const next = `${counts[at]} ${marked}`;
     if (next !== state || !node) {
-      node = make("span", { className: `k${Math.min(8, level)}${marked ? " ev" : ""}`, title: `kept by ${counts[at]} of ${read.entries}` });
-      box.append(node);
+      node = make("span", { className: `k${Math.min(8, level)}`, title: `kept by ${counts[at]} of ${read.entries}` });
+      if (!marked) outline = null;
+      else if (!outline) box.append((outline = make("span", { className: "ev" })));
+      (outline || box).append(node);
       state = next;
     }
     node.append(read.text.slice(place, to));
@@ -275,11 +338,12 @@ function choosePage(at) {
   view = data.views[at];
   sorting = null;
   by("title").textContent = view.title;
-  const failed = data.counts.failed ? `, ${data.counts.failed} failed` : "";
+  const failed = data.counts.failed ? `, ${data.counts.failed.toLocaleString("en")} of them failed` : "";
   const lines = view.lines.length, tasks = view.columns.length - view.averages.length;
   by("run").textContent = `${lines} variants (${pressesOf().length} presses at their ratios, and the full cache where it was run) on ${tasks} task${tasks === 1 ? "" : "s"}. ${data.counts.records.toLocaleString("en")} answers in all${failed}.`;
   fill(by("task"), view.columns);
-  overview(data.overview[at]);
+  overviewChoices();
+  overview();
   legend();
   chart();
   table();
@@ -288,6 +352,8 @@ function choosePage(at) {
 if (data.views.length > 1) by("view-choice").hidden = false;
 fill(by("view"), data.views.map((one) => one.title));
 by("view").addEventListener("change", () => choosePage(Number(by("view").value)));
+by("judged-budget").addEventListener("change", overview);
+by("judged-column").addEventListener("change", overview);
 by("task").addEventListener("change", chart);
 by("what").addEventListener("change", table);
 by("sample-task").addEventListener("change", sampleNames);

@@ -1,8 +1,8 @@
 """`report.html`: one page that opens offline, from records alone: `python -m evaluation.report DIR…` needs no model.
 
-Numbers are the strings of the tables (`tables.score_cell`, `tables.difference_cell`). Everything that came from a model or a data set
+Numbers are the strings of the tables (`markdown.score_cell`, `markdown.difference_cell`). Everything that came from a model or a data set
 travels as JSON inside the page, "<" escaped, and is shown as text; the page's own script and style are named by hash in its
-content security policy, so nothing else can run. Answers are sampled (`ANSWERS`) and contexts bounded (`CONTEXT_BYTES`); the page says so.
+content security policy, so nothing else can run. `report_samples` bounds answers and contexts; the page says so.
 """
 
 from __future__ import annotations
@@ -13,29 +13,22 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from evaluation.keptmaps import KeptMap, read_kept_maps
-from evaluation.lines import LINE, differing
+from evaluation.families import exceeds
+from evaluation.keptmaps import read_kept_maps
 from evaluation.markdown import difference_cell, score_cell
-from evaluation.records import BASELINE, Record
-from evaluation.scores import TABLE, scores
+from evaluation.records import Record
+from evaluation.report_samples import samples
+from evaluation.scores import scores
 from evaluation.tables import read, write_whole
-from evaluation.views import MISSING, SIGNIFICANT, View, line_budget, line_label, views
+from evaluation.views import MISSING, SIGNIFICANT, Line, View, views
 
-ANSWERS = 3000
-"""Answers that the page holds; of more, the first samples of every task, those with kept maps before all."""
-CONTEXT_BYTES = 12 * 2**20
-"""Bytes of contexts and kept maps that the page holds."""
-CHARACTERS = 2000
-"""Of an answer or a reference; longer ones are cut, which is marked."""
 HALF = 0.5
 """The compression ratio that the overview recommends a press for; the nearest one that was run, if it was not."""
 
@@ -49,11 +42,11 @@ def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path]
         folders: searched for kept maps.
     """
     shown = views(frame)
-    samples, contexts, note = _samples(frame, shown, records, read_kept_maps(folders))
+    held, contexts, note = samples(frame, shown, records, read_kept_maps(folders))
     data = {
         "views": [_view(view) for view in shown],
-        "overview": [_recommendation(view) for view in shown],
-        "samples": samples,
+        "overview": [_overview(view) for view in shown],
+        "samples": held,
         "note": note,
         "counts": {"records": len(records), "failed": sum(record.error is not None for record in records)},
     }
@@ -108,138 +101,58 @@ def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
 _DRAWN = {"score": "score", "low": "ci_low", "high": "ci_high", "delta": "delta", "kept": "kept_fraction"}
 
 
-def _recommendation(view: View) -> dict[str, Any] | None:
-    """The best line at the ratio nearest to one half, and what its lead over the others is worth; None without a compressed line."""
-    ratios = [(line, row) for line in view.lines for row in list(line.cells.values())[:1] if not line.is_baseline]
-    known = sorted({float(row["compression_ratio"]) for _, row in ratios if not pd.isna(row["compression_ratio"])})
-    if not known:
-        return None
-    ratio = min(known, key=lambda one: (abs(one - HALF), one))
-    column = view.columns[0]
-    candidates = [line for line, row in ratios if row["compression_ratio"] == ratio and column in line.cells]
-    ranked = sorted(
-        (line for line in candidates if not math.isnan(line.cells[column]["score"])), key=lambda line: -line.cells[column]["score"]
-    )
-    if not ranked:
-        return None
-    best = ranked[0].cells[column]
-    sure = not math.isnan(best["p_lead"]) and best["p_lead"] < SIGNIFICANT
-    rows = [{"press": line.press, "kept": line.kept, **_cell(line.cells[column])} for line in ranked]
-    lead = {"lead": f"{best['lead']:+.1f}", "p": f"{best['p_lead']:.2g}"} if not math.isnan(best["p_lead"]) else None
-    full = next((score_cell(line.cells[column]) for line in view.lines if line.is_baseline and column in line.cells), MISSING)
-    return {"ratio": f"{ratio:g}", "half": ratio == HALF, "column": column, "sure": sure, "lead": lead, "ranked": rows, "full": full}
+def _overview(view: View) -> dict[str, Any]:
+    """Per budget and column: the lines from the best on, those that failed, and what the lead over the second is worth.
+
+    `start` is the budget that the page opens with: the compression ratio nearest to one half.
+    """
+    blocks: dict[tuple[str, bool], list[int]] = {}
+    for at, line in enumerate(view.lines):
+        if not line.is_baseline:
+            blocks.setdefault((line.budget, _first(line)["query_aware"]), []).append(at)
+    mixed = len({aware for _, aware in blocks}) > 1
+    budgets, distances = [], {}
+    for at, ((budget, aware), block) in enumerate(blocks.items()):
+        ratio = _number(_first(view.lines[block[0]])["compression_ratio"])
+        if ratio is not None:
+            distances[at] = abs(ratio - HALF), ratio
+        label = budget + (" (query-aware)" if mixed and aware else "")
+        budgets.append({"label": label, "ratio": ratio, "columns": _columns(view, block)})
+    full = next((at for at, line in enumerate(view.lines) if line.is_baseline), None)
+    return {"budgets": budgets, "start": min(distances, key=lambda at: distances[at], default=0), "full": full}
 
 
-def _samples(
-    frame: pd.DataFrame, shown: Sequence[View], records: Sequence[Record], kept: Iterable[KeptMap]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
-    """Samples with their answers, the contexts they name by index, and a sentence on what was left out."""
-    maps = list(kept)
-    mapped = {key: at for at, one in enumerate(maps) for key in one.counts}
-    place = _places(frame, shown, records)
-    groups: dict[tuple[int, str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((place[_table_key(record)][0], record.task, record.sample_id), []).append(record)
-    of_task: dict[tuple[int, str], list[tuple[int, str, str]]] = {}
-    for name in groups:
-        of_task.setdefault(name[:2], []).append(name)
-    for names in of_task.values():
-        names.sort(key=lambda name: (not any(one.key in mapped for one in groups[name]), len(name[2]), name[2]))
-    rounds = [names[at] for at in range(max(map(len, of_task.values()))) for names in of_task.values() if at < len(names)]
-    chosen: list[tuple[int, str, str]] = []
-    answers = 0
-    for name in rounds:  # the first of every task, then the second of every task, …
-        if chosen and answers + len(groups[name]) > ANSWERS:
-            break
-        chosen.append(name)
-        answers += len(groups[name])
-    contexts: list[dict[str, Any]] = []
-    known: dict[int, int | None] = {}
-    space, result = CONTEXT_BYTES, []
-    order = {at: [(line.press, line.budget) for line in view.lines] for at, view in enumerate(shown)}
-    for view, task, sample in sorted(chosen, key=lambda name: (name[0], shown[name[0]].columns.index(name[1]))):
-        held = groups[view, task, sample]
-        rows: list[dict[str, Any]] = []
-        parts = sorted({mapped[one.key] for one in held if one.key in mapped})
-        for part in parts:
-            if part not in known:
-                size = len(maps[part].text) + 8 * maps[part].spans.size + 3 * sum(map(len, maps[part].counts.values()))
-                known[part] = len(contexts) if size <= space else None
-                if size <= space:
-                    space -= size
-                    contexts.append(_context(maps[part]))
-        for one in held:
-            line = order[view].index(place[_table_key(one)][1][_line_key(one)])
-            at = known.get(mapped.get(one.key, -1))
-            score = "failed" if one.error is not None else MISSING if one.score is None else f"{100 * one.score:.1f}"
-            text = "" if one.error is not None else _cut(one.prediction)
-            rows.append({"line": line, "score": score, "answer": text, "context": at, "key": None if at is None else one.key})
-        rows.sort(key=lambda row: row["line"])
-        references = [_cut(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) for one in held[0].references]
-        result.append({"view": view, "task": task, "id": sample, "references": references, "answers": rows})
-    note = f"All {len(records):,} answers are here." if answers == len(records) else ""
-    note = note or f"{answers:,} of {len(records):,} answers are here: the first {len(chosen):,} of {len(groups):,} samples, task by task."
-    left = sum(part is None for part in known.values())
-    return result, contexts, note + (f" {left} contexts are left out for their size." if left else "")
+def _first(line: Line) -> Mapping[str, Any]:
+    return next(iter(line.cells.values()))
 
 
-def _places(
-    frame: pd.DataFrame, shown: Sequence[View], records: Sequence[Record]
-) -> dict[tuple[Any, ...], tuple[int, dict[tuple[Any, ...], tuple[str, str]]]]:
-    """Per table key its number among `shown`, and the label and budget of each of its lines by `_line_key`."""
-    numbers = {names: at for at, (names, _) in enumerate(frame.groupby(list(TABLE), sort=False))}
-    lines: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
-    for record in records:
-        lines.setdefault(_table_key(record), set()).add(_line_key(record))
-    result = {}
-    for table, held in lines.items():
-        modes = {key[4] for key in held}
-        labels: dict[tuple[str, str], str] = {}
-        for press in {key[0] for key in held}:
-            texts = sorted({key[1] for key in held if key[0] == press})
-            labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
-        named = {
-            key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1, key[6]), line_budget(key[0], key[2], key[3], key[5]))
-            for key in held
+def _columns(view: View, block: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Per column the lines of a budget by number, best first: `ranked`, those that keep `over` their budget, those that `failed`.
+
+    `lead`, `p` and `sure` say what the first is ahead of the second; `level` are those that no test tells from the first (None where
+    that was not tested: `families` tests it in the first average).
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for column in view.columns:
+        cells = {at: view.lines[at].cells[column] for at in block if column in view.lines[at].cells}
+        known = sorted((at for at, row in cells.items() if not math.isnan(row["score"])), key=lambda at: -cells[at]["score"])
+        fair = [at for at in known if not exceeds(cells[at]["kept_fraction"], _number(cells[at]["compression_ratio"]))] or known
+        result[column] = {
+            "ranked": fair,
+            "over": [at for at in known if at not in fair],
+            "failed": [at for at, row in cells.items() if math.isnan(row["score"]) and row["n_failed"]],
+            **(_certainty(cells, fair) if fair else {}),
         }
-        result[table] = (numbers[table], named)
     return result
 
 
-def _table_key(record: Record) -> tuple[Any, ...]:
-    return tuple(_plain(value) for value in _TABLE(record))
-
-
-def _line_key(record: Record) -> tuple[Any, ...]:
-    press, parameters, ratio, *others = _LINE(record)
-    return press, _plain(parameters), None if ratio is None or press == BASELINE else round(ratio, 6), *others
-
-
-_TABLE, _LINE = attrgetter(*TABLE), attrgetter(*LINE)
-
-
-def _plain(value: Any) -> Any:
-    return value if not isinstance(value, dict) else json.dumps(value, sort_keys=True) if value else "{}"
-
-
-def _context(kept: KeptMap) -> dict[str, Any]:
-    """What the page shades: text, token spans and counts, in JavaScript's units (UTF-16) and byte order."""
-    units = np.concatenate([[0], np.cumsum([1 + (ord(character) > 0xFFFF) for character in kept.text])]).astype("<u4")
-    last = len(kept.text)
-    counts = {key: _bytes(values.clip(0, 65535).astype("<u2")) for key, values in kept.counts.items()}
-    evidence = {
-        name: [[int(units[min(start, last)]), int(units[min(end, last)])] for start, end in one] for name, one in kept.evidence.items()
-    }
-    spans = _bytes(units[kept.spans.clip(0, last)].ravel())
-    return {"text": kept.text, "spans": spans, "entries": kept.entries, "evidence": evidence, "questions": kept.questions, "counts": counts}
-
-
-def _bytes(numbers: Any) -> str:
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]} […{len(text) - CHARACTERS:,} more characters]"
+def _certainty(cells: Mapping[int, Mapping[str, Any]], ranked: Sequence[int]) -> dict[str, Any]:
+    best = cells[ranked[0]]
+    tested = not math.isnan(best["p_behind"])
+    level = [at for at in ranked[1:] if not cells[at]["p_behind"] < SIGNIFICANT] if tested else None
+    if math.isnan(best["p_lead"]):
+        return {"lead": None, "level": level}
+    return {"lead": f"{best['lead']:+.1f}", "p": f"{best['p_lead']:.2g}", "sure": bool(best["p_lead"] < SIGNIFICANT), "level": level}
 
 
 def _number(value: Any) -> float | None:

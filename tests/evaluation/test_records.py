@@ -140,3 +140,9 @@ def test_a_writer_with_nothing_to_write_leaves_no_file(tmp_path: Path) -> None:
         pass
     assert not (tmp_path / "records").exists()
     assert list(read_records([tmp_path])) == []
+
+
+def test_names_that_no_file_can_hold_become_ones_that_tables_can_write() -> None:
+    given = make(model="a\ud800b", press="😀", press_parameters={"\udfff": "\ud83d"}, prediction="\ud800")
+    back = Record.from_json(given.to_json())
+    assert (back.model, back.press, back.press_parameters, back.prediction) == ("a?b", "😀", {"?": "?"}, "\ud800")

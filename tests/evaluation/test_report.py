@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from test_scores import line
 from test_tables import PRESSES, sweep, write
 
-from evaluation import report
+from evaluation import report, report_samples
 from evaluation.keptmaps import KeptMap, append, read_kept_maps
 from evaluation.markdown import difference_cell, markdown, score_cell
 from evaluation.records import Record
@@ -88,14 +89,56 @@ def test_the_policy_names_the_only_script_and_style() -> None:
     assert not re.search(r"(?:src|href)=.?(?:https?:)?//|@import|url\(|innerHTML|insertAdjacent|document\.write|\bon\w+=", text)
 
 
+def overview_of(rows: list[Record]) -> tuple[Any, list[Any]]:
+    data = page_of(rows).data()
+    return data["overview"][0], [(one["press"], one["budget"]) for one in data["views"][0]["lines"]]
+
+
 def test_the_overview_says_how_sure_a_choice_is() -> None:
     full, low = [1.0] * 40, [0.0] * 30 + [1.0] * 10
-    clear = page_of([*line("a", full), *line("a", full, "knorm", 0.5), *line("a", low, "snapkv", 0.5)]).data()["overview"][0]
-    assert [one["press"] for one in clear["ranked"]] == ["knorm", "snapkv"]
-    assert clear["sure"] and clear["lead"]["lead"] == "+75.0" and clear["half"]
-    even = page_of([*line("a", full), *line("a", full, "knorm", 0.25), *line("a", full, "snapkv", 0.25)]).data()["overview"][0]
-    assert not even["sure"] and even["ratio"] == "0.25" and not even["half"]
-    assert page_of(line("a", full)).data()["overview"] == [None]
+    clear, lines = overview_of([*line("a", full), *line("a", full, "knorm", 0.5), *line("a", low, "snapkv", 0.5)])
+    (budget,) = clear["budgets"]
+    found = budget["columns"]["a"]
+    assert [lines[at] for at in found["ranked"]] == [("knorm", "0.5"), ("snapkv", "0.5")]
+    assert found["sure"] and found["lead"] == "+75.0" and budget["ratio"] == 0.5 and lines[clear["full"]] == ("full cache", "")
+    assert found["level"] == [] and found["over"] == found["failed"] == []
+    even, _ = overview_of([*line("a", full), *line("a", full, "knorm", 0.25), *line("a", full, "snapkv", 0.25)])
+    found = even["budgets"][0]["columns"]["a"]
+    assert not found["sure"] and len(found["level"]) == 1
+    assert overview_of(line("a", full))[0]["budgets"] == []
+
+
+def test_the_overview_opens_near_one_half_and_ranks_every_column() -> None:
+    rows = [*line("a", [1.0] * 9), *line("b", [1.0] * 9)]
+    for press, a, b in (("knorm", 1.0, 0.0), ("snapkv", 0.0, 0.9)):
+        for ratio in (0.1, 0.6, 0.9):
+            rows += [*line("a", [a] * 9, press, ratio), *line("b", [b] * 9, press, ratio)]
+    overview, lines = overview_of(rows)
+    budget = overview["budgets"][overview["start"]]
+    assert budget["label"] == "0.6"
+    assert {column: lines[found["ranked"][0]][0] for column, found in budget["columns"].items()} == {
+        "average": "knorm",
+        "a": "knorm",
+        "b": "snapkv",
+    }
+
+
+def test_what_keeps_more_than_its_budget_or_failed_is_not_ranked() -> None:
+    rows = [*line("a", [1.0] * 9), *line("a", [0.5] * 9, "knorm", 0.5), *line("a", [None] * 9, "snapkv", 0.5)]
+    overview, lines = overview_of([*rows, *line("a", [0.9] * 9, "think", 0.5, kept_fraction=0.8)])
+    found = overview["budgets"][0]["columns"]["a"]
+    named = {name: [lines[at][0] for at in found[name]] for name in ("ranked", "over", "failed")}
+    assert named == {"ranked": ["knorm"], "over": ["think"], "failed": ["snapkv"]}
+
+
+def test_a_failed_answer_says_why() -> None:
+    rows = line("a", [1.0, None], error=None)
+    rows[1] = replace(rows[1], error="Traceback (most recent call last):\n  File x\nValueError: keys <b>do not fit</b>\n")
+    answers = [one["answers"][0] for one in page_of(rows).data()["samples"]]
+    assert [(one["score"], one["failed"], one["answer"]) for one in answers] == [
+        ("100.0", False, "text"),
+        ("failed", True, "ValueError: keys <b>do not fit</b>"),
+    ]
 
 
 def test_parameters_and_models_find_their_lines() -> None:
@@ -113,7 +156,7 @@ def test_parameters_and_models_find_their_lines() -> None:
 
 
 def test_of_many_answers_the_first_of_every_task_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "ANSWERS", 16)
+    monkeypatch.setattr(report_samples, "ANSWERS", 16)
     data = page_of(sweep(["a", "b"], PRESSES, n=20)).data()
     assert [one["id"] for one in data["samples"]] == ["a/0", "a/1", "b/0", "b/1"]
     assert data["note"] == "16 of 160 answers are here: the first 4 of 40 samples, task by task."
@@ -138,9 +181,9 @@ def test_kept_maps_come_back_and_shade_their_sample(tmp_path: Path, monkeypatch:
     utf16 = context["text"].encode("utf-16-le")
     assert "".join(utf16[2 * a : 2 * b].decode("utf-16-le") for a, b in spans) == context["text"]
     assert context["evidence"] == {"a/2": [[2, 8]]}
-    monkeypatch.setattr(report, "CONTEXT_BYTES", 10)
+    monkeypatch.setattr(report_samples, "CONTEXT_BYTES", 10)
     bounded = page_of(rows, [tmp_path / "run"])
-    assert "context-0" not in bounded.blocks and "1 contexts are left out" in bounded.data()["note"]
+    assert "context-0" not in bounded.blocks and "1 context is left out for want of space." in bounded.data()["note"]
 
 
 @pytest.mark.parametrize("damage", ['{"schema": 1}', "[]", "null", '{"schema": 2}', "[" * 100_000])
