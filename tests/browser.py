@@ -25,11 +25,12 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, path: Path, width: int = 1400, scheme: str = "light") -> Iterator[Any]:
-    """A page that has drawn itself; its `requests` and `complaints` (console and page errors) are lists that go on growing."""
+    """A page that has drawn itself; its `requests`, `failures` of them, and `complaints` (of console and page) are growing lists."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce")
     page = context.new_page()
-    page.requests, page.complaints = [], []
+    page.requests, page.failures, page.complaints = [], [], []
     page.on("request", lambda request: page.requests.append(request.url))
+    page.on("requestfailed", lambda request: page.failures.append((request.url, request.failure)))
     page.on("console", lambda message: page.complaints.append(message.text))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.goto(path.resolve().as_uri())

@@ -56,6 +56,7 @@ def attacked_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for press in ("none", ATTACK, "knorm"):
         rows += line(ATTACK, [0.0, 1.0, None], press, 0.0 if press == "none" else 0.5, **foreign, error=None)
+    rows = [replace(one, context_id=f"context-{at % 3}", prompt_hash=f"prompt-{at % 3}") for at, one in enumerate(rows)]  # hashes: ours
     write(folder, rows)
     for at in range(3):
         sample = f"{ATTACK}/{at}"
@@ -107,7 +108,8 @@ def test_the_policy_holds_even_where_markup_gets_in(browser: Any, attacked_page:
         page.wait_for_timeout(200)
         assert not sent and page.title() == "longpress report" and page.locator("body").is_visible()
         assert len(page.complaints) >= 4 and all("Content Security Policy" in text for text in page.complaints)
-        assert [url for url in page.requests if not url.startswith("file:")] == []
+        blocked = [url for url, why in page.failures if why == "csp"]  # asked for, and stopped before the network
+        assert [url for url in page.requests if not url.startswith("file:")] == blocked and len(page.failures) == len(blocked)
 
 
 def focused(page: Any) -> dict[str, Any]:
@@ -173,16 +175,16 @@ def test_foreign_text_breaks_no_layout(browser: Any, attacked_page: Path, width:
 
 def test_numbers_are_those_of_the_csv(browser: Any, sweep_page: Path) -> None:
     with (sweep_page.parent / "scores.csv").open(encoding="utf-8") as file:
-        rows = {(row["press"], row["compression_ratio"], row["task"]): row for row in csv.DictReader(file)}
+        rows = {(row["press"], float(row["compression_ratio"]), row["task"]): row for row in csv.DictReader(file)}
     compared = 0
     with opened(browser, sweep_page) as page:
         heads = page.locator("#table thead th").all_text_contents()
         for what in ("score ± standard error", "95 % interval", "difference to the full cache"):
             choose(page, "what", what)
             for press, ratio, _, _, *found in cells(page):
-                key = ("none", "") if press == "full cache" else (press, str(float(ratio)) if ratio != "0" else ratio)
+                key = ("none", 0.0) if press == "full cache" else (press, float(ratio))
                 for column, text in zip(heads[4:], found, strict=True):
-                    row = rows.get((*key, column)) or rows.get((key[0], key[1].removesuffix(".0"), column))
+                    row = rows.get((*key, column))
                     assert (row is None or row["score"] == "") == text.startswith("–") or what.startswith("difference")
                     if text.startswith("–"):
                         continue
@@ -229,7 +231,10 @@ def test_heads_sort_and_missing_cells_come_last(browser: Any, sweep_page: Path) 
 def test_failures_are_shown_as_failures(browser: Any, sweep_page: Path) -> None:
     with opened(browser, sweep_page) as page:
         assert "6 of them failed" in page.locator("#run").text_content()
-        assert next(row for row in cells(page) if row[0] == "failing").count("–†") == 1
+        markdown = (sweep_page.parent / "table.md").read_text(encoding="utf-8").split("### Score")[1]
+        wanted = next(row for row in markdown.splitlines() if row.startswith("| failing "))
+        assert next(row for row in cells(page) if row[0] == "failing") == [text.strip() for text in wanted.strip("|").split("|")]
+        assert wanted.count("–†") == 2, "the task, and the average that lacks it"
         choose(page, "judged-column", "cwe")
         assert "Not ranked, because every answer failed: failing." in page.locator("#overview-body").text_content()
         choose(page, "sample-task", "cwe")
