@@ -107,6 +107,14 @@ class Benchmark(ABC):
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Metrics in [0, 1] of one prediction, the headline metric first. Never raises on any string."""
 
+    def reference_answer(self, sample: Sample) -> str:
+        """An answer as the model should write it, whose likelihood tells how much a compressed context still says; empty if there is none.
+
+        By default the first reference, where it is text.
+        """
+        first = next(iter(sample.references), "")
+        return first if isinstance(first, str) else ""
+
     @abstractmethod
     def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
         """Turn `(line number, row)` of an official predictions file into (sample to score against, prediction).

@@ -135,6 +135,11 @@ class HelmetBenchmark(Benchmark):
             return {metric: float(any(answer in given for answer in wanted))}
         return {metric: float(" ".join(english_words(parse_label(prediction))) in wanted)}
 
+    def reference_answer(self, sample: Sample) -> str:
+        """All references where all are asked for, else the first."""
+        wanted = sample.references if self.metrics[sample.task] == "ruler_recall" else sample.references[:1]
+        return ", ".join(map(str, wanted))
+
     def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
         """Rows of the `data` list of the suite's result files: output, answer (a text or a list); rows without an output are left out."""
         for line, row in rows:

@@ -126,6 +126,11 @@ class RulerBenchmark(Benchmark):
         names = {"niah": "Retrieval", "vt": "Tracing", "cwe": "Aggregation", "fwe": "Aggregation", "qa": "Questions"}
         return {name: [task for task in TASKS if names[TASKS[task].kind] == name] for name in dict.fromkeys(names.values())}
 
+    def reference_answer(self, sample: Sample) -> str:
+        """All references where all are asked for, else the first."""
+        wanted = sample.references[:1] if self.metrics[sample.task] == "string_match_part" else sample.references
+        return ", ".join(map(str, wanted))
+
     def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
         """Rows of RULER's prediction files: `pred`, `outputs`, and the task from the row where it is not given."""
         for line, row in rows:

@@ -1,15 +1,17 @@
 """Is press X better than press Y, by how much, at what kept fraction, on which tasks: `python -m evaluation.compare X Y DIR…`.
 
-Paired differences on the same samples, per budget and task, from records alone; p-values adjusted by Holm over all rows printed.
+Paired differences on the same samples, per budget and task, from records alone; p-values adjusted by Holm over all rows printed. Where
+fidelity was measured, also how many samples would tell the two apart by score and by each measure of fidelity.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ import numpy as np
 import pandas as pd
 
 from evaluation import errorbars, significance
-from evaluation.records import Record, read_records
+from evaluation.errorbars import Clusters
+from evaluation.records import FIDELITY, Record, read_records
 from evaluation.scores import averages
 
 KEY = ("model", "revision", "dtype", "benchmark", "version", "parameters", "query_aware", "prefill")
 """Columns that name a table."""
 MARGIN = 1.0
 """Points that a press may lose and still count as no worse."""
+NEEDED = tuple(f"needed_{measure}" for measure in ("score", *FIDELITY))
 SIGNIFICANT = 0.05
 """Level of the verdict, on p-values adjusted by Holm."""
 
@@ -35,6 +39,8 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
         Columns model, benchmark, parameters, query_aware, prefill, budget, task, n, kept, kept_other, delta, ci_low, ci_high, p_value,
         p_holm, wins, ties, losses, verdict ("better", "worse" or "not distinguishable"), not_worse (the whole interval lies above -margin);
         the average, over the tasks that both answered, is called `average (<tasks>)` and its p-value adjusted among averages.
+        `needed_score` and `needed_<measure>` are samples from which on the difference seen would be found at 5 % with 80 % power
+        (`significance.samples_needed`), NaN where it is not known.
 
     Raises:
         ValueError: a press has no records, they share no sample at a common budget, a press has several parameter sets at one
@@ -66,7 +72,8 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
         means = pd.DataFrame(joint)
         means["p_holm"] = significance.holm(means["p_value"])
         frame = pd.concat([means, frame], ignore_index=True).sort_values([*KEY, "budget"], kind="stable", ignore_index=True)
-    frame = frame.drop(columns=["samples"])
+    frame = frame.drop(columns=["samples", "changes"])
+    frame = frame.reindex(columns=[*frame.columns.drop(NEEDED, errors="ignore"), *NEEDED])
     frame["not_worse"] = significance.non_inferior(frame["ci_low"], margin)
     sure = frame["p_holm"] < SIGNIFICANT
     frame["verdict"] = "not distinguishable"
@@ -90,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = frame["verdict"].value_counts()
     said = ", ".join(f"{verdict} in {counts.get(verdict, 0)}" for verdict in ("better", "worse", "not distinguishable"))
     print(f"{given.press} against {given.other}, {len(frame)} comparisons: {said} (p < {SIGNIFICANT:g}, Holm).")
+    measures = [name for name in NEEDED if frame[name].notna().any()]
     for names, part in frame.groupby(["model", "benchmark", "parameters", "query_aware", "prefill"], sort=False):
         model, benchmark, _, aware, prefill = names
         print(f"\n{benchmark} on {model}{' (query-aware)' if aware else ''}{'' if prefill == 'shared' else f' (prefill {prefill})'}")
@@ -98,7 +106,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept = f"kept {100 * row['kept']:.1f} % against {100 * row['kept_other']:.1f} %"
             said = row["verdict"] + (f", no worse than {given.margin:g} below" if row["not_worse"] else "")
             print(f"  {row['budget']:<14} {row['task']:<24} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {said}")
+        if len(measures) > 1:
+            print("\n  samples to tell the two apart (5 %, power 80 %) if the difference is as seen:")
+            heads = [name.removeprefix("needed_") for name in measures]
+            print(f"  {'':<14} {'':<24} {' '.join(f'{head:>20}' for head in heads)}")
+            for row in part.to_dict("records"):
+                print(f"  {row['budget']:<14} {row['task']:<24} {' '.join(f'{_count(row[name]):>20}' for name in measures)}")
     return 0
+
+
+def _count(needed: float) -> str:
+    return "–" if math.isnan(needed) else "no difference" if math.isinf(needed) else f"{needed:,.0f}"
+
+
+def _changes(left: Sequence[Record], right: Sequence[Record]) -> dict[str, Clusters]:
+    """Paired differences of the score and of every measure that two samples or more have on both sides."""
+    changes = {}
+    for measure in ("score", *FIDELITY):
+        pairs = [(getattr(one, measure), getattr(other, measure), one) for one, other in zip(left, right, strict=True)]
+        known = [(ours - theirs, one.weight, one.context_id) for ours, theirs, one in pairs if ours is not None and theirs is not None]
+        if len(known) > 1:
+            change, weights, ids = zip(*known, strict=True)
+            changes[measure] = errorbars.cluster(change, weights, ids, bounded=False)
+    return changes
+
+
+def _needed(cells: Sequence[Mapping[str, Clusters]], shares: Sequence[float]) -> dict[str, float]:
+    """Samples, over all tasks, to find the differences of a weighted mean over tasks; of the measures that every task has."""
+    needed = {}
+    for measure in set.intersection(*map(set, cells)):
+        parts = [one[measure] for one in cells]
+        mean = sum(share * part.mean for share, part in zip(shares, parts, strict=True))
+        error = math.hypot(*(share * part.standard_error for share, part in zip(shares, parts, strict=True)))
+        counts = sum(len(part.sums) for part in parts), sum(part.n for part in parts)
+        needed[f"needed_{measure}"] = significance.samples_needed(mean, error, *counts)
+    return needed
 
 
 def _budget(record: Record) -> str:
@@ -121,13 +163,16 @@ def _row(key: tuple[Any, ...], samples: dict[str, Record], others: dict[str, Rec
     summed = errorbars.cluster(change, [record.weight for record in left], [record.context_id for record in left])
     measured = {"delta": 100 * found.mean, "ci_low": 100 * found.low, "ci_high": 100 * found.high, "p_value": found.p_value}
     counts = {"n": found.n, "wins": found.wins, "ties": found.ties, "losses": found.losses}
+    changes = _changes(left, right)
     return {
         **dict(zip((*KEY, "budget", "task"), key, strict=True)),
         **counts,
         "kept": kept,
         "kept_other": kept_other,
         "samples": summed,
+        "changes": changes,
         **measured,
+        **_needed([changes], [1.0]),
     }
 
 
@@ -150,6 +195,7 @@ def _average(part: pd.DataFrame) -> list[dict[str, Any]]:
     counts = {name: int(part[name].sum()) for name in ("n", "wins", "ties", "losses")}
     measured = {"delta": 100 * mean, "ci_low": 100 * low, "ci_high": 100 * high, "p_value": p_value}
     first = {name: part[name].iloc[0] for name in (*KEY, "budget")}
+    measured |= _needed(list(part["changes"]), list(shares))
     return [{**first, "task": f"average ({len(part)} tasks)", **counts, "kept": kept, "kept_other": kept_other, **measured}]
 
 

@@ -84,6 +84,7 @@ class Settings:
         plan: print what would be done, and stop.
         plots: whether to draw plots at the end.
         workers: processes that share the contexts; 0 for one per GPU.
+        fidelity: measure how far presses move the model, beside scores.
     """
 
     model: dict[str, Any]
@@ -102,6 +103,7 @@ class Settings:
     plan: bool = False
     plots: bool = False
     workers: int = 1
+    fidelity: bool = False
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -200,6 +202,7 @@ def settings(config: DictConfig) -> Settings:
         plain["plan"],
         plain["plots"],
         plain["workers"],
+        plain["fidelity"],
     )
 
 

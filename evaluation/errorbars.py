@@ -11,6 +11,8 @@ Standard errors follow Miller 2024 (arXiv 2411.00640) with the correction C/(C-1
   mean 0/1 scores vary most, so this is never too narrow for want of variance; of differences, gains and losses are bounded so one by
   one and combined by squares (Zou and Donner 2008, MOVER), which for no change at all gives the score interval of Tango 1998.
 
+- values without bounds (`bounded=False`: log-likelihoods, divergences): the same bootstrap, else Student's t on the means of clusters.
+
 Standard errors stay what the formula gives (0 where all are equal, NaN for one cluster); the interval is what to read there.
 """
 
@@ -52,6 +54,7 @@ class Clusters(NamedTuple):
         binary: whether every value is 0 or 1.
         sign: whether every value is -1, 0 or 1, and every sample its own cluster of weight 1 (an exact test is a sign test).
         informative: clusters whose mean is not the most frequent one.
+        bounded: whether the values are scores in [0, 1] or differences of such.
     """
 
     sums: Array
@@ -61,6 +64,7 @@ class Clusters(NamedTuple):
     binary: bool
     sign: bool
     informative: int
+    bounded: bool = True
 
     @property
     def mean(self) -> float:
@@ -112,20 +116,22 @@ class Difference(NamedTuple):
     losses: int
 
 
-def cluster(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None) -> Clusters:
+def cluster(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, bounded: bool = True) -> Clusters:
     """Sum samples by cluster.
 
     Args:
         values: (n,) scores in [0, 1], or differences of two such scores.
         weights: (n,) weights of the samples in the mean; 1 if None.
         ids: (n,) cluster of each sample, e.g. its context; every sample for itself if None.
+        bounded: False for values that may be any finite numbers.
 
     Raises:
         ValueError: shapes differ, a value is not finite or not in [-1, 1], or a weight is not positive.
     """
     x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or not (np.abs(x) <= 1).all():
-        raise ValueError("values must be a flat array of finite numbers: scores in [0, 1] or their differences in [-1, 1]")
+    if x.ndim != 1 or not (np.abs(x) <= 1 if bounded else np.isfinite(x)).all():
+        allowed = ": scores in [0, 1] or their differences in [-1, 1]" if bounded else ""
+        raise ValueError(f"values must be a flat array of finite numbers{allowed}")
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
     if w.shape != x.shape or not ((w > 0) & np.isfinite(w)).all():
         raise ValueError("weights must be positive, finite, and as many as the values")
@@ -140,7 +146,7 @@ def cluster(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike 
     sums: Array = w * x if alone else np.bincount(codes, w * x).astype(float)
     sizes: Array = w if alone else np.bincount(codes, w).astype(float)
     _, frequencies = np.unique(np.round(sums / sizes, 12), return_counts=True)
-    steps = bool(np.isin(x, (-1.0, 0.0, 1.0)).all())
+    steps = bounded and bool(np.isin(x, (-1.0, 0.0, 1.0)).all())
     effective = float(w.sum() ** 2 / np.square(w).sum()) if len(x) else 0.0
     return Clusters(
         sums,
@@ -150,6 +156,7 @@ def cluster(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike 
         binary=steps and bool((x >= 0).all()),
         sign=steps and alone and bool((w == 1).all()),
         informative=len(sums) - int(frequencies.max(initial=0)),
+        bounded=bounded,
     )
 
 
@@ -172,7 +179,8 @@ def joint(cells: Sequence[Clusters], shares: Sequence[float]) -> Clusters:
         return cells[0]
     sums = np.concatenate([share * cell.sums / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
     weights = np.concatenate([share * cell.weights / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
-    return Clusters(sums, weights, sum(cell.n for cell in cells), math.nan, False, False, sum(cell.informative for cell in cells))
+    informative = sum(cell.informative for cell in cells)
+    return Clusters(sums, weights, sum(cell.n for cell in cells), math.nan, False, False, informative, cells[0].bounded)
 
 
 def difference(
@@ -235,6 +243,8 @@ def score_interval(samples: Clusters, replicates: Array | None) -> tuple[float, 
         return math.nan, math.nan
     if samples.binary and (count == samples.n == samples.n_effective or samples.resampled):
         low, high = wilson(mean, _effective(samples))
+    elif not samples.resampled and not samples.bounded:
+        low, high = _student(samples)
     elif not samples.resampled:
         low, high = wilson(mean, _kish(samples.weights))
     elif replicates is None:
@@ -259,6 +269,8 @@ def difference_interval(samples: Clusters, gain: float, loss: float, replicates:
         if replicates is None:
             raise ValueError("these differences need bootstrap replicates")
         return percentiles(replicates, samples)
+    if not samples.bounded:
+        return _student(samples)
     (gain_low, loss_low), (gain_high, loss_high) = wilson(np.array([gain, loss]), _kish(samples.weights))
     low = samples.mean - math.hypot(gain - gain_low, loss_high - loss)
     high = samples.mean + math.hypot(gain_high - gain, loss - loss_low)
@@ -336,6 +348,12 @@ def macro(
         low, high = (np.quantile(replicates, [0.025, 0.975]) - rest) * max(1.0, drawn / float(replicates.std()))
         below, above = below + low**2, above + high**2
     return mean, error, mean - math.sqrt(below), mean + math.sqrt(above)
+
+
+def _student(samples: Clusters) -> tuple[float, float]:
+    """95 % interval of a mean by Student's t over clusters; NaN for one."""
+    half = _quantile(len(samples.sums)) * samples.standard_error
+    return samples.mean - half, samples.mean + half
 
 
 def _kish(weights: Array) -> float:

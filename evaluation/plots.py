@@ -5,6 +5,7 @@ For each table k, into the first folder, as .png and .pdf:
 - `ranking-<k>`: presses ranked at each budget, with intervals, and which cannot be told apart from the best.
 - `curves-<k>`: score against measured kept fraction, 95 % bands, full-cache line; the average first, then a panel per task.
 - `pareto-<k>`: score against bytes; the front is named.
+- `fidelity-<k>`: how far presses move the model, against kept fraction, where it was measured.
 - `heatmap-<k>-<budget>`: length × depth per press, where the suite hides needles at stated depths.
 
 Lines differ by marker and dash, so that they can be told apart in grey; of many presses the `TOP` best are named and the rest drawn in
@@ -16,17 +17,18 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from evaluation.fidelity import fidelity, shown_task
 from evaluation.heatmap import heat_maps
 from evaluation.pareto import pareto
 from evaluation.ranking import ranking
-from evaluation.records import BASELINE, Record
+from evaluation.records import BASELINE, FIDELITY, Record
 from evaluation.scores import TABLE, averages, scores, table_of
 from evaluation.tables import read
 from evaluation.views import line_label
@@ -45,7 +47,7 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(frame: pd.DataFrame, records: Iterable[Record], folder: Path) -> list[Path]:
+def draw(frame: pd.DataFrame, records: Sequence[Record], folder: Path) -> list[Path]:
     """Write every plot of records and of their frame of `scores` into `folder`.
 
     Returns:
@@ -61,6 +63,7 @@ def draw(frame: pd.DataFrame, records: Iterable[Record], folder: Path) -> list[P
     for record in records:
         if "depth" in record.data:
             of_table.setdefault(table_of(record), []).append(record)
+    moved = dict(iter(fidelity(records).groupby(list(TABLE), sort=False)))
     for number, (names, part) in enumerate(frame.groupby(list(TABLE), sort=False), start=1):
         keys = dict(zip(TABLE, names, strict=True))
         title = f"{keys['benchmark']} on {keys['model']}"
@@ -71,6 +74,7 @@ def draw(frame: pd.DataFrame, records: Iterable[Record], folder: Path) -> list[P
             "ranking": ranking(part, shown[0], title),
             "curves": _curves(part, shown, ranked(part, shown[0]), title),
             "pareto": pareto(part, shown[0], title),
+            "fidelity": fidelity_curves(moved[names], title) if names in moved else None,
         }
         maps = heat_maps(of_table.get(names, ()), title)
         figures |= {f"heatmap-{budget.replace(' ', '_')}": figure for budget, figure in maps.items()}
@@ -79,6 +83,29 @@ def draw(frame: pd.DataFrame, records: Iterable[Record], folder: Path) -> list[P
                 stem, *budget = name.split("-")
                 written += _save(figure, folder / "-".join([stem, str(number), *budget]))
     return written
+
+
+def fidelity_curves(frame: pd.DataFrame, title: str) -> Any:
+    """The measures of one table of a frame of `evaluation.fidelity`, averaged over tasks; named are the presses of least divergence."""
+    from matplotlib.figure import Figure  # only here: the extra is optional
+
+    task = shown_task(frame)
+    part = frame[frame["task"] == task].rename(columns={"value": "score"})
+    part = part.assign(label=_labels(part))
+    divergence = part[part["measure"] == "answer_kl"]
+    order = ranked(divergence.assign(score=-divergence["score"]), task)
+    figure = Figure(figsize=(9.8, 6.6), layout="constrained")
+    for axes, measure in zip(figure.subplots(2, 3).T.flat, sorted(FIDELITY, key=lambda name: name.split("_")[::-1]), strict=True):
+        rows = part[part["measure"] == measure]
+        _panel(axes, rows, order)
+        axes.set_ylim(*((-0.03, 1.03) if FIDELITY[measure] else (0, 1.05 * rows["score"].max() or 1)))
+        axes.set_title(f"{measure} ({'share of tokens' if FIDELITY[measure] else 'nats per token'})", fontsize=9)
+        axes.set_xlabel("kept fraction of the cache", fontsize=8)
+    figure.suptitle(f"{title}, {task}: how far presses move the model along known answers", fontsize=10)
+    named = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+    shown = [label for label in ("full cache", *order) if label in named]
+    figure.legend([named[label] for label in shown], shown, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
 
 
 def ranked(part: pd.DataFrame, task: str) -> list[str]:

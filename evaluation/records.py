@@ -35,6 +35,12 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 LARGEST = 2**63
 """Above every number that a record may hold."""
 
+FIDELITY = {
+    **dict.fromkeys(("reference_nll", "reference_kl", "answer_nll", "answer_kl"), False),
+    **dict.fromkeys(("reference_agreement", "answer_agreement"), True),
+}
+"""Fields that say how far a press moves the model, and whether they lie in [0, 1] (agreement: higher is closer) or are nats (lower)."""
+
 _BREAKS = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 """Characters that some readers take for a line break, and lone surrogates, which UTF-8 cannot hold."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -129,6 +135,18 @@ class Record:
     """"shared": one exact prefill for all variants; "chunked/N": compressed after every N tokens, each variant by itself."""
     peak_entries: int | None = None
     """Measured: most entries (over all layers and heads) in the cache while the context was read."""
+    reference_nll: float | None = None
+    """Negative log-likelihood of the reference answer, nats per token; None in this and the next where fidelity was not measured."""
+    reference_kl: float | None = None
+    """Divergence KL(full cache || press) of the next-token distributions along the reference answer, nats per token."""
+    reference_agreement: float | None = None
+    """Share of its tokens at which press and full cache find the same token most likely."""
+    answer_nll: float | None = None
+    """The same three along what the full cache wrote."""
+    answer_kl: float | None = None
+    answer_agreement: float | None = None
+    fidelity_seconds: float | None = None
+    """Share of the time that reading these answers took."""
     data: dict[str, Any] = field(default_factory=dict)
     """Provenance of the sample: source, revision, haystack, seed."""
     seed: int = 0

@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
@@ -194,6 +194,7 @@ class EvaluationRunner:
             prefill_chunk=settings.prefill_chunk,
             prefill=settings.prefill,
             max_batch_bytes=int(settings.max_batch_gb * 2**30),
+            fidelity=settings.fidelity,
         )
 
     def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Item]) -> MemoryPlan:
@@ -233,7 +234,7 @@ class EvaluationRunner:
         """What the pipeline is asked about one context."""
         samples, missing = work
         variants = [self.settings.variants[at][1] for at in missing]
-        questions = [question_of(sample) for sample in samples]
+        questions = [replace(question_of(sample), reference=self.settings.benchmark.reference_answer(sample)) for sample in samples]
         mapped = samples[0].context_id in self.mapped
         return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template, count_kept=mapped)
 
@@ -326,6 +327,7 @@ def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
         "final_cache_bytes": sizes[-1] if sizes else None,
         "peak_cache_bytes": max(sizes, default=None),
         "mean_cache_bytes": mean(sizes) if sizes else None,
+        **result.answer.fidelity,
     }
 
 

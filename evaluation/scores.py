@@ -26,13 +26,14 @@ from evaluation.catalogue import benchmarks
 from evaluation.errorbars import Array, Clusters
 from evaluation.families import adjust_differences, adjust_leads
 from evaluation.lines import ABSENT, LINE, baseline_of, lines_of
-from evaluation.records import Record
+from evaluation.records import FIDELITY, Record
 
 TABLE = ("model", "revision", "dtype", "benchmark", "benchmark_version", "benchmark_parameters")
 """Columns that name a table."""
 MEANS = (
     *("kept_fraction", "evidence_kept", "peak_entries", "cache_bytes", "full_cache_bytes", "context_tokens", "new_tokens"),
     *("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds", "cache_bits"),
+    *FIDELITY,
 )
 """Measured columns: means over a cell's samples that did not fail; bytes, tokens and seconds per sample."""
 COUNTS = ("n", "n_contexts", "n_failed", "n_empty", "n_truncated", "n_common", "wins", "ties", "losses")
@@ -76,6 +77,7 @@ class _Cell:
     weights: Array
     contexts: Any
     samples: Clusters
+    bounded: bool = True
 
     def minus(self, other: _Cell) -> _Paired:
         """Paired differences to another cell on the common samples."""
@@ -84,7 +86,7 @@ class _Cell:
         except ValueError as error:
             raise ValueError(f"{self.label} against {other.label}: {error}") from None
         change, weights, contexts = self.values[left] - other.values[right], self.weights[left], self.contexts[left]
-        samples = errorbars.cluster(change, weights, contexts)
+        samples = errorbars.cluster(change, weights, contexts, self.bounded)
         total = float(weights.sum()) or math.nan
         gain, loss = (float((np.clip(sign * change, 0, 1) * weights).sum()) / total for sign in (1, -1))
         return _Paired(samples, gain, loss, int((change > 0).sum()), int((change < 0).sum()))
@@ -109,20 +111,21 @@ class _Part(NamedTuple):
     replicates: Array | None
 
 
-def scores(records: Iterable[Record], seed: int = 0) -> pd.DataFrame:
+def scores(records: Iterable[Record], seed: int = 0, measure: str = "score") -> pd.DataFrame:
     """The tidy frame with `COLUMNS`, in the order of tables: full cache first, then by press and budget, tasks in the suite's order.
 
     Args:
         records: of any number of models and benchmarks, each key once (`read_records`).
         seed: of bootstrap and permutations; the same records in any order give the same frame.
+        measure: "score", or one of `FIDELITY`, which then is what `score` and `metric` of the frame speak of, times 100.
 
     Raises:
         ValueError: no record, or records that cannot stand in one cell.
     """
-    frame = _frame(records)
+    frame, bounded = _frame(records, measure), FIDELITY.get(measure, True)
     rows: list[dict[str, Any]] = []
     for names, part in frame.groupby(list(TABLE), sort=True):
-        rows += _table(dict(zip(TABLE, names, strict=True)), part, seed)
+        rows += _table(dict(zip(TABLE, names, strict=True)), part, seed, bounded)
     result = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     result[list(POINTS)] = (result[list(POINTS)] * 100).round(8)  # as the CSV holds them, so that all tables round alike
     return result.astype({**dict.fromkeys(COUNTS, "int64"), "n_tasks": "int64", "budget_tokens": "Int64"})
@@ -175,15 +178,15 @@ def averages(benchmark: str, tasks: Iterable[str]) -> tuple[list[str], dict[str,
     return present, shares or {"average": dict.fromkeys(present, 1 / max(1, len(present)))}  # no task is the suite's
 
 
-def _frame(records: Iterable[Record]) -> pd.DataFrame:
+def _frame(records: Iterable[Record], measure: str) -> pd.DataFrame:
     names = [*TABLE, *LINE, "task", "metric", "sample_id", "context_id", "prompt_hash", "score", "weight", "truncated", *MEANS]
-    read, rows = attrgetter(*names), []
+    read, rows = attrgetter(*(measure if name == "score" else name for name in names)), []
     at = [names.index("press_parameters"), names.index("benchmark_parameters")]
     for record in records:
         row = list(read(record))
         for place in at:
             row[place] = json.dumps(row[place], sort_keys=True) if row[place] else "{}"
-        failed = record.error is not None or record.score is None
+        failed = record.error is not None or getattr(record, measure) is None
         rows.append([*row, failed, not failed and not record.prediction.strip()])
     if not rows:
         raise ValueError("there are no records to make a table of")
@@ -191,11 +194,13 @@ def _frame(records: Iterable[Record]) -> pd.DataFrame:
     numbers = ["score", "weight", "compression_ratio", "budget_tokens", "threshold", *MEANS]
     frame[numbers] = frame[numbers].astype(float)
     frame["compression_ratio"] = frame["compression_ratio"].round(6)
+    if measure != "score":
+        frame["metric"] = measure
     frame.loc[frame["failed"], ["score", *MEANS]] = math.nan
     return frame
 
 
-def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int, bounded: bool) -> list[dict[str, Any]]:
     """Rows of one table: task cells and averages of every line."""
     tasks, shares = averages(names["benchmark"], frame["task"].unique())
     shown, lines = lines_of(frame)
@@ -206,7 +211,8 @@ def _table(names: dict[str, Any], frame: pd.DataFrame, seed: int) -> list[dict[s
     )
     cells, measured = {}, {}
     for (line, task), part in _split(frame):
-        cells[line, task] = _cell(part, f"{names['model']}, {names['benchmark']}/{task}, press {lines[line][0]}")
+        label = f"{names['model']}, {names['benchmark']}/{task}, press {lines[line][0]}"
+        cells[line, task] = _cell(part, label, bounded)
         measured[line, task] = _measured(part)
     reference = {at: baseline_of(at, lines) for at in range(len(lines))}
     against = {(line, task): cells.get((reference[line], task)) for line, task in cells if reference[line] != line}
@@ -255,7 +261,7 @@ def _split(frame: pd.DataFrame) -> Iterator[tuple[tuple[int, str], dict[str, Any
         yield (int(line[begin]), str(task[begin])), {name: array[begin:end] for name, array in arrays.items()}
 
 
-def _cell(part: Mapping[str, Any], label: str) -> _Cell:
+def _cell(part: Mapping[str, Any], label: str, bounded: bool) -> _Cell:
     ids, metrics = part["sample_id"].astype(str), set(part["metric"][part["failed"] == 0])
     repeated = np.flatnonzero(ids[1:] == ids[:-1])
     if len(repeated):
@@ -267,8 +273,8 @@ def _cell(part: Mapping[str, Any], label: str) -> _Cell:
         raise ValueError(f"{label}: scores of different metrics ({', '.join(sorted(metrics))}) cannot be averaged; rescore the records")
     good = part["failed"] == 0
     values, weights, contexts = part["score"][good], part["weight"][good], part["context_id"][good].astype(str)
-    samples = errorbars.cluster(values, weights, contexts)
-    return _Cell(label, ids[good], part["prompt_hash"][good].astype(str), values, weights, contexts, samples)
+    samples = errorbars.cluster(values, weights, contexts, bounded)
+    return _Cell(label, ids[good], part["prompt_hash"][good].astype(str), values, weights, contexts, samples, bounded)
 
 
 def _measured(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FLIPS = 49_999
 """Random sign flips of a permutation test; the smallest p-value is 1 / (FLIPS + 1)."""
+FEWEST = 6
+"""Clusters below which no permutation of signs has a two-sided p-value under 5 %: 2 / 2^5 is 6 %."""
 _EXACT = 12
 _CHUNK = 4_000_000
 
@@ -74,6 +76,31 @@ def sign_flips(effects: Sequence[Array], seed: int = 0, flips: int = FLIPS) -> A
             hits += (np.abs((1.0 - 2.0 * bits[:, :width]) @ padded) >= observed).sum(axis=0)
         result[rows] = (hits + 1) / (total + 1)
     return result
+
+
+def samples_needed(mean: float, error: float, clusters: int, samples: int, power: float = 0.8, level: float = 0.05) -> float:
+    """Samples from which on a two-sided paired test at `level` would find a mean difference with probability `power`.
+
+    n ((z_{1 - level/2} + z_power) SE / |mean|)^2, as the standard error falls with the root of the samples. The difference is taken as
+    seen, so the number is as uncertain as it is. Below `FEWEST` clusters no test of signs reaches 5 %.
+
+    Args:
+        mean: difference seen.
+        error: its standard error, clustered.
+        clusters: that it was seen on; more contexts of as many questions are meant.
+        samples: that it was seen on.
+        power: probability of finding it.
+        level: of the test.
+
+    Returns:
+        Infinite where nothing differs, NaN where the error is not known.
+    """
+    if math.isnan(error):
+        return math.nan
+    if abs(mean) <= 1e-12:
+        return math.inf
+    quantiles = float(stats.norm.ppf([1 - level / 2, power]).sum())
+    return max(math.ceil(clusters * (quantiles * error / mean) ** 2), FEWEST) * samples / clusters
 
 
 def holm(p_values: ArrayLike) -> Array:

@@ -1,8 +1,8 @@
 """Tables of scores for people and for papers, from records alone: `python -m evaluation.tables DIR…` needs no model.
 
-Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html` into the first folder and prints the
-tables. Where matplotlib is installed, plots too (see `evaluation.plots`). Several folders are merged: a record that stands in
-more than one counts once.
+Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html` into the first folder, where fidelity was
+measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints the tables. Where matplotlib is installed, plots too (see
+`evaluation.plots`). Several folders are merged: a record that stands in more than one counts once.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False)
     """
     records = read(folders)
     frame = scores(records)
-    from evaluation.plots import available, draw  # both read what is written here, so they import this module
+    from evaluation import fidelity
+    from evaluation.plots import available, draw  # all read what is written here, so they import this module
     from evaluation.report import page
 
     try:
         _write(folders[0], frame, costs(records), page(frame, records, folders), margin)
+        fidelity.write(folders[0], fidelity.fidelity(records))
         if plots and available():
             draw(frame, records, folders[0])
     except OSError as error:

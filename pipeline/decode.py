@@ -22,6 +22,7 @@ from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.following import Follower, release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
+from pipeline.fidelity import AfterQuestion
 from pipeline.prefill import CompressedContext
 from pipeline.prompt import Prompt, Question
 
@@ -77,6 +78,10 @@ class Answer:
     cache_bytes: list[int] = field(default_factory=list)
     """Bytes of the row's cache, what was written included, after the question and after each token read since."""
     error: Exception | None = None
+    after: AfterQuestion | None = None
+    """The row after its question, where the decoder was asked to keep it and nothing acts on the row while it is written."""
+    fidelity: dict[str, float] = field(default_factory=dict)
+    """See `pipeline.fidelity.measure`; empty where it was not asked for."""
 
     def restart(self) -> None:
         """Forget what was written."""
@@ -85,7 +90,7 @@ class Answer:
     def fail(self, error: Exception) -> None:
         """End the answer without a text."""
         self.restart()
-        self.stop_reason, self.error = "error", error
+        self.stop_reason, self.error, self.after = "error", error, None
 
 
 @dataclass(eq=False)
@@ -104,15 +109,16 @@ class Decoder:
     A batch that has become thin wastes the model's time, so rows of the next context may join it: see `run`.
     """
 
-    def __init__(self, model: nn.Module, eos_ids: Sequence[int], max_batch_bytes: int) -> None:
+    def __init__(self, model: nn.Module, eos_ids: Sequence[int], max_batch_bytes: int, keep_questions: bool = False) -> None:
         """An empty queue.
 
         Args:
             model: of transformers, in evaluation mode.
             eos_ids: any of them ends an answer.
             max_batch_bytes: bound on the tails and work space of the rows decoded together; a single row may exceed it.
+            keep_questions: whether answers keep their row as it was after the question, for `read_answer`.
         """
-        self.model, self.max_bytes = model, max_batch_bytes
+        self.model, self.max_bytes, self.keep_questions = model, max_batch_bytes, keep_questions
         self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
         self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
         self.most_rows = sys.maxsize  # halved when memory runs out, doubled when a batch was written
@@ -195,7 +201,10 @@ class Decoder:
         )
         device = rows[0].context.layers[0].storage.device
         first = torch.tensor(starts, device=device)
-        hidden = self._read_questions(rows, cache, first)
+        hidden = self._read_questions(rows, cache)
+        if self.keep_questions:
+            for writing, after in zip(entering, AfterQuestion.of_rows([row.context for row in rows], cache, hidden), strict=True):
+                writing.answer.after = after
         position = first + torch.tensor([len(row.question_ids) for row in rows], device=device)
         if self.cache is None:
             self.cache, self.hidden, self.position = cache, hidden, position
@@ -245,29 +254,47 @@ class Decoder:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _read_questions(self, rows: Sequence[Row], cache: CompressedCache, first: Tensor) -> Tensor:
-        """(R, D): hidden state of each question's last token. Shorter questions are padded behind their end, and the padding forgotten."""
-        lengths = [len(row.question_ids) for row in rows]
-        longest = max(lengths)
-        ids = torch.tensor(
-            [row.question_ids + row.question_ids[-1:] * (longest - len(row.question_ids)) for row in rows], device=first.device
-        )
-        entries = max(kept.storage.length for row in rows for kept in row.context.layers)
-        piece = max(1, self.max_bytes // (len(rows) * _attention_bytes(self.model, entries + longest)))
-        last: list[Tensor | None] = [None] * len(rows)
+    def _read_questions(self, rows: Sequence[Row], cache: CompressedCache) -> Tensor:
+        """(R, D): hidden state of each question's last token."""
         for layer in cache.layers:
             layer.held = {}
-        for start in range(0, longest, piece):
-            part = ids[:, start : start + piece]
-            positions = first[:, None] + torch.arange(start, start + part.shape[1], device=first.device)
-            hidden = self._forward(part, positions, cache)
-            for row, length in enumerate(lengths):
-                if start < length <= start + part.shape[1]:
-                    last[row] = hidden[row, length - 1 - start]
-        cache.set_lengths(lengths)
+        hidden = self._read([row.question_ids for row in rows], cache, [len(row.question_ids) - 1 for row in rows])
         for layer in cache.layers:
             release(layer)
-        return torch.stack([state for state in last if state is not None])
+        return torch.cat(hidden)
+
+    def read_answer(self, rows: Sequence[AfterQuestion], ids: Sequence[int]) -> Tensor:
+        """(R, n, D): last hidden states from which rows that have read the same question predict each of n tokens of a known answer."""
+        tail = rows[0].tails[0][0].shape[1] + len(ids)
+        many = max(1, self.max_bytes // max(_cache_bytes(self.model, row.context, tail) + len(ids) * row.hidden.nbytes for row in rows))
+        hidden = [torch.stack([row.hidden for row in rows])[:, None]]
+        if len(ids) > 1:
+            with attending(self.model), torch.no_grad():
+                groups = [rows[at : at + many] for at in range(0, len(rows), many)]
+                read = [self._read([list(ids[:-1])] * len(some), AfterQuestion.cache(some, tail), [0] * len(some)) for some in groups]
+            hidden.append(torch.stack([of_row for group in read for of_row in group]))
+        return torch.cat(hidden, dim=1)
+
+    def _read(self, ids: Sequence[Sequence[int]], cache: CompressedCache, since: Sequence[int]) -> list[Tensor]:
+        """Read known tokens into the cache, each row its own; hidden states (n - since, D) of every row from token `since` on.
+
+        Shorter rows are padded behind their end, and the padding forgotten.
+        """
+        layer: CompressedLayer = cache.layers[0]
+        lengths, longest, before = [len(of_row) for of_row in ids], max(map(len, ids)), layer.lengths.tolist()
+        padded = torch.tensor([[*of_row, *[of_row[-1]] * (longest - len(of_row))] for of_row in ids], device=layer.device)
+        first = layer.start + layer.lengths
+        entries = max(block.storage.length for one in cache.layers for block in one.blocks) + layer.longest
+        piece = max(1, self.max_bytes // (len(ids) * _attention_bytes(self.model, entries + longest)))
+        hidden: list[list[Tensor]] = [[] for _ in ids]
+        for start in range(0, longest, piece):
+            part = padded[:, start : start + piece]
+            states = self._forward(part, first[:, None] + torch.arange(start, start + part.shape[1], device=layer.device), cache)
+            for row, (length, wanted) in enumerate(zip(lengths, since, strict=True)):
+                if wanted < start + part.shape[1] and start < length:
+                    hidden[row].append(states[row, max(0, wanted - start) : length - start].clone())
+        cache.set_lengths([one + more for one, more in zip(before, lengths, strict=True)])
+        return [torch.cat(of_row) for of_row in hidden]
 
     def _next_tokens(self) -> Tensor:
         """(R,) the most likely token of each row; what ends an answer only where the row may end."""
@@ -314,23 +341,25 @@ def row_bytes(model: nn.Module, row: Row) -> int:
 
     Where something acts on the row, also what that remembers, and entries of the row's own in the place of shared ones.
     """
-    tail = len(row.question_ids) + row.question.max_new_tokens
-    storages = [kept.storage for kept in row.context.layers]
-    entries, sizes = [one.length for one in storages], [one.heads * one.size * one.read_dtype.itemsize for one in storages]
     config: Any = model.config
-    masks = sum(
-        kept.storage.heads * kept.storage.length * kept.storage.read_dtype.itemsize
-        for kept in row.context.layers
-        if kept.counts is not None
-    )
-    text = config.get_text_config()
-    total = masks + 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail) + 8 * int(text.vocab_size)
+    text, tail = config.get_text_config(), len(row.question_ids) + row.question.max_new_tokens
+    total = _cache_bytes(model, row.context, tail) + 8 * int(text.vocab_size)
     for kept, follower in zip(row.context.layers, row.followers(), strict=True):
         if follower is not None:
             token = (int(text.hidden_size) + 2 * kept.storage.size) * kept.storage.keys.element_size()
             everything = (kept.storage.keys.shape[1] + tail) * kept.storage.keys.shape[0]
             total += kept.bytes() + follower.held_bytes(everything, tail, token)
     return total
+
+
+def _cache_bytes(model: nn.Module, context: CompressedContext, tail: int) -> int:
+    """Bytes of a tail of so many tokens and of a mask in every layer, and of one layer's attention for one query."""
+    storages = [kept.storage for kept in context.layers]
+    entries, sizes = [one.length for one in storages], [one.heads * one.size * one.read_dtype.itemsize for one in storages]
+    masks = sum(
+        kept.storage.heads * kept.storage.length * kept.storage.read_dtype.itemsize for kept in context.layers if kept.counts is not None
+    )
+    return masks + 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail)
 
 
 def _attention_bytes(model: nn.Module, length: int) -> int:

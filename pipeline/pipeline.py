@@ -6,7 +6,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.memory import WIDE, MemoryPlan, Shape, memory_plan, read_in_place
 from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
-from pipeline.results import Answers, Failure, Request, Result, release_finished, storage_bytes
+from pipeline.results import Answers, ContextResults, Failure, Request, Result
 from presses.base import BasePress
 from presses.none import NonePress
 
@@ -69,6 +69,7 @@ class CompressingPipeline:
         prefill: str = "shared",
         max_batch_bytes: int = MAX_BATCH_BYTES,
         max_context_bytes: int = MAX_CONTEXT_BYTES,
+        fidelity: bool = False,
     ) -> None:
         """A pipeline over a loaded model.
 
@@ -82,6 +83,8 @@ class CompressingPipeline:
                 after each `prefill_chunk` tokens, so that the peak of the cache shrinks too.
             max_batch_bytes: bound on the tails and work space of one decode batch.
             max_context_bytes: bound on the contexts held so that their rows are decoded together; a single one may exceed it.
+            fidelity: measure how far every variant of a list moves the model (`pipeline.fidelity`), beside the answers; where no variant
+                keeps the full cache, it is answered from as well.
 
         Raises:
             ValueError: another `prefill`, or a chunked one without chunks.
@@ -92,6 +95,7 @@ class CompressingPipeline:
         self.window = window or getattr(config.get_text_config(), "max_position_embeddings", None)
         self.prefill, self.prefill_chunk = prefill, prefill_chunk
         self.max_batch_bytes, self.max_context_bytes = max_batch_bytes, max_context_bytes
+        self.fidelity = fidelity
         self.eos_ids = eos_token_ids(model, tokenizer)
         self.shape = Shape.of(model)
         self._prompts: dict[bool, Prompt] = {}
@@ -171,46 +175,48 @@ class CompressingPipeline:
         Raises:
             ValueError: no question or no variant.
         """
-        decoder = Decoder(self.model, self.eos_ids, self.max_batch_bytes)
-        pending: deque[tuple[Request, list[Result | Failure]]] = deque()
+        decoder = Decoder(self.model, self.eos_ids, self.max_batch_bytes, keep_questions=self.fidelity)
+        pending: deque[ContextResults] = deque()
         try:
             for request in requests:
                 if not request.questions:
                     raise ValueError("questions=[] asks nothing; give at least one question")
                 if pending:
                     self._make_room(decoder, pending, request)
-                while pending and all(result.answer.stop_reason for result in pending[0][1]):
-                    yield pending.popleft()[1]
-                results = self._answers(decoder, request)
-                if pending and any(isinstance(result.error, torch.OutOfMemoryError) for result in results):
+                while pending and pending[0].finished:
+                    yield pending.popleft().measured(decoder)
+                context = self._answers(decoder, request)
+                if pending and any(isinstance(result.error, torch.OutOfMemoryError) for result in context.results):
                     decoder.run()
                     while pending:  # alone it may fit
-                        yield pending.popleft()[1]
-                    results = self._answers(decoder, request)
-                pending.append((request, results))
-                del results
-                held = [storage_bytes(of_context) for _, of_context in pending]
+                        yield pending.popleft().measured(decoder)
+                    context = self._answers(decoder, request)
+                pending.append(context)
+                del context
+                held = [one.bytes for one in pending]
                 roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
-                decoder.run(leave=WIDE if roomy else min(THIN, len(pending[-1][1]) // 2))
-                _release(pending)
-                while pending and all(result.answer.stop_reason for result in pending[0][1]):
-                    yield pending.popleft()[1]
+                decoder.run(leave=WIDE if roomy else min(THIN, len(pending[-1].results) // 2))
+                for one in pending:
+                    one.release()
+                while pending and pending[0].finished:
+                    yield pending.popleft().measured(decoder)
             decoder.run()
-            _release(pending)
         except KeyboardInterrupt:
-            yield from (results for _, results in pending)
+            yield from (context.results for context in pending)
             raise
-        yield from (results for _, results in pending)
+        while pending:
+            yield pending.popleft().measured(decoder)
 
-    def _make_room(self, decoder: Decoder, pending: Sequence[tuple[Request, list[Result | Failure]]], request: Request) -> None:
+    def _make_room(self, decoder: Decoder, pending: Sequence[ContextResults], request: Request) -> None:
         """Write on what is pending until the next context may be read beside it."""
         try:
             needed = self.plan(request).reading
         except Exception:  # reading it will fail in the same way, and say so
             needed = 0
-        while (left := decoder.unfinished) and sum(storage_bytes(results) for _, results in pending) + needed > self.max_context_bytes:
+        while (left := decoder.unfinished) and sum(context.bytes for context in pending) + needed > self.max_context_bytes:
             decoder.run(leave=left // 2)
-            _release(pending)
+            for context in pending:
+                context.release()
 
     def plan(self, request: Request, contexts: int = 1) -> MemoryPlan:
         """The memory that the answers to a request take, or to so many like it."""
@@ -234,9 +240,14 @@ class CompressingPipeline:
             chunked=self.prefill == "chunked",
         )
 
-    def _answers(self, decoder: Decoder, request: Request) -> list[Result | Failure]:
+    def _answers(self, decoder: Decoder, request: Request) -> ContextResults:
         """Read the context of a request and queue its rows; the answers are written by the decoder."""
-        variants = _variants(request.press)
+        variants, asked = _variants(request.press), len(request.questions)
+        wanted = len(variants)
+        full = next((at for at, variant in enumerate(variants) if variant.is_full), None)
+        if self.fidelity and full is None and isinstance(request.press, Sequence):
+            full, variants = wanted, [*variants, Variant(NonePress())]
+            request = replace(request, press=variants)
         prompt = self._prompt(request.chat_template)
         results: list[Result | Failure] = []
         for at in range(len(request.questions)) if request.query_aware else [None]:
@@ -255,8 +266,11 @@ class CompressingPipeline:
                 results += [Result(reading.variant, q, answer, *measured) for q, answer in zip(indices, answers, strict=True)]
         if request.query_aware:  # read question by question: bring variants to the outside
             n_variants = len(variants)
-            results = [results[q * n_variants + v] for v in range(n_variants) for q in range(len(request.questions))]
-        return results
+            results = [results[q * n_variants + v] for v in range(n_variants) for q in range(asked)]
+        if not self.fidelity or full is None:
+            return ContextResults(results, keep_caches=request.keep_caches)
+        references = [prompt.reference_ids(one.text, one.answer_prefix, one.reference)[: one.max_new_tokens] for one in request.questions]
+        return ContextResults(results[: wanted * asked], results[full * asked : (full + 1) * asked], references, request.keep_caches)
 
     def _read(self, prompt: Prompt, request: Request, at: int | None) -> list[_Reading]:
         """Read the context of a request, with question `at` in query-aware mode; one reading per variant."""
@@ -356,13 +370,6 @@ class CompressingPipeline:
         if isinstance(question, Question):
             return question
         return Question(str(question), answer_prefix, max_new_tokens)
-
-
-def _release(pending: Iterable[tuple[Request, list[Result | Failure]]]) -> None:
-    """Free what is no longer read, where results need not hold it."""
-    for request, results in pending:
-        if not request.keep_caches:
-            release_finished(results)
 
 
 def _variants(press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None) -> list[Variant]:

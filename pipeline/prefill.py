@@ -79,6 +79,11 @@ class Variant:
         return limits
 
     @property
+    def is_full(self) -> bool:
+        """Whether nothing is ever removed: the full cache, which others are compared with."""
+        return self.press.lossless and self.press.while_decoding(self.compression_ratio) is None
+
+    @property
     def budget(self) -> dict[str, float]:
         """The budget by its name, empty where a field of the press sets it."""
         if self.press.own_budget:

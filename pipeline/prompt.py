@@ -20,6 +20,7 @@ class Question:
         min_new_tokens: tokens before which no end-of-sequence token and no stop string counts.
         stop: strings that end the answer and are not part of it.
         evidence: character spans [start, end) of the context whose survival is measured.
+        reference: an answer as it should be written, whose likelihood is measured where fidelity is.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Question:
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     evidence: tuple[tuple[int, int], ...] = ()
+    reference: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an answer of no tokens."""
@@ -83,6 +85,11 @@ class Prompt:
         if not ids:
             raise ValueError("question, chat template and answer prefix are all empty; give a question")
         return ids
+
+    def reference_ids(self, question: str, answer_prefix: str, reference: str) -> list[int]:
+        """Token ids of an answer behind its question, a space between words; empty without one."""
+        before, answer = question + self.after + answer_prefix, reference.strip()
+        return self._encode(answer if not before or before[-1].isspace() else f" {answer}") if answer else []
 
     def framing(self, question: int = 0) -> Framing:
         """What a press may know of the prompt around a context whose last `question` tokens are a question."""

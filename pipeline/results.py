@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.decode import Answer
+from pipeline.decode import Answer, Decoder
+from pipeline.fidelity import measure
 from pipeline.prefill import CompressedContext, Variant
 from pipeline.prompt import Question
 from presses.base import BasePress
@@ -82,18 +85,64 @@ class Answers(dict[str, Any]):
 
 
 def storage_bytes(results: Sequence[Result | Failure]) -> int:
-    """Bytes in memory of what the variants of a context keep, and have not released."""
+    """Bytes in memory of what the variants of a context keep, and have not released, and of questions kept."""
     storages: dict[int, int] = {}
     for result in results:
         if isinstance(result, Result):
             storages |= result.context.storages()
-    return sum(storages.values())
+    return sum(storages.values()) + sum(result.answer.after.bytes for result in results if result.answer.after is not None)
 
 
 def release_finished(results: Sequence[Result | Failure]) -> None:
-    """Release what variants keep of a context, of each once all its answers are written."""
+    """Release what variants keep of a context, of each once all its answers are written and measured."""
     made = [result for result in results if isinstance(result, Result)]
-    reading = {id(result.context) for result in made if not result.answer.stop_reason}
+    reading = {id(one.context) for one in made if not one.answer.stop_reason or one.answer.after is not None}
     for result in made:
         if id(result.context) not in reading:
             result.context.release()
+
+
+@dataclass(frozen=True)
+class ContextResults:
+    """A context at work: its results, variant by variant, and per question the full cache's and the reference answer's token ids.
+
+    Attributes:
+        results: what was asked for.
+        full: per question the full cache's result, which may be one of `results`; empty where fidelity is not measured.
+        references: per question.
+        keep_caches: see `Request`.
+    """
+
+    results: list[Result | Failure]
+    full: Sequence[Result | Failure] = ()
+    references: Sequence[list[int]] = ()
+    keep_caches: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether every answer is written."""
+        return all(result.answer.stop_reason for result in (*self.results, *self.full))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in memory."""
+        return storage_bytes([*self.results, *self.full])
+
+    def release(self) -> None:
+        """Free what is no longer read, where results need not hold it."""
+        if not self.keep_caches:
+            release_finished([*self.results, *self.full])
+
+    def measured(self, decoder: Decoder) -> list[Result | Failure]:
+        """The results, with fidelity where there is something to compare with."""
+        for full, reference in zip(self.full, self.references, strict=True):
+            answers = [result.answer for result in self.results if result.question == full.question]
+            try:
+                measure(decoder, full.answer, answers, reference)
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)
+                warnings.warn(f"fidelity is missing, the answers are there: {type(error).__name__}: {error}", stacklevel=2)
+        for result in (*self.results, *self.full):
+            result.answer.after = None  # its memory is another context's
+        self.release()
+        return self.results

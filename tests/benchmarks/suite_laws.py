@@ -37,6 +37,8 @@ def check(benchmark: Benchmark, samples: Sequence[Sample], gold: Callable[[Sampl
         wrong = {name: value for name, value in scores.items() if not math.isclose(value, 1.0) and name not in exempt}
         assert not wrong, (sample.id, gold(sample), wrong)
         assert set(benchmark.score(sample, "").values()) == {0.0}, sample.id
+        known = benchmark.reference_answer(sample)
+        assert isinstance(known, str) and (not known or math.isclose(next(iter(benchmark.score(sample, known).values())), 1.0)), sample.id
         texts = [*NASTY, *random_texts, gold(sample) * 2, gold(sample).upper(), "\n" + gold(sample), sample.question]
         for text in texts:
             scores = benchmark.score(sample, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from test_scores import line, record
 
 from evaluation import heatmap, pareto, plots, ranking
-from evaluation.records import Record, RecordWriter
+from evaluation.fidelity import fidelity
+from evaluation.records import FIDELITY, Record, RecordWriter
 from evaluation.scores import scores
 
 
@@ -79,3 +81,18 @@ def test_heat_maps_have_a_cell_per_length_and_depth() -> None:
     assert full.get_title() == "full cache: 100.0" and knorm.get_title() == "knorm: 62.5", "the mean of cells, not of samples"
     assert [text.get_text() for text in knorm.texts] == ["25", "–", "–", "–", "–", "100"]
     assert heatmap.heat_maps([record("vt", 0, 1.0)], "t") == {}
+
+
+def test_fidelity_curves_show_every_measure(tmp_path: Path) -> None:
+    rows = []
+    for press, ratio in (("none", 0.0), ("knorm", 0.25), ("knorm", 0.5), ("snapkv", 0.25), ("snapkv", 0.5)):
+        measured = {name: ratio * (2 if press == "knorm" else 1) / 2 for name in FIDELITY}
+        rows += [replace(row, **measured) for row in line("a", [1.0, 0.5, 0.5], press, ratio)]
+    written = plots.draw(scores(rows), rows, tmp_path)
+    assert {"fidelity-1.png", "fidelity-1.pdf"} <= {path.name for path in written}
+    figure = plots.fidelity_curves(fidelity(rows), "t")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["full cache", "snapkv", "knorm"]
+    assert {axes.get_title().split(" ")[0] for axes in figure.axes} == set(FIDELITY)
+    drawn = {each.get_label(): list(each.get_ydata()) for each in figure.axes[0].lines}
+    assert drawn["knorm"] == pytest.approx([0.25, 0.5][::-1]) and drawn["snapkv"] == pytest.approx([0.125, 0.25][::-1])
+    assert not [path for path in plots.draw(scores(line("a", [1.0])), line("a", [1.0]), tmp_path) if "fidelity" in path.name]

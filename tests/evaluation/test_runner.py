@@ -96,6 +96,17 @@ def test_another_press_joins_the_same_table(finished: tuple[Path, str], model_fo
     assert len(records(tmp_path)) == len(records(finished[0]))
 
 
+def test_fidelity_stands_in_records_and_tables(model_folder: Path, tmp_path: Path) -> None:
+    run(model_folder, tmp_path, "fidelity=true", "press=[knorm,decoding]", "limit=1", "benchmark.tasks=[vt]")
+    found = {(r["press"], r["compression_ratio"]): r for r in records(tmp_path)}
+    full, pressed, acting = found["none", 0], found["knorm", 0.5], next(r for (press, _), r in found.items() if press == "decoding")
+    assert (full["answer_kl"], full["reference_kl"], full["answer_agreement"]) == (0, 0, 1)
+    assert pressed["reference_nll"] > 0 and pressed["answer_kl"] > 0
+    assert acting["answer_kl"] is None and acting["score"] is not None
+    assert "knorm" in (tmp_path / "fidelity.md").read_text(encoding="utf-8")
+    assert (tmp_path / "fidelity.csv").is_file()
+
+
 def kill_after(seconds: float, model_folder: Path, results: Path) -> None:
     process = subprocess.Popen(command(model_folder, results), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
