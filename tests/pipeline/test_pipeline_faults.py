@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 
 from pipeline import CompressingPipeline, Question, Request, Variant
 from pipeline.decode import Decoder
-from pipeline.results import Failure
+from pipeline.results import ContextResults, Failure
 from presses import DecodingPress, KnormPress, NonePress, SnapKVPress
 from presses.scorer import ScorerPress
 
@@ -94,7 +94,9 @@ def test_a_context_that_does_not_fit_beside_others_is_read_alone(
         written.append(len(decoder.waiting) + len(decoder.alive))
         if written[-1]:
             error = torch.OutOfMemoryError("out")
-            return [Failure(Variant(*variant), q, error) for variant in request.press for q in range(len(request.questions))]
+            return ContextResults(
+                [Failure(Variant(*variant), q, error) for variant in request.press for q in range(len(request.questions))]
+            )
         return answers(self, decoder, request)
 
     monkeypatch.setattr(CompressingPipeline, "_answers", crowded)
@@ -149,8 +151,8 @@ def test_a_row_of_nan_is_an_error_and_its_neighbours_answer(
 ) -> None:
     read = Decoder._read_questions
 
-    def poisoned(self, rows, cache, first):
-        hidden = read(self, rows, cache, first)
+    def poisoned(self, rows, cache):
+        hidden = read(self, rows, cache)
         hidden[[at for at, row in enumerate(rows) if row.question is QUESTIONS[0]]] = float("nan")
         return hidden
 
