@@ -73,7 +73,7 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
         means["p_holm"] = significance.holm(means["p_value"])
         frame = pd.concat([means, frame], ignore_index=True).sort_values([*KEY, "budget"], kind="stable", ignore_index=True)
     frame = frame.drop(columns=["samples", "changes"])
-    frame = frame.reindex(columns=[*frame.columns.drop(NEEDED, errors="ignore"), *NEEDED])
+    frame = frame.reindex(columns=[*frame.columns.drop(list(NEEDED), errors="ignore"), *NEEDED])
     frame["not_worse"] = significance.non_inferior(frame["ci_low"], margin)
     sure = frame["p_holm"] < SIGNIFICANT
     frame["verdict"] = "not distinguishable"
