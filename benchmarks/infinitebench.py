@@ -92,6 +92,12 @@ class InfinitebenchBenchmark(Benchmark):
         """
         return infinitebench_scores.score(sample.task, prediction, sample.references)
 
+    def reference_answer(self, sample: Sample) -> str:
+        """The letter and text of a choice of code, all values of an expression, else the first reference, numbers as text."""
+        if sample.task == "code_debug":
+            return f"{sample.references[1]}. {sample.references[0]}"
+        return str(list(sample.references)) if sample.task == "math_calc" else str(sample.references[0])
+
     def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
         """Rows of the suite's prediction files: prediction or pred, ground_truth or label."""
         for line, row in rows:

@@ -97,6 +97,10 @@ class LongbenchV2Benchmark(Benchmark):
             scores |= {f"accuracy_{sample.metadata[name]}": right for name in ("difficulty", "length") if sample.metadata.get(name)}
         return scores
 
+    def reference_answer(self, sample: Sample) -> str:
+        """The right letter in the sentence that the question asks for."""
+        return f"The correct answer is ({sample.references[0]})"
+
     def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
         """Rows of the suite's prediction files: response or pred, answer or judge, difficulty, length.
 

@@ -101,6 +101,11 @@ class ScbenchBenchmark(Benchmark):
         _, rule = RULES[sample.task.split("/")[-1]]
         return rule(sample.references, prediction, sample.metadata)
 
+    def reference_answer(self, sample: Sample) -> str:
+        """All variables where all are asked for, else the first reference, numbers as text."""
+        wanted = sample.references if sample.task == "scbench_vt" else sample.references[:1]
+        return ", ".join(map(str, wanted))
+
     def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
         """Rows of prediction_<task>.jsonl: turn_idx, prediction, ground_truth, and task (of mixed sets), lang, repo, func_name (repoqa)."""
         read = list(rows)

@@ -85,12 +85,12 @@ class Answer:
 
     def restart(self) -> None:
         """Forget what was written."""
-        self.text, self.token_ids, self.seconds, self.cache_bytes = "", [], 0.0, []
+        self.text, self.token_ids, self.seconds, self.cache_bytes, self.after = "", [], 0.0, [], None
 
     def fail(self, error: Exception) -> None:
         """End the answer without a text."""
         self.restart()
-        self.stop_reason, self.error, self.after = "error", error, None
+        self.stop_reason, self.error = "error", error
 
 
 @dataclass(eq=False)

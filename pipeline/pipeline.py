@@ -229,7 +229,7 @@ class CompressingPipeline:
         return memory_plan(
             self.shape,
             min(tokens, request.max_context_tokens or tokens),
-            _variants(request.press),
+            self._to_read(request),
             max(tail + one.max_new_tokens for tail, one in zip(tails, asked, strict=True)),
             questions=len(asked),
             contexts=contexts,
@@ -240,13 +240,18 @@ class CompressingPipeline:
             chunked=self.prefill == "chunked",
         )
 
+    def _to_read(self, request: Request) -> list[Variant]:
+        """The variants of a request, and the full cache behind them where fidelity is measured and none of them keeps it."""
+        variants = _variants(request.press)
+        if self.fidelity and isinstance(request.press, Sequence) and not any(variant.is_full for variant in variants):
+            variants.append(Variant(NonePress()))
+        return variants
+
     def _answers(self, decoder: Decoder, request: Request) -> ContextResults:
         """Read the context of a request and queue its rows; the answers are written by the decoder."""
-        variants, asked = _variants(request.press), len(request.questions)
-        wanted = len(variants)
+        variants, asked, wanted = self._to_read(request), len(request.questions), len(_variants(request.press))
         full = next((at for at, variant in enumerate(variants) if variant.is_full), None)
-        if self.fidelity and full is None and isinstance(request.press, Sequence):
-            full, variants = wanted, [*variants, Variant(NonePress())]
+        if len(variants) > wanted:
             request = replace(request, press=variants)
         prompt = self._prompt(request.chat_template)
         results: list[Result | Failure] = []

@@ -80,8 +80,8 @@ class Variant:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is ever removed: the full cache, which others are compared with."""
-        return self.press.lossless and self.press.while_decoding(self.compression_ratio) is None
+        """Whether nothing is ever removed or rounded: the full cache, which others are compared with."""
+        return self.press.lossless and self.cache_bits is None and self.press.while_decoding(self.compression_ratio) is None
 
     @property
     def budget(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.observation import cache_keyword
-from pipeline import CompressingPipeline, Question, fidelity
+from pipeline import CompressingPipeline, Question, Request, Variant, fidelity
 from presses import AdaKVPress, DecodingPress, KeyRerotationPress, KnormPress, NonePress, SnapKVPress, ThinKPress
 
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
@@ -37,8 +37,8 @@ def variants_of(family: str) -> list:
     return [variant for variant in VARIANTS if family == "llama" or variant[0].name not in ("key_rerotation", "think")]
 
 
-def measured(pipeline: CompressingPipeline, questions=QUESTIONS, variants=VARIANTS, **options) -> list[dict[str, float]]:
-    results = pipeline(CONTEXT, questions=questions, press=variants, **options).results
+def measured(pipeline: CompressingPipeline, questions=QUESTIONS, variants=VARIANTS, context=CONTEXT, **options) -> list[dict[str, float]]:
+    results = pipeline(context, questions=questions, press=variants, **options).results
     return [{name: value for name, value in result.answer.fidelity.items() if name != "fidelity_seconds"} for result in results]
 
 
@@ -127,6 +127,24 @@ def test_what_cannot_be_measured_is_left_out() -> None:
     assert full.keys() == pressed.keys() == {"answer_nll", "answer_kl", "answer_agreement"}
     assert acting == {}
     assert measured(pipeline_of(), [silent], KnormPress(0.5)) == [{}]
+
+
+def test_a_context_is_released_once_it_is_measured() -> None:
+    contexts = [CONTEXT, CONTEXT[40:], CONTEXT[90:]]
+    expected = [one for text in contexts for one in measured(pipeline_of(), variants=VARIANTS[2:], context=text)]
+    for pipeline in (pipeline_of(), pipeline_of(max_context_bytes=1)):
+        requests = [Request(text, QUESTIONS, VARIANTS[2:]) for text in contexts]
+        results = [result for of_context in pipeline.stream(requests) for result in of_context]
+        assert all(not result.context.layers and result.answer.after is None for result in results)
+        for result, other in zip(results, expected, strict=True):
+            found = {name: value for name, value in result.answer.fidelity.items() if name != "fidelity_seconds"}
+            assert found == pytest.approx(other, rel=1e-4, abs=1e-5) and len(found) == 6
+
+
+def test_a_full_cache_of_few_bits_is_not_what_others_are_compared_with() -> None:
+    few, pressed = measured(pipeline_of(), QUESTIONS[:1], [Variant(NonePress(), cache_bits=2), Variant(KnormPress(), 0.5)])
+    assert few["answer_kl"] > 0
+    assert pressed == pytest.approx(measured(pipeline_of(), QUESTIONS[:1], [(KnormPress(), 0.5)])[0], rel=1e-4, abs=1e-5)
 
 
 def test_query_aware_questions_are_compared_in_their_own_context() -> None:
