@@ -46,6 +46,9 @@ function marker(shape, x, y, colour) {
   ];
   return draw("path", { d: paths[shape], fill: shape === 4 ? "none" : colour, stroke: colour, "stroke-width": shape === 4 ? 2.2 : 0 });
 }
+// a bare number is a ratio; tokens and thresholds name themselves
+const named = ({ budget }) => (budget === "" || budget === "–" ? "" : budget.includes(" ") ? ` at ${budget}` : ` at ratio ${budget}`);
+const budgetHead = () => (view.lines.some((line) => line.budget.includes(" ")) ? "budget" : "ratio");
 const pressesOf = () => [...new Set(view.lines.filter((line) => !line.baseline).map((line) => line.press))];
 
 function removed(budget) {
@@ -168,7 +171,7 @@ function chart() {
     if (one.points.length > 1) svg.append(draw("polygon", { points: band.map((p) => p.join()).join(" "), fill: style.colour, opacity: 0.1 }));
     svg.append(draw("polyline", { points: one.points.map((p) => [x(p.kept), y(p.cell.score)].join()).join(" "), fill: "none", stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash }));
     for (const { line, cell, kept } of one.points) {
-      const text = `${line.press} at ratio ${line.budget}, ${line.kept} kept: ${cell.text}, 95 % interval ${cell.interval}, to the full cache ${cell.difference}, ${cell.n} answers`;
+      const text = `${line.press}${named(line)}, ${line.kept} kept: ${cell.text}, 95 % interval ${cell.interval}, to the full cache ${cell.difference}, ${cell.n} answers`;
       const point = draw("g", { class: "point", tabindex: "-1", role: "img", "aria-label": text });
       if (one.points.length === 1) point.append(draw("line", { x1: x(kept), x2: x(kept), y1: y(cell.low), y2: y(cell.high), stroke: style.colour, opacity: 0.5 }));
       point.append(draw("circle", { class: "ring", cx: x(kept), cy: y(cell.score), r: 9 }), marker(style.shape, x(kept), y(cell.score), style.colour));
@@ -196,7 +199,7 @@ function move(event, marks) {
 }
 
 function table() {
-  const what = by("what").value, heads = ["press", "ratio", "kept", "n", ...view.columns];
+  const what = by("what").value, heads = ["press", budgetHead(), "kept", "n", ...view.columns];
   const number = (text) => (Number.isNaN(parseFloat(text)) ? null : parseFloat(text));
   const value = (line, at) => {
     if (at === 0) return line.press;
@@ -259,7 +262,7 @@ function sample() {
   const mapped = one.answers.find((answer) => answer.context !== null);
   by("question").textContent = mapped ? context(mapped.context).questions[one.id] ?? "" : "";
   by("references").textContent = one.references.join(" · ") || "none given";
-  const head = make("tr", {}, ...["press", "ratio", "score", "answer"].map((text) => make("th", { scope: "col", textContent: text })));
+  const head = make("tr", {}, ...["press", budgetHead(), "score", "answer"].map((text) => make("th", { scope: "col", textContent: text })));
   const best = ranking()?.ranked[0], mappedOnes = one.answers.filter((answer) => answer.context !== null);
   const first = mappedOnes.find((answer) => answer.line === best) || mappedOnes.find((answer) => !view.lines[answer.line].baseline) || one.answers[0];
   const rows = one.answers.map((answer) => {
@@ -285,7 +288,7 @@ function shade() {
   const { one, answer } = contextOf, line = view.lines[answer.line];
   const box = by("context"), known = answer.context !== null;
   by("scale").hidden = !known;
-  by("context-head").textContent = known ? `Context as ${line.press}${line.budget ? ` at ratio ${line.budget}` : ""} keeps it` : "Context";
+  by("context-head").textContent = known ? `Context as ${line.press}${named(line)} keeps it` : "Context";
   box.replaceChildren();
   by("pager").hidden = true;
   if (!known) {

@@ -15,6 +15,17 @@ from browser import chromium, layout_problems, opened
 from many_records import write_many
 
 ROOT = Path(__file__).parents[2]
+CHOOSE = """async () => {
+  const drawn = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const begun = performance.now(), task = document.getElementById("sample-task");
+  task.selectedIndex = 5;
+  task.dispatchEvent(new Event("change"));
+  await drawn();
+  document.querySelectorAll("#answers input")[100].click();
+  await drawn();
+  return performance.now() - begun;
+}"""
+"""Another task and variant, until both are on the screen; measured in the page, whatever the driver costs."""
 
 
 @pytest.mark.browser
@@ -36,10 +47,8 @@ def test_tables_take_20_seconds_and_the_report_opens_in_3(tmp_path: Path, capsys
                 inside = page.evaluate("performance.now()") / 1000
                 note = page.locator("#samples-note").text_content()
                 assert layout_problems(page) == []
-                begun = time.monotonic()
-                page.select_option("#sample-task", index=5)
-                page.locator("#answers input").nth(100).check()
-                choosing = time.monotonic() - begun
+                choosing = page.evaluate(CHOOSE) / 1000
+                assert page.locator("#answers input").nth(100).is_checked()
     answers = json.loads(json.dumps(note)).split(" of ")[0]
     with capsys.disabled():
         print(
