@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvcache.compressing import Prefill
 from kvcache.lora import adapted, read_adapter
@@ -63,6 +63,10 @@ class RestoreKVPress(KVzipPress):
 
     adds_entries: ClassVar[bool] = True
 
+    def observe(self, layer: LayerObservation) -> None:
+        """Nothing yet; but a model without weights is refused in its first layer, not after the whole prefill."""
+        self._embeddings(layer.module, layer.hidden.shape[-1])
+
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> list[Evidence]:  # type: ignore[override]
         """Per layer the scores of the context, and the entries of the learned tokens.
 
@@ -91,18 +95,22 @@ class RestoreKVPress(KVzipPress):
         Raises:
             ValueError: there are none, or they are another model's.
         """
-        name = model_name(attention_modules(prefill.model)[0])
+        table: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
+        embeddings, source, wanted = self._embeddings(attention_modules(prefill.model)[0], table.weight.shape[1])
+        return embeddings.to(table.weight)[None], read_adapter(source, self.revision, wanted)
+
+    def _embeddings(self, module: nn.Module, size: int) -> tuple[Tensor, Any, str]:
+        """Learned tokens (n, D = `size`) of the model of an attention module, where they come from, and what they are."""
+        name = model_name(module)
         suffix = "_plus" if self.kvzip_plus_normalization else ""
         source = self.weights or (f"higokri/RestoreKV-{last_part(name)}{suffix}" if name else None)
         wanted = f"restore tokens of {name or 'a model without a name'}"
         tensors = read(source, "restore_embeddings.safetensors", self.revision, wanted)
         embeddings = tensors.get("restore_embeddings") if isinstance(tensors, dict) else None
-        table: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
-        size = table.weight.shape[1]
         if embeddings is None or embeddings.dim() != 2 or embeddings.shape[1] != size:
             got = None if embeddings is None else tuple(embeddings.shape)
             raise ValueError(f"restore_embeddings of {wanted} must have the shape (tokens, {size}), got {got}; these are another model's")
-        return embeddings.to(table.weight)[None], read_adapter(source, self.revision, wanted)
+        return embeddings, source, wanted
 
     def select(self, evidence: Sequence[Evidence], ratio: float) -> list[Selection]:  # type: ignore[override]
         """The learned tokens, and the highest scores of all layers and heads."""
