@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from bench.sweep import Point, Row, load
 from evaluation.catalogue import find, presses
 from pipeline import CompressingPipeline, Question, Request, Variant
+from pipeline.memory import peak_memory_bytes
 from pipeline.model import load_model
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     pipe = CompressingPipeline(loaded.model, loaded.tokenizer, window=loaded.window)
     pipe(rows[0].context[:2000], question="Why?", max_new_tokens=2)  # first calls allocate and choose kernels
     measured = sweep(pipe, rows, points)
-    measured["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    measured["peak_bytes"] = peak_memory_bytes()
     target.write_text(json.dumps(measured), encoding="utf-8")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import kvpress
 from transformers import pipeline
 
 from bench.sweep import load
+from pipeline.memory import peak_memory_bytes
 from pipeline.model import load_model
 
 MAKE: dict[str, Callable[[float], Any]] = {
@@ -49,7 +49,7 @@ def main() -> None:
     measured = {
         "seconds": [seconds[start : start + n] for start in range(0, len(seconds), n)],
         "answers": [answers[start : start + n] for start in range(0, len(answers), n)],
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_memory_bytes(),
         "kvpress": version("kvpress"),
         "transformers": version("transformers"),
     }

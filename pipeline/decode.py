@@ -22,7 +22,9 @@ from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.following import Follower, release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
+from kvcache.projections import query_heads
 from pipeline.fidelity import AfterQuestion
+from pipeline.memory import attention_bytes, logits_bytes
 from pipeline.prefill import CompressedContext
 from pipeline.prompt import Prompt, Question
 
@@ -120,6 +122,7 @@ class Decoder:
         """
         self.model, self.max_bytes, self.keep_questions = model, max_batch_bytes, keep_questions
         self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
+        self.query_heads = query_heads(attention_modules(model)[0])
         self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
         self.most_rows = sys.maxsize  # halved when memory runs out, doubled when a batch was written
         self.waiting: deque[_Writing] = deque()
@@ -285,7 +288,7 @@ class Decoder:
         padded = torch.tensor([[*of_row, *[of_row[-1]] * (longest - len(of_row))] for of_row in ids], device=layer.device)
         first = layer.start + layer.lengths
         entries = max(block.storage.length for one in cache.layers for block in one.blocks) + layer.longest
-        piece = max(1, self.max_bytes // (len(ids) * _attention_bytes(self.model, entries + longest)))
+        piece = max(1, self.max_bytes // (len(ids) * attention_bytes(self.query_heads, entries + longest)))
         hidden: list[list[Tensor]] = [[] for _ in ids]
         for start in range(0, longest, piece):
             part = padded[:, start : start + piece]
@@ -343,7 +346,7 @@ def row_bytes(model: nn.Module, row: Row) -> int:
     """
     config: Any = model.config
     text, tail = config.get_text_config(), len(row.question_ids) + row.question.max_new_tokens
-    total = _cache_bytes(model, row.context, tail) + 8 * int(text.vocab_size)
+    total = _cache_bytes(model, row.context, tail) + logits_bytes(int(text.vocab_size))
     for kept, follower in zip(row.context.layers, row.followers(), strict=True):
         if follower is not None:
             token = (int(text.hidden_size) + 2 * kept.storage.size) * kept.storage.keys.element_size()
@@ -359,10 +362,4 @@ def _cache_bytes(model: nn.Module, context: CompressedContext, tail: int) -> int
     masks = sum(
         kept.storage.heads * kept.storage.length * kept.storage.read_dtype.itemsize for kept in context.layers if kept.counts is not None
     )
-    return masks + 2 * tail * sum(sizes) + _attention_bytes(model, max(entries) + tail)
-
-
-def _attention_bytes(model: nn.Module, length: int) -> int:
-    """Bytes of one query's attention in one layer: logits, their copy, weights in float32 and in the model's dtype."""
-    module: Any = attention_modules(model)[0]
-    return 16 * int(module.config.num_attention_heads) * length
+    return masks + 2 * tail * sum(sizes) + attention_bytes(query_heads(attention_modules(model)[0]), max(entries) + tail)

@@ -22,7 +22,6 @@ from kvcache.projections import head_size, kv_heads, query_heads
 from kvcache.replay import PIECE
 from kvcache.selection import Threshold
 from pipeline.prefill import Variant
-from presses.base import BasePress
 
 WIDE = 192
 """Unfinished rows that are decoded at a model's best rate: with fewer, the next context is read first if memory allows."""
@@ -171,19 +170,19 @@ def memory_plan(
     entries = shape.layers * shape.heads * tokens
     # per press three tensors of scores at most; of one press at a time its selections: masks, positions, and the sort of all layers
     selecting = max((len(set(limits)) for limits in per_press), default=0) * 9 + 40
-    hidden = 4 * shape.layers * tokens * shape.hidden * sum(_any(press, "holds_hidden") for press in distinct.values())
+    hidden = 4 * shape.layers * tokens * shape.hidden * sum(press.has("holds_hidden") for press in distinct.values())
     evidence = entries * (12 * len(distinct) + selecting) + hidden
     stored = (int(full_kept(variants, tokens, chunked) * shape.token * tokens) + entries * len(variants)) * (
         questions if query_aware else 1
     )
     stored += shape.token * tokens * (questions - 1 if query_aware else 0)
-    again = any(_any(press, "whole_context") for press in distinct.values())
+    again = any(press.has("whole_context") for press in distinct.values())
     work = _work(shape, tokens, prefill_chunk) + (_again(shape, tokens) if again else 0)
     reading = full + evidence + stored + work
     rows, row = len(variants) * questions, row_bytes(shape, tokens, tail)
     most = min(contexts * rows, WIDE + rows)
     batch = min(max(max_batch_bytes, row), most * row)
-    asking = min(max_batch_bytes, most * tail * 16 * shape.query_heads * (tokens + tail)) + most * tail * 4 * _per_token(shape)
+    asking = min(max_batch_bytes, most * tail * attention_bytes(shape.query_heads, tokens + tail)) + most * tail * 4 * _per_token(shape)
     following = [one for one in variants if one.press.while_decoding(one.limit(tokens)) is not None]
     copies = 2 * len(following) * questions * min(contexts, 1 + WIDE // rows) * shape.token * (tokens + tail)
     together = max(reading, min(contexts * reading, max_context_bytes))
@@ -230,12 +229,17 @@ def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
 def row_bytes(shape: Shape, entries: int, tail: int) -> int:
     """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits."""
     masks = shape.layers * shape.heads * entries * shape.element
-    return masks + tail * shape.token + 16 * shape.query_heads * (entries + tail) + 8 * shape.vocabulary
+    return masks + tail * shape.token + attention_bytes(shape.query_heads, entries + tail) + logits_bytes(shape.vocabulary)
 
 
-def _any(press: BasePress, attribute: str) -> bool:
-    """Whether a press or one inside it has an attribute set."""
-    return bool(getattr(press, attribute)) or any(_any(one, attribute) for one in vars(press).values() if isinstance(one, BasePress))
+def attention_bytes(query_heads: int, length: int) -> int:
+    """Bytes of one query's attention in one layer: logits, their copy, weights in float32 and in the model's dtype."""
+    return 16 * query_heads * length
+
+
+def logits_bytes(vocabulary: int) -> int:
+    """Bytes of a row's logits, in the model's dtype and in float32."""
+    return 8 * vocabulary
 
 
 def _again(shape: Shape, tokens: int) -> int:
@@ -269,5 +273,7 @@ def peak_memory_bytes() -> int:
     """The most that this process held since it started: as `held_memory_bytes`."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the process that started this one held
+        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -38,8 +38,11 @@ class BasePress(ABC):
     @property
     def needs_whole_context(self) -> bool:
         """Whether this press or one inside it cannot compress a context chunk by chunk while it is being read."""
-        inside = [value for _, value in self._options() if isinstance(value, BasePress)]
-        return self.whole_context or any(press.needs_whole_context for press in inside)
+        return self.whole_context or any(press.needs_whole_context for press in self._inside())
+
+    def has(self, attribute: str) -> bool:
+        """Whether an attribute is set on this press or on one inside it."""
+        return bool(getattr(self, attribute)) or any(press.has(attribute) for press in self._inside())
 
     holds_hidden: ClassVar[bool] = False
     """Whether what the press observes holds the hidden states of every layer until it selects."""
@@ -140,6 +143,9 @@ class BasePress(ABC):
     def identity(self) -> Hashable:
         """Equal for presses that differ in nothing but their ratio."""
         return (type(self), *(value.identity() if isinstance(value, BasePress) else value for _, value in self._options()))
+
+    def _inside(self) -> list[BasePress]:
+        return [value for _, value in self._options() if isinstance(value, BasePress)]
 
     def _options(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "compression_ratio"]  # type: ignore[arg-type]
