@@ -16,7 +16,7 @@ import secrets
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -185,8 +185,8 @@ class Record:
             record = cls(**{name: row[name] for name in _names() if name in row})
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
-        for name, value in record.__dict__.items():
-            if type(value) not in _kinds()[name] or not _in_range(name, value):
+        for (name, value), (kinds, rule) in zip(record.__dict__.items(), _checks(), strict=True):
+            if type(value) not in kinds or (rule is not None and not rule(value)):
                 raise ValueError(f"not a record: {name}={value!r}")
         return record
 
@@ -197,40 +197,47 @@ def _names() -> tuple[str, ...]:
 
 
 @cache
-def _kinds() -> dict[str, tuple[type, ...]]:
-    """Per field the types that JSON may give it: those of its annotation, and whole numbers for fractions."""
-    kinds = {}
-    for name, hint in get_type_hints(Record).items():
+def _checks() -> tuple[tuple[tuple[type, ...], Callable[[Any], bool] | None], ...]:
+    """Per field the types that JSON may give it, those of its annotation and whole numbers for fractions, and what else must hold."""
+    hints, checks = get_type_hints(Record), []
+    for name in _names():
+        hint = hints[name]
         plain = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
-        kinds[name] = (*plain, int) if float in plain else plain
-    return kinds
+        kinds = (*plain, int) if float in plain else plain
+        checks.append((kinds, _rule(name, kinds)))
+    return tuple(checks)
 
 
-def _in_range(name: str, value: Any) -> bool:
-    """Whether tables can rely on a value of the right type.
+def _rule(name: str, kinds: Sequence[type]) -> Callable[[Any], bool] | None:
+    """Whether tables can rely on a value of the right type; None where they always can.
 
     Names can be written and read; shares lie in [0, 1]; other measured numbers are finite and not negative.
     """
     match name:
         case "key" | "model" | "benchmark" | "task" | "sample_id" | "press":
-            return bool(value) and not _UNPRINTABLE.search(value)
+            return lambda value: bool(value) and not _UNPRINTABLE.search(value)
         case "benchmark_version" | "context_id" | "metric" | "dtype" | "revision" | "prompt_hash":
-            return not _UNPRINTABLE.search(value)
-        case "score" | "evidence_kept":
-            return value is None or 0 <= value <= 1
+            return lambda value: not _UNPRINTABLE.search(value)
+        case "score" | "evidence_kept" | "reference_agreement" | "answer_agreement":
+            return lambda value: value is None or 0 <= value <= 1
         case "compression_ratio":
-            return value is None or 0 <= value < 1
+            return lambda value: value is None or 0 <= value < 1
         case "scores":
-            return all(type(one) in (int, float) and 0 <= one <= 1 for one in value.values())
+            return lambda value: all(type(one) in (int, float) and 0 <= one <= 1 for one in value.values())
         case "kept_entries":
-            counts = [one for part in value for one in (part if isinstance(part, list) else [part])]
-            return all(type(one) is int and 0 <= one < LARGEST for one in counts)
+            return _are_counts
         case "threshold" | "seed":
-            return value is None or -LARGEST < value < LARGEST
+            return lambda value: value is None or -LARGEST < value < LARGEST
         case "schema":
-            return bool(value >= 1)
-        case _:
-            return type(value) not in (int, float) or 0 <= value < LARGEST
+            return lambda value: bool(value >= 1)
+        case _ if int in kinds:
+            return lambda value: value is None or 0 <= value < LARGEST
+    return None
+
+
+def _are_counts(kept: Sequence[Any]) -> bool:
+    counts = [one for part in kept for one in (part if isinstance(part, list) else [part])]
+    return all(type(one) is int and 0 <= one < LARGEST for one in counts)
 
 
 def _writable(value: Any) -> Any:
