@@ -27,12 +27,12 @@ TEXTS = (
 COUNTS = ("cache_bytes", "full_cache_bytes", "context_tokens", "question_tokens", "new_tokens")
 SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds")
 BAD = {
-    **{key: [None, 5, True, ["x"], {"x": 1}] for key in (*TEXTS, "dtype", "revision", "prompt_hash")},
+    **{key: [None, 5, True, ["x"], {"x": 1}] for key in (*TEXTS, "dtype", "revision", "prompt_hash", "prefill")},
     **{key: [None, "5", True, -1, 1.5, float("nan"), 2**70, [1]] for key in COUNTS},
     **{key: [None, "5", True, -0.1, float("nan"), float("inf"), 10**400, [1]] for key in (*SECONDS, "weight", "kept_fraction")},
     **{key: [None, "x", 5, [1]] for key in ("press_parameters", "benchmark_parameters", "data")},
     **{key: [None, 0, "yes", []] for key in ("query_aware", "truncated")},
-    **{key: ["5", True, -1, 1.5, [1]] for key in ("final_cache_bytes", "peak_cache_bytes", "budget_tokens")},
+    **{key: ["5", True, -1, 1.5, [1]] for key in ("final_cache_bytes", "peak_cache_bytes", "budget_tokens", "cache_bits", "peak_entries")},
     "compression_ratio": ["0.5", True, -0.1, 1.0, float("nan"), [0.5]],
     "score": ["0.5", True, -0.1, 1.1, float("nan"), [0.5]],
     "scores": [None, 0.5, [0.5], {"m": "x"}, {"m": 1.5}, {"m": True}, {"m": float("nan")}, {"m": None}],
@@ -41,7 +41,9 @@ BAD = {
     "error": [5, True, ["x"], {}],
     "evidence_kept": ["x", True, -0.1, 1.1, float("nan")],
     "threshold": ["x", True, float("nan"), float("inf"), [1]],
-    "mean_cache_bytes": ["x", True, -1, float("nan")],
+    **{key: ["x", True, -1, float("nan")] for key in ("mean_cache_bytes", "fidelity_seconds")},
+    **{key: ["x", True, -1, float("nan")] for key in ("reference_nll", "reference_kl", "answer_nll", "answer_kl")},
+    **{key: ["x", True, -0.1, 1.1, float("nan")] for key in ("reference_agreement", "answer_agreement")},
     "seed": [None, "x", True, 1.5, 2**70],
     "schema": [None, "1", True, 1.0, 0, -1],
 }
@@ -145,7 +147,10 @@ NAMES = ("key", "model", "benchmark", "task", "sample_id", "press")
 def test_a_name_that_cannot_stand_in_a_table_is_no_record(name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "results", *(json.dumps({**row, name: text}) for row in rows()))
     code, err = run("tables", tmp_path / "results", capsys)
-    if name in ("prediction", "stop_reason") or (text == "" and name not in NAMES):
+    if text == "\ud800" and name in ("model", "benchmark", "benchmark_version", "task", "metric"):  # what was measured is not lost
+        assert (code, err) == (0, "")
+        assert "?" in (tmp_path / "results" / "scores.csv").read_text()
+    elif name in ("prediction", "stop_reason") or (text == "" and name not in NAMES):
         assert (code, err) == (0, "")
     else:
         assert code == 2
