@@ -7,7 +7,6 @@ fidelity was measured, also how many samples would tell the two apart by score a
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import defaultdict
@@ -52,7 +51,7 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
         seen.add(record.press)
         if record.press not in (press, other) or record.score is None:
             continue
-        options = json.dumps(record.benchmark_parameters, sort_keys=True)
+        options = record.benchmark_text
         mode = record.query_aware, record.prefill
         table = (record.model, record.revision, record.dtype, record.benchmark, record.benchmark_version, options, *mode)
         samples = cells[(*table, _budget(record), record.task)][record.press]

@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from evaluation.lines import LINE, differing
-from evaluation.records import BASELINE, Record
+from evaluation.records import BASELINE, Record, columns
 from evaluation.scores import TABLE
 from evaluation.views import MISSING, line_budget, line_label
 
@@ -41,15 +40,8 @@ COLUMNS = (
 def costs(records: Iterable[Record]) -> pd.DataFrame:
     """A row per line of the tables (press, parameters, budget), the full cache first, failed samples left out."""
     names = [*TABLE, *LINE, "context_id", *MEASURED]
-    read, rows = attrgetter(*names), []
-    places = [names.index("press_parameters"), names.index("benchmark_parameters")]
-    for record in records:
-        if record.error is None:
-            row = list(read(record))
-            for place in places:
-                row[place] = json.dumps(row[place], sort_keys=True) if row[place] else "{}"
-            rows.append(row)
-    frame = pd.DataFrame(rows, columns=names)
+    read = columns(*names)
+    frame = pd.DataFrame([read(record) for record in records if record.error is None], columns=names)
     numbers = [*MEASURED, "compression_ratio", "budget_tokens", "threshold"]
     frame[numbers] = frame[numbers].astype(float)
     prefill = [*TABLE, "query_aware", "context_id", "prefill_seconds"]  # equal to the last digit only for the very same pass

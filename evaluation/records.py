@@ -18,7 +18,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -154,6 +155,16 @@ class Record:
     """Options of the benchmark that shape its prompts (length, seed, source), without `tasks`; rows of different ones stay apart."""
     schema: int = SCHEMA
 
+    @cached_property
+    def press_text(self) -> str:
+        """`press_parameters` as JSON with sorted keys."""
+        return json.dumps(self.press_parameters, sort_keys=True) if self.press_parameters else "{}"
+
+    @cached_property
+    def benchmark_text(self) -> str:
+        """`benchmark_parameters` as JSON with sorted keys."""
+        return json.dumps(self.benchmark_parameters, sort_keys=True) if self.benchmark_parameters else "{}"
+
     def to_json(self) -> str:
         """One line without a line break; NaN and infinity are refused (a NaN is an error, never a score).
 
@@ -189,6 +200,12 @@ class Record:
             if type(value) not in kinds or (rule is not None and not rule(value)):
                 raise ValueError(f"not a record: {name}={value!r}")
         return record
+
+
+def columns(*names: str) -> Callable[[Record], tuple[Any, ...]]:
+    """Reads these fields of a record as a table holds them, in order: options as JSON with sorted keys, made once per record."""
+    texts = {"press_parameters": "press_text", "benchmark_parameters": "benchmark_text"}
+    return attrgetter(*(texts.get(name, name) for name in names))
 
 
 @cache

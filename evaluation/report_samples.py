@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import pandas as pd
 
 from evaluation.keptmaps import KeptMap
 from evaluation.lines import LINE, differing
-from evaluation.records import BASELINE, Record
-from evaluation.scores import TABLE
+from evaluation.records import BASELINE, Record, columns
+from evaluation.scores import TABLE, table_of
 from evaluation.views import MISSING, View, line_budget, line_label
 
 ANSWERS = 6000
@@ -62,7 +61,7 @@ def samples(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Samples with their answers, the contexts they name by index, and a sentence on what was left out."""
     contexts = _Contexts(kept)
-    keys = [(_table_key(record), _line_key(record)) for record in records]
+    keys = [(table_of(record), _line_key(record)) for record in records]
     places = _places(frame, keys)
     order = [{(line.press, line.budget): at for at, line in enumerate(view.lines)} for view in shown]
     groups: dict[_Sample, list[tuple[int, Record]]] = {}
@@ -134,20 +133,12 @@ def _places(
     return result
 
 
-def _table_key(record: Record) -> tuple[Any, ...]:
-    return tuple(_plain(value) for value in _TABLE(record))
-
-
 def _line_key(record: Record) -> tuple[Any, ...]:
     press, parameters, ratio, *others = _LINE(record)
-    return press, _plain(parameters), None if ratio is None or press == BASELINE else round(ratio, 6), *others
+    return press, parameters, None if ratio is None or press == BASELINE else round(ratio, 6), *others
 
 
-_TABLE, _LINE = attrgetter(*TABLE), attrgetter(*LINE)
-
-
-def _plain(value: Any) -> Any:
-    return value if not isinstance(value, dict) else json.dumps(value, sort_keys=True) if value else "{}"
+_LINE = columns(*LINE)
 
 
 def _context(kept: KeptMap) -> dict[str, Any]:

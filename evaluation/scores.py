@@ -8,14 +8,12 @@ refused, or stand in tables of their own.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +24,7 @@ from evaluation.catalogue import benchmarks
 from evaluation.errorbars import Array, Clusters
 from evaluation.families import adjust_differences, adjust_leads
 from evaluation.lines import ABSENT, LINE, baseline_of, lines_of
-from evaluation.records import FIDELITY, Record
+from evaluation.records import FIDELITY, Record, columns
 
 TABLE = ("model", "revision", "dtype", "benchmark", "benchmark_version", "benchmark_parameters")
 """Columns that name a table."""
@@ -131,13 +129,8 @@ def scores(records: Iterable[Record], seed: int = 0, measure: str = "score") -> 
     return result.astype({**dict.fromkeys(COUNTS, "int64"), "n_tasks": "int64", "budget_tokens": "Int64"})
 
 
-def table_of(record: Record) -> tuple[Any, ...]:
-    """The values of `TABLE` of a record, as the frame has them."""
-    return tuple(_text(getattr(record, name)) for name in TABLE)
-
-
-def _text(value: Any) -> Any:
-    return (json.dumps(value, sort_keys=True) if value else "{}") if isinstance(value, dict) else value
+table_of = columns(*TABLE)
+"""The values of `TABLE` of a record, as the frame has them."""
 
 
 def headings(benchmark: str) -> Mapping[str, Sequence[str]]:
@@ -180,14 +173,10 @@ def averages(benchmark: str, tasks: Iterable[str]) -> tuple[list[str], dict[str,
 
 def _frame(records: Iterable[Record], measure: str) -> pd.DataFrame:
     names = [*TABLE, *LINE, "task", "metric", "sample_id", "context_id", "prompt_hash", "score", "weight", "truncated", *MEANS]
-    read, rows = attrgetter(*(measure if name == "score" else name for name in names)), []
-    at = [names.index("press_parameters"), names.index("benchmark_parameters")]
+    read, rows = columns(*(measure if name == "score" else name for name in names)), []
     for record in records:
-        row = list(read(record))
-        for place in at:
-            row[place] = json.dumps(row[place], sort_keys=True) if row[place] else "{}"
         failed = record.error is not None or getattr(record, measure) is None
-        rows.append([*row, failed, not failed and not record.prediction.strip()])
+        rows.append([*read(record), failed, not failed and not record.prediction.strip()])
     if not rows:
         raise ValueError("there are no records to make a table of")
     frame = pd.DataFrame(rows, columns=[*names, "failed", "empty"])
