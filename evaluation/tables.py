@@ -8,6 +8,7 @@ measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints t
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import sys
@@ -121,4 +122,5 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # what the command reads lives to its end: the collector would only walk it all again and again
     sys.exit(main())
