@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -183,29 +183,34 @@ class CompressingPipeline:
                     raise ValueError("questions=[] asks nothing; give at least one question")
                 if pending:
                     self._make_room(decoder, pending, request)
-                while pending and pending[0].finished:
-                    yield pending.popleft().measured(decoder)
+                yield from self._written(decoder, pending, leave=decoder.unfinished)
                 context = self._answers(decoder, request)
                 if pending and any(isinstance(result.error, torch.OutOfMemoryError) for result in context.results):
-                    decoder.run()
-                    while pending:  # alone it may fit
-                        yield pending.popleft().measured(decoder)
-                    context = self._answers(decoder, request)
+                    yield from self._written(decoder, pending)
+                    context = self._answers(decoder, request)  # alone it may fit
                 pending.append(context)
                 del context
                 held = [one.bytes for one in pending]
                 roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
-                decoder.run(leave=WIDE if roomy else min(THIN, len(pending[-1].results) // 2))
+                yield from self._written(decoder, pending, leave=WIDE if roomy else min(THIN, len(pending[-1].results) // 2))
                 for one in pending:
                     one.release()
-                while pending and pending[0].finished:
-                    yield pending.popleft().measured(decoder)
-            decoder.run()
+            yield from self._written(decoder, pending)
         except KeyboardInterrupt:
             yield from (context.results for context in pending)
             raise
-        while pending:
-            yield pending.popleft().measured(decoder)
+
+    def _written(self, decoder: Decoder, pending: deque[ContextResults], leave: int = 0) -> Iterator[list[Result | Failure]]:
+        """Write until at most `leave` rows are unfinished, and give every context once it and those before it are finished.
+
+        What is given is recorded: a killed process loses only what was at work.
+        """
+        while True:
+            while pending and pending[0].finished:
+                yield pending.popleft().measured(decoder)
+            if decoder.unfinished <= leave:
+                return
+            decoder.run(leave=max(leave, decoder.unfinished - 1))
 
     def _make_room(self, decoder: Decoder, pending: Sequence[ContextResults], request: Request) -> None:
         """Write on what is pending until the next context may be read beside it."""
