@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.costs import Grid
 from evaluation.lines import LINE
 from evaluation.markdown import grid
 from evaluation.records import FIDELITY, Record
@@ -67,23 +68,31 @@ def markdown(frame: pd.DataFrame) -> str:
     parts = []
     for names, part in frame.groupby(list(TABLE), sort=False):
         keys = dict(zip(TABLE, names, strict=True))
-        task = shown_task(part)
-        chosen, modes = part[part["task"] == task], part["query_aware"].nunique()
-        header = ["press", "budget", "kept", "n", *FIDELITY]
-        lines: dict[str, list[dict[str, Any]]] = {}
-        for row in chosen.to_dict("records"):
-            lines.setdefault(repr([row[name] for name in LINE]), []).append(row)
-        rows = []
-        for of_line in lines.values():
-            press, parameters, ratio, budget, aware, threshold, prefill = (of_line[0][name] for name in LINE)
-            label = line_label(press, parameters, aware and modes > 1, prefill)
-            start = [label, line_budget(press, ratio, budget, threshold) or MISSING]
-            cells = {row["measure"]: _cell(row) for row in of_line}
-            kept = f"{100 * of_line[0]['kept_fraction']:.1f} %"
-            rows.append([*start, kept, str(of_line[0]["n"]), *(cells.get(measure, MISSING) for measure in FIDELITY)])
-        heading = f"## Fidelity, {keys['benchmark']} on {keys['model']} ({keys['dtype']}), {task}"
-        parts.append(f"{heading}\n\n{grid(header, rows)}")
+        heading = f"## Fidelity, {keys['benchmark']} on {keys['model']} ({keys['dtype']}), {shown_task(part)}"
+        parts.append(f"{heading}\n\n{grid(*_grid(part))}")
     return "\n\n".join([*parts, NOTE]) + "\n"
+
+
+def fidelity_grids(frame: pd.DataFrame) -> dict[tuple[Any, ...], Grid]:
+    """Heads and rows of `fidelity.md`, by the `TABLE` they belong to."""
+    return {names: _grid(part) for names, part in frame.groupby(list(TABLE), sort=False)}
+
+
+def _grid(part: pd.DataFrame) -> Grid:
+    """A row per line of one table, the averages over its tasks (or its only task) as text."""
+    chosen, modes = part[part["task"] == shown_task(part)], part["query_aware"].nunique()
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in chosen.to_dict("records"):
+        lines.setdefault(repr([row[name] for name in LINE]), []).append(row)
+    rows = []
+    for of_line in lines.values():
+        press, parameters, ratio, budget, aware, threshold, prefill = (of_line[0][name] for name in LINE)
+        label = line_label(press, parameters, aware and modes > 1, prefill)
+        start = [label, line_budget(press, ratio, budget, threshold) or MISSING]
+        cells = {row["measure"]: _cell(row) for row in of_line}
+        kept = f"{100 * of_line[0]['kept_fraction']:.1f} %"
+        rows.append([*start, kept, str(of_line[0]["n"]), *(cells.get(measure, MISSING) for measure in FIDELITY)])
+    return ["press", "budget", "kept", "n", *FIDELITY], rows
 
 
 NOTE = (

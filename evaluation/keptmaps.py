@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.records import lines_of, packed_or_not
+
 if TYPE_CHECKING:
     from benchmarks.base import Sample
     from pipeline.prefill import CompressedContext
@@ -108,15 +110,18 @@ def append(path: Path, kept: KeptMap) -> None:
 
 
 def read_kept_maps(folders: Iterable[Path]) -> Iterator[KeptMap]:
-    """Every readable line under `folder/kept_maps`; torn ones are skipped."""
+    """Every readable line under `folder/kept_maps`, packed by gzip or not; torn ones are skipped.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     for folder in folders:
-        for path in sorted((folder / "kept_maps").glob("*.jsonl")):
-            with path.open("rb") as file:
-                for line in file:
-                    try:
-                        yield KeptMap.from_json(line.decode("utf-8"))
-                    except ValueError:
-                        continue
+        for path in packed_or_not(folder / "kept_maps"):
+            for line in lines_of(path):
+                try:
+                    yield KeptMap.from_json(line.decode("utf-8"))
+                except ValueError:
+                    continue
 
 
 def _pack(numbers: NDArray[np.int32]) -> str:

@@ -47,8 +47,8 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(frame: pd.DataFrame, records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write every plot of records and of their frame of `scores` into `folder`.
+def draw(frame: pd.DataFrame, records: Sequence[Record], folder: Path, moved: pd.DataFrame | None = None) -> list[Path]:
+    """Write every plot of records, of their frame of `scores` and of theirs of `fidelity` (made here if it is not given) into `folder`.
 
     Returns:
         The files written.
@@ -63,7 +63,7 @@ def draw(frame: pd.DataFrame, records: Sequence[Record], folder: Path) -> list[P
     for record in records:
         if "depth" in record.data:
             of_table.setdefault(table_of(record), []).append(record)
-    moved = dict(iter(fidelity(records).groupby(list(TABLE), sort=False)))
+    of_names = dict(iter((fidelity(records) if moved is None else moved).groupby(list(TABLE), sort=False)))
     for number, (names, part) in enumerate(frame.groupby(list(TABLE), sort=False), start=1):
         keys = dict(zip(TABLE, names, strict=True))
         title = f"{keys['benchmark']} on {keys['model']}"
@@ -74,7 +74,7 @@ def draw(frame: pd.DataFrame, records: Sequence[Record], folder: Path) -> list[P
             "ranking": ranking(part, shown[0], title),
             "curves": _curves(part, shown, ranked(part, shown[0]), title),
             "pareto": pareto(part, shown[0], title),
-            "fidelity": fidelity_curves(moved[names], title) if names in moved else None,
+            "fidelity": fidelity_curves(of_names[names], title) if names in of_names else None,
         }
         maps = heat_maps(of_table.get(names, ()), title)
         figures |= {f"heatmap-{budget.replace(' ', '_')}": figure for budget, figure in maps.items()}

@@ -309,7 +309,12 @@ class RecordWriter:
 
 def record_files(folder: Path) -> list[Path]:
     """Files of records under `folder`, sorted: as runs write them, or each packed by gzip for keeping (`*.jsonl.gz`)."""
-    return sorted(path for pattern in ("*.jsonl", "*.jsonl.gz") for path in (folder / "records").glob(pattern))
+    return packed_or_not(folder / "records")
+
+
+def packed_or_not(folder: Path) -> list[Path]:
+    """Files of JSON lines in a folder, sorted, packed by gzip or not."""
+    return sorted(path for pattern in ("*.jsonl", "*.jsonl.gz") for path in folder.glob(pattern))
 
 
 def read_records(folders: Iterable[Path], damaged: Counter[Path] | None = None) -> Iterator[Record]:
@@ -329,7 +334,7 @@ def read_records(folders: Iterable[Path], damaged: Counter[Path] | None = None) 
     skipped: Counter[Path] = Counter() if damaged is None else damaged
     for folder in folders:
         for path in record_files(folder):
-            for line in _lines(path):
+            for line in lines_of(path):
                 record = _parse(line, path)
                 if record is None:
                     skipped[path] += 1
@@ -338,7 +343,12 @@ def read_records(folders: Iterable[Path], damaged: Counter[Path] | None = None) 
     yield from seen.values()
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Lines of a file, unpacked where it is packed.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield from file

@@ -28,7 +28,7 @@ function listed(names, most) {
   const rest = names.length - most;
   return rest > 1 ? `${names.slice(0, most).join(", ")} and ${rest} others` : names.join(", ").replace(/, ([^,]*)$/, " or $1");
 }
-const CROWD = 8, LISTED = 12; // presses drawn to begin with; presses listed in the overview
+const CROWD = 8, BANDS = 3, LISTED = 12; // presses drawn to begin with; bands drawn at most; presses listed in the overview
 let view, shown, styles, sorting, contextOf, start;
 
 // a colour is never the only difference: dash and marker change with it
@@ -59,6 +59,10 @@ const percent = (budget) => `${Number((100 * budget.ratio).toFixed(1))} %`;
 const modeOf = (budget) => (budget.label.includes(" ") ? budget.label.slice(budget.label.indexOf(" ")) : "");
 const overviewOf = () => data.overview[data.views.indexOf(view)];
 const ranking = () => overviewOf().budgets[Number(by("judged-budget").value)]?.columns[view.columns[Number(by("judged-column").value)]];
+function ranked() { // place of a press in the overview
+  const places = new Map((ranking()?.ranked || []).map((line, at) => [view.lines[line].press, at]));
+  return (name) => places.get(name) ?? view.lines.length;
+}
 function plural(count, one, many) {
   return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 }
@@ -112,19 +116,18 @@ function overview() {
   if (full && full.score !== null) bar(fullAt, "full cache", "var(--ink)");
   const behind = (at) => found.level && at !== best && !found.level.includes(at);
   found.ranked.slice(0, LISTED).forEach((at) => bar(at, view.lines[at].press, behind(at) ? "var(--soft)" : "var(--accent)"));
-  found.over.slice(0, LISTED / 2).forEach((at) => bar(at, view.lines[at].press, "var(--soft)", `keeps ${view.lines[at].kept}, not ranked`));
+  found.over.slice(0, LISTED / 2).forEach((at) => bar(at, view.lines[at].press, "var(--soft)", `keeps ${whole(view.lines[at].kept)}, not ranked`));
   body.append(bars);
   const rest = Math.max(0, found.ranked.length - LISTED) + Math.max(0, found.over.length - LISTED / 2);
-  const tested = found.level ? " Grey: behind the best beyond chance (paired test, Holm)." : "";
+  const tested = found.level ? ` Grey: behind the best beyond chance (paired test, Holm)${found.over.length ? ", or not ranked" : ""}.` : "";
   body.append(make("p", { className: "quiet", textContent: `Mark: score; bar: 95 % interval, on a scale from 0 to 100.${tested}${rest > 0 ? ` ${plural(rest, "more press stands", "more presses stand")} in the table.` : ""}` }));
 }
 
 function legend() {
   const box = by("legend");
-  const rank = new Map((ranking()?.ranked || []).map((line, at) => [view.lines[line].press, at]));
-  const names = pressesOf();
+  const rank = ranked(), names = pressesOf();
   styles = new Map(names.map((name, at) => [name, look(at)]));
-  shown = new Set([...names].sort((a, b) => (rank.get(a) ?? Infinity) - (rank.get(b) ?? Infinity) || 0).slice(0, CROWD));
+  shown = new Set([...names].sort((a, b) => rank(a) - rank(b) || 0).slice(0, CROWD));
   box.replaceChildren(make("legend", { textContent: names.length > CROWD ? `Presses shown (the best ${CROWD} of ${names.length} to begin with)` : "Presses shown" }));
   for (const name of names) {
     const one = styles.get(name);
@@ -163,12 +166,13 @@ function chart() {
     svg.append(draw("line", { class: "full", x1: left, x2: width - right, y1: y(full.score), y2: y(full.score) }));
     svg.append(draw("text", { x: left + 6, y: y(full.score) > top + 20 ? y(full.score) - 6 : y(full.score) + 16 }, "full cache"));
   }
-  const marks = [];
+  const marks = [], rank = ranked();
+  const banded = new Set([...series].sort((a, b) => rank(a.name) - rank(b.name) || 0).slice(0, BANDS).map((one) => one.name)); // more bands hide each other
   for (const one of series) {
     const style = styles.get(one.name), row = [];
     if (!one.points.length) continue;
     const band = [...one.points.map((p) => [x(p.kept), y(p.cell.high)]), ...[...one.points].reverse().map((p) => [x(p.kept), y(p.cell.low)])];
-    if (one.points.length > 1) svg.append(draw("polygon", { points: band.map((p) => p.join()).join(" "), fill: style.colour, opacity: 0.1 }));
+    if (one.points.length > 1 && banded.has(one.name)) svg.append(draw("polygon", { points: band.map((p) => p.join()).join(" "), fill: style.colour, opacity: 0.1 }));
     svg.append(draw("polyline", { points: one.points.map((p) => [x(p.kept), y(p.cell.score)].join()).join(" "), fill: "none", stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash }));
     for (const { line, cell, kept } of one.points) {
       const text = `${line.press}${named(line)}, ${line.kept} kept: ${cell.text}, 95 % interval ${cell.interval}, to the full cache ${cell.difference}, ${cell.n} answers`;
@@ -184,7 +188,7 @@ function chart() {
   if (marks.length) marks[0][0].setAttribute("tabindex", "0"); // one stop for Tab; arrows move on
   svg.addEventListener("keydown", (event) => move(event, marks));
   by("chart").replaceChildren(svg);
-  by("reading").textContent = cells.length ? "Point at a mark to read its values, or reach the marks with Tab and move with the arrow keys." : "No score for this task yet.";
+  by("reading").textContent = cells.length ? `Point at a mark to read its values, or reach the marks with Tab and move with the arrow keys.${banded.size < series.length ? ` Bands: 95 % intervals of the best ${BANDS} shown.` : ""}` : "No score for this task yet.";
 }
 
 function move(event, marks) {
@@ -198,20 +202,30 @@ function move(event, marks) {
   points[at].focus();
 }
 
+const SCORES = ["text", "interval", "difference"];
+function tableChoices() {
+  const options = [...by("what").options].filter((one) => SCORES.includes(one.value));
+  by("what").replaceChildren(...options, ...view.grids.map((one, at) => make("option", { value: String(at), textContent: one.name })));
+  by("what").value = "text";
+}
 function table() {
-  const what = by("what").value, heads = ["press", budgetHead(), "kept", "n", ...view.columns];
+  const grid = SCORES.includes(by("what").value) ? null : view.grids[Number(by("what").value)];
+  by("score-note").hidden = grid !== null;
+  by("grid-note").textContent = grid ? grid.note : "";
+  const what = by("what").value, heads = grid ? grid.heads : ["press", budgetHead(), "kept", "n", ...view.columns];
   const number = (text) => (Number.isNaN(parseFloat(text)) ? null : parseFloat(text));
-  const value = (line, at) => {
-    if (at === 0) return line.press;
-    if (at < 4) return number([line.budget, line.kept, line.n][at - 1]);
-    const cell = line.cells[heads[at]];
-    return cell ? (what === "difference" ? cell.delta : cell.score) : null;
-  };
-  const lines = [...view.lines];
+  const exact = (cell) => (cell ? (what === "difference" ? cell.delta : cell.score) : null);
+  const lines = grid
+    ? grid.rows.map((texts) => ({ texts, baseline: texts[0] === "full cache", values: texts.map((text, at) => (at ? number(text) : text)) }))
+    : view.lines.map((line) => {
+      const start = [line.press, line.budget || "–", line.kept, line.n], cells = view.columns.map((column) => line.cells[column]);
+      const values = [line.press, ...start.slice(1).map(number), ...cells.map(exact)];
+      return { texts: [...start, ...cells.map((cell) => cell?.[what] ?? "–")], baseline: line.baseline, values };
+    });
   if (sorting) {
     const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
     lines.sort((a, b) => {
-      const [u, v] = [value(a, sorting.at), value(b, sorting.at)];
+      const [u, v] = [a.values[sorting.at], b.values[sorting.at]];
       return u === null || v === null ? (u === null) - (v === null) : sorting.sign * compare(u, v);
     });
   }
@@ -228,9 +242,8 @@ function table() {
     if (sorting?.at === at) cell.setAttribute("aria-sort", sorting.sign > 0 ? "ascending" : "descending");
     head.append(cell);
   });
-  const rows = lines.map((line) => make("tr", { className: line.baseline ? "baseline" : "" },
-    make("th", { scope: "row" }, soft(line.press)), ...[line.budget || "–", line.kept, line.n].map((text) => make("td", { textContent: text })),
-    ...view.columns.map((column) => make("td", { textContent: line.cells[column]?.[what] ?? "–" }))));
+  const rows = lines.map(({ texts: [press, ...rest], baseline }) => make("tr", { className: baseline ? "baseline" : "" },
+    make("th", { scope: "row" }, soft(press)), ...rest.map((text) => make("td", { textContent: text }))));
   by("table").replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
 }
 
@@ -349,6 +362,7 @@ function choosePage(at) {
   overview();
   legend();
   chart();
+  tableChoices();
   table();
   sampleTasks();
 }
@@ -358,7 +372,7 @@ by("view").addEventListener("change", () => choosePage(Number(by("view").value))
 by("judged-budget").addEventListener("change", overview);
 by("judged-column").addEventListener("change", overview);
 by("task").addEventListener("change", chart);
-by("what").addEventListener("change", table);
+by("what").addEventListener("change", () => { sorting = null; table(); });
 by("sample-task").addEventListener("change", sampleNames);
 by("sample").addEventListener("change", sample);
 by("before").addEventListener("click", () => { start -= PAGE; shade(); });

@@ -20,7 +20,10 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation import costs, fidelity
+from evaluation.costs import Grid, cost_grids
 from evaluation.families import exceeds
+from evaluation.fidelity import fidelity_grids
 from evaluation.keptmaps import read_kept_maps
 from evaluation.markdown import difference_cell, score_cell
 from evaluation.records import Record
@@ -33,18 +36,21 @@ HALF = 0.5
 """The compression ratio that the overview recommends a press for; the nearest one that was run, if it was not."""
 
 
-def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path]) -> str:
+def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path], spent: pd.DataFrame, moved: pd.DataFrame) -> str:
     """The whole page.
 
     Args:
         frame: of `scores`.
         records: those it was made of.
         folders: searched for kept maps.
+        spent: of `costs`.
+        moved: of `fidelity`; empty where it was not measured.
     """
     shown = views(frame)
     held, contexts, note = samples(frame, shown, records, read_kept_maps(folders))
+    more = [("fidelity to the full cache", fidelity_grids(moved), fidelity.NOTE), ("cost", cost_grids(spent), costs.NOTE)]
     data = {
-        "views": [_view(view) for view in shown],
+        "views": [_view(view, more) for view in shown],
         "overview": [_overview(view) for view in shown],
         "samples": held,
         "note": note,
@@ -66,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folders = parser.parse_args(arguments).folders
         records = read(folders)
-        text = page(scores(records), records, folders)
+        text = page(scores(records), records, folders, costs.costs(records), fidelity.fidelity(records))
         target = folders[0] / "report.html"
         try:
             write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
@@ -79,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _view(view: View) -> dict[str, Any]:
+def _view(view: View, more: Sequence[tuple[str, Mapping[tuple[Any, ...], Grid], str]]) -> dict[str, Any]:
     lines = []
     for line in view.lines:
         cells = {column: _cell(line.cells[column]) for column in view.columns if column in line.cells}
@@ -87,7 +93,10 @@ def _view(view: View) -> dict[str, Any]:
         start = {"press": line.press, "budget": line.budget, "kept": line.kept, "keptValue": kept, "n": line.samples}
         lines.append({**start, "baseline": line.is_baseline, "cells": cells})
     metrics = {row["task"]: row["metric"] for line in view.lines for row in line.cells.values()}
-    return {"title": view.title, "columns": view.columns, "averages": view.averages, "metrics": metrics, "lines": lines}
+    grids = [
+        {"name": name, "heads": of[view.names][0], "rows": of[view.names][1], "note": note} for name, of, note in more if view.names in of
+    ]
+    return {"title": view.title, "columns": view.columns, "averages": view.averages, "metrics": metrics, "lines": lines, "grids": grids}
 
 
 def _cell(row: Mapping[str, Any]) -> dict[str, Any]:

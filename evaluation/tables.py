@@ -47,11 +47,12 @@ def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False)
     from evaluation.plots import available, draw  # all read what is written here, so they import this module
     from evaluation.report import page
 
+    spent, moved = costs(records), fidelity.fidelity(records)
     try:
-        _write(folders[0], frame, costs(records), page(frame, records, folders), margin)
-        fidelity.write(folders[0], fidelity.fidelity(records))
+        _write(folders[0], frame, spent, page(frame, records, folders, spent, moved), margin)
+        fidelity.write(folders[0], moved)
         if plots and available():
-            draw(frame, records, folders[0])
+            draw(frame, records, folders[0], moved)
     except OSError as error:
         raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
     print(terminal(frame, shutil.get_terminal_size((120, 24)).columns, margin))

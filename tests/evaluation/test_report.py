@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 from dataclasses import replace
@@ -16,6 +17,8 @@ from test_scores import line
 from test_tables import PRESSES, sweep, write
 
 from evaluation import report, report_samples
+from evaluation.costs import cost_grids, costs
+from evaluation.fidelity import fidelity, fidelity_grids
 from evaluation.keptmaps import KeptMap, append, read_kept_maps
 from evaluation.markdown import difference_cell, markdown, score_cell
 from evaluation.records import Record
@@ -47,7 +50,7 @@ class Page(HTMLParser):
 
 
 def page_of(rows: list[Record], folders: list[Path] = []) -> Page:  # noqa: B006
-    return Page(report.page(scores(rows), rows, folders))
+    return Page(report.page(scores(rows), rows, folders, costs(rows), fidelity(rows)))
 
 
 def kept_map(keys: list[str], text: str = "a needle 😀 in hay", sample: str = "a/0") -> KeptMap:
@@ -71,6 +74,15 @@ def test_cells_are_those_of_the_tables() -> None:
     assert found["interval"] == f"{by_hand['ci_low']:.1f} to {by_hand['ci_high']:.1f}"
 
 
+def test_costs_and_fidelity_are_the_grids_of_their_tables() -> None:
+    rows = sweep(["a", "b"], PRESSES)
+    assert [one["name"] for one in page_of(rows).data()["views"][0]["grids"]] == ["cost"], "fidelity was not measured"
+    rows = [replace(one, answer_kl=0.25 * at, answer_agreement=0.5) for at, one in enumerate(rows)]
+    moved, spent = page_of(rows).data()["views"][0]["grids"]
+    for one, (heads, texts) in ((moved, *fidelity_grids(fidelity(rows)).values()), (spent, *cost_grids(costs(rows)).values())):
+        assert (one["heads"], one["rows"]) == (heads, texts) and len(texts) > 2
+
+
 def test_foreign_text_stays_text() -> None:
     rows = sweep(["a"], PRESSES, prediction=ATTACK, references=[ATTACK, {"b": ATTACK}], model=ATTACK.replace("\ud800", ""))
     clean = page_of(sweep(["a"], PRESSES))
@@ -81,7 +93,7 @@ def test_foreign_text_stays_text() -> None:
 
 
 def test_the_policy_names_the_only_script_and_style() -> None:
-    text = report.page(scores(rows := sweep(["a"], PRESSES)), rows, [])
+    text = report.page(scores(rows := sweep(["a"], PRESSES)), rows, [], costs(rows), fidelity(rows))
     policy = next(value["content"] for tag, value in Page(text).elements if value.get("http-equiv") == "Content-Security-Policy")
     script, style = re.findall(r"<script>(.*?)</script>|<style>(.*?)</style>", text, re.S)
     assert "default-src 'none'" in policy and "unsafe" not in policy
@@ -190,6 +202,15 @@ def test_kept_maps_come_back_and_shade_their_sample(tmp_path: Path, monkeypatch:
 def test_a_damaged_map_is_a_value_error(damage: str) -> None:
     with pytest.raises(ValueError):
         KeptMap.from_json(damage)
+
+
+def test_packed_maps_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "kept_maps" / "one.jsonl"
+    append(path, kept_map(["key"]))
+    with gzip.open(f"{path}.gz", "wb") as file:
+        file.write(path.read_bytes())
+    path.unlink()
+    assert [list(one.counts) for one in read_kept_maps([tmp_path])] == [["key"]]
 
 
 def test_the_command_writes_the_page_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
