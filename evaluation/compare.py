@@ -1,7 +1,8 @@
 """Is press X better than press Y, by how much, at what kept fraction, on which tasks: `python -m evaluation.compare X Y DIR…`.
 
 Paired differences on the same samples, per budget and task, from records alone; p-values adjusted by Holm over all rows printed. Where
-fidelity was measured, also how many samples would tell the two apart by score and by each measure of fidelity.
+fidelity was measured, also its differences, and how many samples would tell the two apart by score and by each measure of fidelity.
+With `all` for Y, every other press on the suite's average; p-values are then adjusted within each budget, as in `scores.csv`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import pandas as pd
 
 from evaluation import errorbars, significance
 from evaluation.errorbars import Clusters
-from evaluation.records import FIDELITY, Record, read_records
+from evaluation.records import BASELINE, FIDELITY, Record, read_records
 from evaluation.scores import averages
 
 KEY = ("model", "revision", "dtype", "benchmark", "version", "parameters", "query_aware", "prefill")
 """Columns that name a table."""
 MARGIN = 1.0
 """Points that a press may lose and still count as no worse."""
+ALL = "all"
+"""In place of a press to compare with: every other one."""
 NEEDED = tuple(f"needed_{measure}" for measure in ("score", *FIDELITY))
+MOVED = tuple(f"{what}_{measure}" for measure in FIDELITY for what in ("delta", "p", "p_holm"))
 SIGNIFICANT = 0.05
 """Level of the verdict, on p-values adjusted by Holm."""
 
@@ -39,7 +43,8 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
         p_holm, wins, ties, losses, verdict ("better", "worse" or "not distinguishable"), not_worse (the whole interval lies above -margin);
         the average, over the tasks that both answered, is called `average (<tasks>)` and its p-value adjusted among averages.
         `needed_score` and `needed_<measure>` are samples from which on the difference seen would be found at 5 % with 80 % power
-        (`significance.samples_needed`), NaN where it is not known.
+        (`significance.samples_needed`), `delta_<measure>` (nats per token, or a share), `p_<measure>` and `p_holm_<measure>` the
+        differences in fidelity; NaN where it is not known.
 
     Raises:
         ValueError: a press has no records, they share no sample at a common budget, a press has several parameter sets at one
@@ -64,16 +69,51 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
     rows = [_row(key, pair[press], pair[other]) for key, pair in sorted(cells.items()) if pair[press].keys() & pair[other].keys()]
     if not rows:
         raise ValueError(f"'{press}' and '{other}' share no sample at a common budget; run both at the same ratios on the same samples")
-    frame = pd.DataFrame(rows)
-    frame["p_holm"] = significance.holm(frame["p_value"])
+    frame = _adjusted(pd.DataFrame(rows))
     joint = [row for _, part in frame.groupby([*KEY, "budget"], sort=False) if len(part) > 1 for row in _average(part)]
     if joint:
-        means = pd.DataFrame(joint)
-        means["p_holm"] = significance.holm(means["p_value"])
-        frame = pd.concat([means, frame], ignore_index=True).sort_values([*KEY, "budget"], kind="stable", ignore_index=True)
+        frame = pd.concat([_adjusted(pd.DataFrame(joint)), frame], ignore_index=True).sort_values(
+            [*KEY, "budget"], kind="stable", ignore_index=True
+        )
     frame = frame.drop(columns=["samples", "changes"])
-    frame = frame.reindex(columns=[*frame.columns.drop(list(NEEDED), errors="ignore"), *NEEDED])
+    frame = frame.reindex(columns=[*frame.columns.drop([*NEEDED, *MOVED], errors="ignore"), *NEEDED, *MOVED])
     frame["not_worse"] = significance.non_inferior(frame["ci_low"], margin)
+    return _judged(frame)
+
+
+def compare_all(records: Iterable[Record], press: str, margin: float = MARGIN) -> pd.DataFrame:
+    """`press` against every other one with which it shares samples at a budget, the full cache left out.
+
+    Returns:
+        As `compare`, with a column `other`: one row per table, budget and press, of the suite's average, or of the only task in common;
+        best of the others first. Adjusted by Holm within a table and budget.
+
+    Raises:
+        ValueError: as `compare`; or there is no other press.
+    """
+    held, parts = list(records), []
+    for other in sorted({record.press for record in held} - {press, BASELINE}):
+        pair = [record for record in held if record.press in (press, other)]
+        shared = {(record.sample_id, _budget(record), record.press) for record in pair if record.score is not None}
+        if any((sample, budget, press) in shared for sample, budget, name in shared if name == other):
+            parts.append(compare(pair, press, other, margin).drop_duplicates([*KEY, "budget"]).assign(other=other))
+    if not parts:
+        raise ValueError(f"no other press shares samples and a budget with '{press}'; these folders hold: {_presses(held)}")
+    frame = pd.concat(parts, ignore_index=True).sort_values([*KEY, "budget", "delta", "other"], kind="stable", ignore_index=True)
+    return _judged(pd.concat([_adjusted(part) for _, part in frame.groupby([*KEY, "budget"], sort=False)], ignore_index=True))
+
+
+def _presses(records: Iterable[Record]) -> str:
+    return ", ".join(sorted({record.press for record in records})) or "none"
+
+
+def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
+    """With p-values of the score, and of each measure that has them, adjusted for the rows of the frame."""
+    frame = frame.assign(p_holm=significance.holm(frame["p_value"]))
+    return frame.assign(**{f"p_holm_{name}": significance.holm(frame[f"p_{name}"]) for name in FIDELITY if f"p_{name}" in frame})
+
+
+def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     sure = frame["p_holm"] < SIGNIFICANT
     frame["verdict"] = "not distinguishable"
     frame.loc[sure, "verdict"] = frame.loc[sure, "delta"].map(lambda delta: "better" if delta > 0 else "worse")
@@ -84,19 +124,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit code 0, or 2 with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.compare", description="Compare two presses on the same samples.")
     parser.add_argument("press", metavar="X")
-    parser.add_argument("other", metavar="Y")
+    parser.add_argument("other", metavar="Y", help=f"another press, or {ALL}: every other one")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders")
     parser.add_argument("--margin", type=float, default=MARGIN, help="points that X may lose and still count as no worse (%(default)s)")
     given = parser.parse_args(arguments)
     try:
-        frame = compare(read_records(given.folders), given.press, given.other, given.margin)
+        records = list(read_records(given.folders))
+        everyone = given.other == ALL and ALL not in {record.press for record in records}
+        if everyone:
+            frame = compare_all(records, given.press, given.margin)
+        else:
+            frame = compare(records, given.press, given.other, given.margin).assign(other=given.other)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     counts = frame["verdict"].value_counts()
     said = ", ".join(f"{verdict} in {counts.get(verdict, 0)}" for verdict in ("better", "worse", "not distinguishable"))
-    print(f"{given.press} against {given.other}, {len(frame)} comparisons: {said} (p < {SIGNIFICANT:g}, Holm).")
-    measures = [name for name in NEEDED if frame[name].notna().any()]
+    whom = "every other press" if everyone else given.other
+    print(f"{given.press} against {whom}, {len(frame)} comparisons: {said} (p < {SIGNIFICANT:g}, Holm).")
+    frame["row"] = frame["other"] if everyone else frame["task"]
+    wide = max(24, frame["row"].str.len().max())
     for names, part in frame.groupby(["model", "benchmark", "parameters", "query_aware", "prefill"], sort=False):
         model, benchmark, _, aware, prefill = names
         print(f"\n{benchmark} on {model}{' (query-aware)' if aware else ''}{'' if prefill == 'shared' else f' (prefill {prefill})'}")
@@ -104,14 +151,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             change = f"{row['delta']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]"
             kept = f"kept {100 * row['kept']:.1f} % against {100 * row['kept_other']:.1f} %"
             said = row["verdict"] + (f", no worse than {given.margin:g} below" if row["not_worse"] else "")
-            print(f"  {row['budget']:<14} {row['task']:<24} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {said}")
-        if len(measures) > 1:
-            print("\n  samples to tell the two apart (5 %, power 80 %) if the difference is as seen:")
-            heads = [name.removeprefix("needed_") for name in measures]
-            print(f"  {'':<14} {'':<24} {' '.join(f'{head:>20}' for head in heads)}")
-            for row in part.to_dict("records"):
-                print(f"  {row['budget']:<14} {row['task']:<24} {' '.join(f'{_count(row[name]):>20}' for name in measures)}")
+            print(f"  {row['budget']:<14} {row['row']:<{wide}} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {said}")
+        _print_measures(part, wide, everyone)
     return 0
+
+
+def _print_measures(part: pd.DataFrame, wide: int, everyone: bool) -> None:
+    """Differences in fidelity and the samples needed, of one table; nothing where fidelity was not measured."""
+    measures = [name for name in FIDELITY if part[f"needed_{name}"].notna().any()]
+    if not measures:
+        return
+    both = ["score", *measures]
+
+    def put(budget: str, name: str, texts: Iterable[object]) -> None:
+        print(f"  {budget:<14} {name:<{wide}} {' '.join(f'{text:>20}' for text in texts)}")
+
+    rows = part.to_dict("records")
+    print("\n  difference in fidelity (nats per token, lower is closer; agreement: share, higher is closer), and its p (Holm):")
+    put("", "", measures)
+    for row in rows:
+        put(row["budget"], row["row"], (_moved(row, name) for name in measures))
+    print("\n  samples to tell the two apart (5 %, power 80 %) if the difference is as seen:")
+    put("", "", both)
+    for row in rows:
+        put(row["budget"], row["row"], (_count(row[f"needed_{name}"]) for name in both))
+    for budget, block in part.groupby("budget", sort=False) if everyone else ():
+        known = block[block[[f"needed_{name}" for name in both]].notna().all(axis=1)]
+        put(budget, f"median of {len(known)} pairs", (_count(known[f"needed_{name}"].median()) for name in both))
+        p_values = [known["p_holm" if name == "score" else f"p_holm_{name}"] for name in both]
+        put(budget, "of them told apart here", ((p_value < SIGNIFICANT).sum() for p_value in p_values))
+
+
+def _moved(row: Mapping[str, Any], measure: str) -> str:
+    delta = row[f"delta_{measure}"]
+    return "–" if math.isnan(delta) else f"{delta:+.3f} ({row[f'p_holm_{measure}']:.2g})"
 
 
 def _count(needed: float) -> str:
@@ -131,7 +204,7 @@ def _changes(left: Sequence[Record], right: Sequence[Record]) -> dict[str, Clust
 
 
 def _needed(cells: Sequence[Mapping[str, Clusters]], shares: Sequence[float]) -> dict[str, float]:
-    """Samples, over all tasks, to find the differences of a weighted mean over tasks; of the measures that every task has."""
+    """Samples, over all tasks, to find the differences of a weighted mean over tasks, and those in fidelity; of measures that all have."""
     needed = {}
     for measure in set.intersection(*map(set, cells)):
         parts = [one[measure] for one in cells]
@@ -139,6 +212,9 @@ def _needed(cells: Sequence[Mapping[str, Clusters]], shares: Sequence[float]) ->
         error = math.hypot(*(share * part.standard_error for share, part in zip(shares, parts, strict=True)))
         counts = sum(len(part.sums) for part in parts), sum(part.n for part in parts)
         needed[f"needed_{measure}"] = significance.samples_needed(mean, error, *counts)
+        if measure in FIDELITY:
+            p_value = float(significance.p_values([errorbars.joint(parts, list(shares))])[0])
+            needed |= {f"delta_{measure}": mean, f"p_{measure}": p_value}
     return needed
 
 

@@ -106,3 +106,23 @@ def test_compare_says_how_many_samples(tmp_path: Path, capsys: pytest.CaptureFix
     assert compare.main(["x", "y", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "samples to tell the two apart" in printed and "answer_kl" in printed and "reference_kl" not in printed
+
+
+def test_compare_finds_in_fidelity_what_the_score_leaves_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores_of = {"x": [1.0, 0.0] * 10, "y": [1.0, 0.0, 0.0, 1.0] * 5, "z": [1.0, 0.0] * 10}
+    rows = with_fidelity(line("a", [1.0] * 20), [0.0] * 20)
+    for press, divergence in (("x", 0.1), ("y", 0.4), ("z", 0.1)):
+        rows += with_fidelity(line("a", scores_of[press], press, 0.5), [divergence + 0.001 * at for at in range(20)])
+    frame = compare.compare_all(rows, "x").set_index("other")
+    assert frame.index.tolist() == ["y", "z"], "neither itself nor the full cache"
+    assert frame["delta_answer_kl"].tolist() == pytest.approx([-0.3, 0.0]) and frame["p_answer_kl"].tolist() == pytest.approx([2e-5, 1.0])
+    assert frame["p_holm_answer_kl"].tolist() == pytest.approx([4e-5, 1.0]), "adjusted for two presses"
+    assert frame["verdict"].tolist() == ["not distinguishable"] * 2 and frame["delta_reference_kl"].isna().all()
+    with RecordWriter(tmp_path) as writer:
+        for row in rows:
+            writer.append(row)
+    assert compare.main(["x", "all", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "x against every other press, 2 comparisons" in printed and "median of 2 pairs" in printed and "-0.300 (4e-05)" in printed
+    with pytest.raises(ValueError, match="no other press shares samples and a budget with 'x'"):
+        compare.compare_all([row for row in rows if row.press in ("x", "none")], "x")
