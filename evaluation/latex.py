@@ -19,6 +19,8 @@ ROTATED_FROM = 8
 """Columns of scores from which on their heads are turned and errors of single tasks are left to the caption."""
 PAGE = 44
 """Lines that one page holds."""
+START = 4
+"""Columns before the scores: press, budget, kept, samples per task."""
 MARKS = (
     r"bold: significantly best of its budget; $^*$: differs from the full cache ($p<0.05$, Holm); "
     r"$^\ddagger$: keeps more than the ratio allows, and does not run for best"
@@ -102,11 +104,11 @@ def _scores(view: View) -> list[str]:
     pages = [list(blocks.values())] if len(lines) <= PAGE else [[block] for block in blocks.values()]
     many = len(columns) >= ROTATED_FROM
     names = [rf"\rotatebox{{70}}{{{escape(column)}}}" if many else escape(column) for column in columns]
-    heads = [*_grouped(view, tasks), " & ".join(["press", view.budget_heading, "kept", *names]) + r" \\"]
-    rules = f"ll r *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
+    heads = [*_grouped(view, tasks), " & ".join(["press", view.budget_heading, "kept", "$n$", *names]) + r" \\"]
+    rules = f"ll rr *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
     errors = [line.cells[task]["se"] for line in lines for task in tasks if task in line.cells and line.cells[task]["se"] > 0]
     said = f"standard errors of tasks up to {max(errors):.1f}" if many and errors else "with standard errors"
-    caption = f"{escape(view.title)}. Scores (0 to 100), {said}; kept: measured share of the full cache; {MARKS}."
+    caption = f"{escape(view.title)}. Scores (0 to 100), {said}; kept: measured share of the full cache; $n$: samples per task; {MARKS}."
     tables = []
     for page in pages or [[]]:
         body: list[str] = []
@@ -114,7 +116,8 @@ def _scores(view: View) -> list[str]:
             body += [r"\midrule"] if body and block else []
             for line in block:
                 cells = [_cell(line.cells.get(name), error=not many or name in view.averages, mark=bool(line.budget)) for name in columns]
-                body.append(" & ".join([escape(line.press), escape(line.budget) or "--", escape(line.kept), *cells]) + r" \\")
+                start = [escape(line.press), escape(line.budget) or "--", escape(line.kept), escape(line.samples)]
+                body.append(" & ".join([*start, *cells]) + r" \\")
         tables.append(_environment(caption, rules, heads, body))
     return tables
 
@@ -131,7 +134,7 @@ def _environment(caption: str, rules: str, heads: Sequence[str], body: Sequence[
     rows = [r"\toprule", *heads, r"\midrule", *body, r"\bottomrule"]
     tabular = "\n".join([rf"\begin{{tabular}}{{{rules}}}", *rows, r"\end{tabular}"])
     fitted = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{tabular}%\n}}"  # shrinks, never stretches
-    return "\n".join([r"\begin{table}[p]", r"\centering", r"\small", rf"\caption{{{caption}}}", fitted, r"\end{table}", ""])
+    return "\n".join([r"\begin{table}[p]", r"\centering", r"\small", rf"\caption{{{caption}}}", r"\smallskip", fitted, r"\end{table}", ""])
 
 
 def _grouped(view: View, tasks: Sequence[str]) -> list[str]:
@@ -139,7 +142,7 @@ def _grouped(view: View, tasks: Sequence[str]) -> list[str]:
     if not view.groups:
         return []
     member = {task: name for name, group in view.groups for task in group}
-    cells, rules, at = ["", "", ""], [], 0
+    cells, rules, at = [""] * START, [], 0
     while at < len(tasks):
         name = member.get(tasks[at], "")
         size = 1
@@ -147,7 +150,7 @@ def _grouped(view: View, tasks: Sequence[str]) -> list[str]:
             size += 1
         cells.append(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}" if name else "")
         if name:
-            rules.append(rf"\cmidrule(lr){{{at + 4}-{at + 3 + size}}}")
+            rules.append(rf"\cmidrule(lr){{{at + START + 1}-{at + START + size}}}")
         at += size
     cells += [""] * len(view.averages)
     return [" & ".join(cells) + r" \\", " ".join(rules)]
@@ -174,7 +177,7 @@ def _cell(row: Mapping[str, Any] | None, *, error: bool = True, mark: bool = Fal
     if error and row["se"] > 0:
         score += rf"{{\scriptsize$\pm${row['se']:.1f}}}"
     elif error:
-        score += rf"{{\scriptsize[{row['ci_low']:.1f}, {row['ci_high']:.1f}]}}"
+        score += rf"{{\scriptsize\,[{row['ci_low']:.1f}, {row['ci_high']:.1f}]}}"
     more = mark and exceeds(row["kept_fraction"], row["compression_ratio"])
     marks = ("*" if mark and row["p_holm"] < SIGNIFICANT else "") + (r"\ddagger" if more else "") + (r"\dagger" if row["n_failed"] else "")
     return score + (f"$^{{{marks}}}$" if marks else "")

@@ -108,7 +108,7 @@ def test_latex_escapes_rotates_and_balances() -> None:
     assert body[1].strip().startswith("full cache & -- &")
     assert body[2].strip().startswith("knorm & 0.25 &")
     counts = {row.count(" & ") for part in body for row in part.splitlines() if row.endswith(r"\\")}
-    assert counts == {3 + 13 + 1 - 1}
+    assert counts == {4 + 13 + 1 - 1}
     assert escape("a\nb – c") == "a b -- c"
 
 
@@ -174,7 +174,7 @@ def test_group_headers_of_a_suite_with_named_averages(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tables, "averages", named)
     text = latex(views(scores(sweep(["a", "b", "c"], PRESSES))))
     assert r"\multicolumn{2}{c}{questions}" in text
-    assert r"\cmidrule(lr){4-5}" in text
+    assert r"\cmidrule(lr){5-6}" in text
 
 
 def test_lossless_only_where_the_whole_interval_says_so() -> None:
