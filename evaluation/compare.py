@@ -261,10 +261,9 @@ def _average(part: pd.DataFrame) -> list[dict[str, Any]]:
     shares, cells = np.array([share[task] for task in part.index]), list(part["samples"])
     drawn = [errorbars.bootstrap([cell], at)[0] if cell.resampled else None for at, cell in enumerate(cells)]
     known = [weight * one for weight, one in zip(shares, drawn, strict=True) if one is not None]
-    means, errors = [cell.mean for cell in cells], [cell.standard_error for cell in cells]
     inside = [one is not None for one in drawn]
     total = np.sum(known, axis=0) if known else None
-    mean, _, low, high = errorbars.macro(means, errors, part["ci_low"] / 100, part["ci_high"] / 100, shares, total, inside)
+    mean, _, low, high = errorbars.macro(cells, part["ci_low"] / 100, part["ci_high"] / 100, shares, total, inside, paired=True)
     p_value = float(significance.p_values([errorbars.joint(cells, list(shares))])[0])
     kept, kept_other = (float(shares @ part[name].to_numpy()) for name in ("kept", "kept_other"))
     counts = {name: int(part[name].sum()) for name in ("n", "wins", "ties", "losses")}

@@ -55,6 +55,8 @@ class Clusters(NamedTuple):
         sign: whether every value is -1, 0 or 1, and every sample its own cluster of weight 1 (an exact test is a sign test).
         informative: clusters whose mean is not the most frequent one.
         bounded: whether the values are scores in [0, 1] or differences of such.
+        gain: weighted mean of the values' positive parts,
+        loss: and of their negative parts, positive; both NaN without samples.
     """
 
     sums: Array
@@ -65,6 +67,8 @@ class Clusters(NamedTuple):
     sign: bool
     informative: int
     bounded: bool = True
+    gain: float = math.nan
+    loss: float = math.nan
 
     @property
     def mean(self) -> float:
@@ -157,6 +161,8 @@ def cluster(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike 
         sign=steps and alone and bool((w == 1).all()),
         informative=len(sums) - int(frequencies.max(initial=0)),
         bounded=bounded,
+        gain=float(w @ np.maximum(x, 0) / w.sum()) if len(x) else math.nan,
+        loss=float(w @ np.maximum(-x, 0) / w.sum()) if len(x) else math.nan,
     )
 
 
@@ -198,8 +204,7 @@ def difference(
     if x.shape != y.shape:
         raise ValueError(f"{x.shape} scores cannot be paired with {y.shape}; select the common samples first")
     samples = cluster(x - y, weights, ids)
-    gains, losses = cluster(np.clip(x - y, 0, 1), weights, ids), cluster(np.clip(y - x, 0, 1), weights, ids)
-    low, high = difference_interval(samples, gains.mean, losses.mean, bootstrap([samples], seed)[0] if samples.resampled else None)
+    low, high = difference_interval(samples, bootstrap([samples], seed)[0] if samples.resampled else None)
     p_value = float(p_values([samples], seed)[0])
     wins, worse = int((x > y).sum()), int((x < y).sum())
     mean, error = samples.mean, samples.standard_error
@@ -254,13 +259,11 @@ def score_interval(samples: Clusters, replicates: Array | None) -> tuple[float, 
     return float(low), float(high)
 
 
-def difference_interval(samples: Clusters, gain: float, loss: float, replicates: Array | None) -> tuple[float, float]:
+def difference_interval(samples: Clusters, replicates: Array | None) -> tuple[float, float]:
     """95 % interval of a mean paired difference.
 
     Args:
         samples: the differences.
-        gain: mean of their positive parts.
-        loss: mean of their negative parts, positive.
         replicates: (R,) bootstrap means of the differences; None where `samples.resampled` is false.
     """
     if not samples.n:
@@ -271,10 +274,8 @@ def difference_interval(samples: Clusters, gain: float, loss: float, replicates:
         return percentiles(replicates, samples)
     if not samples.bounded:
         return _student(samples)
-    (gain_low, loss_low), (gain_high, loss_high) = wilson(np.array([gain, loss]), _kish(samples.weights))
-    low = samples.mean - math.hypot(gain - gain_low, loss_high - loss)
-    high = samples.mean + math.hypot(gain_high - gain, loss - loss_low)
-    return max(-1.0, float(low)), min(1.0, float(high))
+    below, above = _few_differ([samples], np.ones(1), paired=True)
+    return max(-1.0, samples.mean - below), min(1.0, samples.mean + above)
 
 
 def wilson(mean: ArrayLike, n: ArrayLike) -> tuple[Any, Any]:
@@ -319,35 +320,79 @@ def percentiles(replicates: Array, samples: Clusters) -> tuple[float, float]:
 
 
 def macro(
-    means: ArrayLike, errors: ArrayLike, lows: ArrayLike, highs: ArrayLike, shares: ArrayLike, replicates: Array | None, inside: ArrayLike
+    cells: Sequence[Clusters],
+    lows: ArrayLike,
+    highs: ArrayLike,
+    shares: ArrayLike,
+    replicates: Array | None,
+    inside: ArrayLike,
+    paired: bool = False,
 ) -> tuple[float, float, float, float]:
     """A weighted mean over tasks with its own error: sqrt(sum of share^2 SE^2), that is sqrt(sum SE^2) / T for a plain mean.
 
-    The interval is a bootstrap stratified by task; tasks that a bootstrap cannot see (see the module) widen it by their own
-    intervals, combined by squares, so that thirteen times 500 of 500 has no interval of width 0.
+    The interval is a bootstrap stratified by task. Tasks that a bootstrap cannot see (see the module) have a Wilson interval of
+    their weighted sum, so that thirteen times 500 of 500 has the interval of 6500 of 6500 and not one of width 0; values
+    without bounds have their own intervals combined by squares. The three add by squares.
 
     Args:
-        means: (T,) means of the tasks.
-        errors: (T,) their standard errors; a NaN makes the result's NaN.
-        lows: (T,) lower ends of their intervals, `highs` (T,) the upper ends.
+        cells: (T,) samples of the tasks; a standard error that is NaN makes the result's NaN.
+        lows: (T,) lower ends of their intervals, `highs` (T,) the upper ends; of a single task they are the result.
         highs: see `lows`.
         shares: (T,) weight of each task; they sum to 1.
         replicates: (R,) sums of share x bootstrap mean over the `inside` tasks, drawn independently; None if there is none.
         inside: (T,) whether a task is part of `replicates`.
+        paired: whether the values are differences.
 
     Returns:
         Mean, standard error, lower and upper end.
     """
-    m, e, lower, upper, a = (np.asarray(part, dtype=float) for part in (means, errors, lows, highs, shares))
+    lower, upper, a = (np.asarray(part, dtype=float) for part in (lows, highs, shares))
+    m, e = np.array([cell.mean for cell in cells]), np.array([cell.standard_error for cell in cells])
     mean, error = float(a @ m), float(np.sqrt(np.square(a * e).sum()))
-    outside = ~np.asarray(inside, dtype=bool)
-    below, above = (float(np.square(a * part)[outside].sum()) for part in (m - lower, upper - m))
-    if replicates is not None and not outside.all():
-        rest, drawn = float((a * m)[~outside].sum()), float(np.sqrt(np.square(a * e)[~outside].sum()))
+    if len(cells) == 1:
+        return mean, error, float(lower[0]), float(upper[0])
+    drawn = np.asarray(inside, dtype=bool)
+    bounded = np.array([cell.bounded for cell in cells])
+    seen_by_t = ~drawn & ~bounded
+    below, above = (float(np.square(a * part)[seen_by_t].sum()) for part in (m - lower, upper - m))
+    if (few := ~drawn & bounded).any():
+        down, up = _few_differ([cell for cell, here in zip(cells, few, strict=True) if here], a[few], paired)
+        below, above = below + down**2, above + up**2
+    if replicates is not None and drawn.any():
+        spread = float(np.sqrt(np.square(a * e)[drawn].sum()))
         # resampled means vary by (C-1)/C too little: scaled to the standard error
-        low, high = (np.quantile(replicates, [0.025, 0.975]) - rest) * max(1.0, drawn / float(replicates.std()))
+        low, high = (np.quantile(replicates, [0.025, 0.975]) - float((a * m)[drawn].sum())) * max(1.0, spread / float(replicates.std()))
         below, above = below + low**2, above + high**2
     return mean, error, mean - math.sqrt(below), mean + math.sqrt(above)
+
+
+def _few_differ(cells: Sequence[Clusters], shares: Array, paired: bool) -> tuple[float, float]:
+    """How far below and above its mean the interval of a weighted sum reaches, from one observation per cluster.
+
+    Gains and losses are bounded one by one, and combined by squares (Zou and Donner 2008); of a score there are gains only.
+    """
+    sizes = np.array([_kish(cell.weights) for cell in cells])
+    below, above = _stratified_wilson(shares, np.array([cell.gain for cell in cells]), sizes)
+    if not paired:
+        return below, above
+    less, more = _stratified_wilson(shares, np.array([cell.loss for cell in cells]), sizes)
+    return math.hypot(below, more), math.hypot(above, less)
+
+
+def _stratified_wilson(shares: Array, means: Array, sizes: Array) -> tuple[float, float]:
+    """How far Wilson's interval of a weighted sum of proportions reaches below and above it.
+
+    The sum counts for as many samples as its variance says, as a clustered mean does (Korn and Graubard 1998). In that variance each
+    proportion is drawn towards the average by Z^2 samples, as Wilson's draws one towards a half: none is certain at 0 or 1, and where all
+    are alike the interval is that of all samples together.
+    """
+    a = shares / shares.sum()
+    mean = float(a @ means)
+    drawn = (sizes * means + Z**2 * mean) / (sizes + Z**2)
+    variance = float(np.square(a) @ (drawn * (1 - drawn) / sizes))
+    size = mean * (1 - mean) / variance if variance > 0 else 1 / float(np.square(a) @ (1 / sizes))
+    low, high = wilson(mean, size)
+    return float(shares.sum() * (mean - low)), float(shares.sum() * (high - mean))
 
 
 def _student(samples: Clusters) -> tuple[float, float]:

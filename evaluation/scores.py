@@ -85,17 +85,13 @@ class _Cell:
             raise ValueError(f"{self.label} against {other.label}: {error}") from None
         change, weights, contexts = self.values[left] - other.values[right], self.weights[left], self.contexts[left]
         samples = errorbars.cluster(change, weights, contexts, self.bounded)
-        total = float(weights.sum()) or math.nan
-        gain, loss = (float((np.clip(sign * change, 0, 1) * weights).sum()) / total for sign in (1, -1))
-        return _Paired(samples, gain, loss, int((change > 0).sum()), int((change < 0).sum()))
+        return _Paired(samples, int((change > 0).sum()), int((change < 0).sum()))
 
 
 class _Paired(NamedTuple):
-    """Summed differences, mean gain and mean loss, samples won and lost."""
+    """Summed differences, samples won and lost."""
 
     samples: Clusters
-    gain: float
-    loss: float
     wins: int
     losses: int
 
@@ -283,7 +279,7 @@ def _measured(part: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_NOTHING = _Paired(errorbars.cluster([]), math.nan, math.nan, 0, 0)
+_NOTHING = _Paired(errorbars.cluster([]), 0, 0)
 
 
 def _outcome(change: _Paired) -> dict[str, int]:
@@ -302,8 +298,8 @@ def _parts(
     parts, changes = {}, {}
     for key, cell in cells.items():
         parts[key] = _Part(cell, *errorbars.score_interval(cell, drawn.get((False, key))), drawn.get((False, key)))
-    for key, (samples, gain, loss, _, _) in paired.items():
-        low, high = errorbars.difference_interval(samples, gain, loss, drawn.get((True, key)))
+    for key, (samples, _, _) in paired.items():
+        low, high = errorbars.difference_interval(samples, drawn.get((True, key)))
         changes[key] = _Part(samples, low, high, drawn.get((True, key)))
     return parts, changes
 
@@ -334,20 +330,20 @@ def _average(
     row |= {count: sum(one[count] for one in found) for count in COUNTS}
     for column in MEANS:
         row[column] = float(weight @ np.array([one[column] for one in found]) / weight.sum())
-    row |= _macro([parts.get((line, task)) for task in share], list(share.values()), ("score", "se", "ci"))
-    return row | _macro([changes.get((line, task)) for task in share], list(share.values()), ("delta", "delta_se", "delta_ci"))
+    of_scores, of_changes = ([found.get((line, task)) for task in share] for found in (parts, changes))
+    row |= _macro(of_scores, list(share.values()), ("score", "se", "ci"))
+    return row | _macro(of_changes, list(share.values()), ("delta", "delta_se", "delta_ci"), paired=True)
 
 
-def _macro(parts: Sequence[_Part | None], shares: Sequence[float], names: tuple[str, str, str]) -> dict[str, float]:
+def _macro(parts: Sequence[_Part | None], shares: Sequence[float], names: tuple[str, str, str], paired: bool = False) -> dict[str, float]:
     known = [part for part in parts if part is not None and part.samples.n]
     if len(known) < len(parts):
         return _interval(*names, *[math.nan] * 4)
     inside = [part.replicates is not None and len(parts) > 1 for part in known]
     drawn = [share * part.replicates for part, share in zip(known, shares, strict=True) if part.replicates is not None]
-    columns = ([part.samples.mean, part.samples.standard_error, part.low, part.high] for part in known)
-    means, errors, lows, highs = zip(*columns, strict=True)
+    cells, lows, highs = zip(*((part.samples, part.low, part.high) for part in known), strict=True)
     total = np.sum(drawn, axis=0) if any(inside) else None
-    return _interval(*names, *errorbars.macro(means, errors, lows, highs, shares, total, inside))
+    return _interval(*names, *errorbars.macro(cells, lows, highs, shares, total, inside, paired))
 
 
 def _natural(text: str) -> list[Any]:

@@ -194,24 +194,34 @@ def test_non_inferiority() -> None:
         significance.non_inferior(0.0, 0.0)
 
 
-def test_macro_average_by_hand_and_of_perfect_tasks() -> None:
-    mean, se, low, high = errorbars.macro([0.5, 0.7], [0.03, 0.04], [0.44, 0.62], [0.56, 0.78], [0.5, 0.5], None, [False, False])
-    assert mean == pytest.approx(0.6)
-    assert se == pytest.approx(0.05 / 2)
-    assert (low, high) == pytest.approx((0.55, 0.65))
-    bound = 1 - float(errorbars.wilson(1.0, 500)[0])
-    mean, se, low, high = errorbars.macro([1.0] * 13, [0.0] * 13, [1 - bound] * 13, [1.0] * 13, [1 / 13] * 13, None, [False] * 13)
-    assert (mean, high) == pytest.approx((1, 1))
-    assert se == 0
-    assert 1 - low == pytest.approx(bound / math.sqrt(13))
+def test_macro_average_by_hand() -> None:
+    cells = [errorbars.cluster([5.0, 7.0], bounded=False), errorbars.cluster([1.0, 3.0], bounded=False)]
+    mean, se, low, high = errorbars.macro(cells, [5.94, 1.92], [6.06, 2.08], [0.5, 0.5], None, [False, False])
+    assert mean == pytest.approx(4)
+    assert se == pytest.approx(math.hypot(1, 1) / 2)
+    assert (low, high) == pytest.approx((3.95, 4.05)), "0.06 and 0.08 by squares, halved"
+
+
+def test_macro_average_of_perfect_tasks_is_that_of_all_their_samples() -> None:
+    cells = [errorbars.cluster(np.ones(500))] * 13
+    mean, se, low, high = errorbars.macro(cells, [0.99] * 13, [1.0] * 13, [1 / 13] * 13, None, [False] * 13)
+    assert (mean, se, high) == pytest.approx((1, 0, 1))
+    assert low == pytest.approx(float(errorbars.wilson(1.0, 6500)[0])), "thirteen times 500 of 500 are 6500 of 6500"
+    unchanged = [errorbars.cluster(np.zeros(500))] * 13
+    _, _, low, high = errorbars.macro(unchanged, [-0.01] * 13, [0.01] * 13, [1 / 13] * 13, None, [False] * 13, paired=True)
+    assert (-low, high) == pytest.approx([1 - float(errorbars.wilson(1.0, 6500)[0])] * 2)
+
+
+def test_macro_of_one_task_is_the_task() -> None:
+    cell = errorbars.cluster([0.0, 1.0, 1.0])
+    assert errorbars.macro([cell], [0.2], [0.9], [1.0], None, [False])[2:] == (0.2, 0.9)
 
 
 def test_macro_bootstrap_agrees_with_its_standard_error() -> None:
     generator = np.random.default_rng(5)
     cells = [errorbars.cluster(generator.random(60)) for _ in range(4)]
     replicates = np.sum([errorbars.bootstrap([cell], seed)[0] / 4 for seed, cell in enumerate(cells)], axis=0)
-    means, errors = [cell.mean for cell in cells], [cell.standard_error for cell in cells]
-    mean, se, low, high = errorbars.macro(means, errors, [0.0] * 4, [1.0] * 4, [0.25] * 4, replicates, [True] * 4)
+    mean, se, low, high = errorbars.macro(cells, [0.0] * 4, [1.0] * 4, [0.25] * 4, replicates, [True] * 4)
     assert (low, high) == pytest.approx((mean - 1.96 * se, mean + 1.96 * se), abs=0.004)
 
 
@@ -222,8 +232,7 @@ def _coverage(draw: Callable[[np.random.Generator], tuple[Any, Any]], true: floa
         samples = errorbars.cluster(values, None, ids)
         replicates = errorbars.bootstrap([samples], resamples=1000)[0] if samples.resampled else None
         if paired:
-            gain, loss = (errorbars.cluster(np.clip(sign * values, 0, 1), None, ids).mean for sign in (1, -1))
-            low, high = errorbars.difference_interval(samples, gain, loss, replicates)
+            low, high = errorbars.difference_interval(samples, replicates)
         else:
             low, high = errorbars.score_interval(samples, replicates)
         hits += low <= true <= high
@@ -290,32 +299,45 @@ def test_intervals_at_0_and_100_percent_cover_and_are_open(true: float, n: int) 
     assert high - low == pytest.approx(errorbars.Z**2 / (n + errorbars.Z**2)), "Wilson: what n equal answers leave open"
 
 
-def _macro_coverage(chances: Sequence[float], n: int, trials: int) -> float:
-    generator, hits, shares = np.random.default_rng(1), 0, np.full(len(chances), 1 / len(chances))
+def _macro_coverage(draws: Sequence[Callable[[np.random.Generator], tuple[Any, Any]]], true: float, trials: int, paired: bool) -> float:
+    generator, hits, shares = np.random.default_rng(1), 0, np.full(len(draws), 1 / len(draws))
     for trial in range(trials):
-        cells = [errorbars.cluster((generator.random(n) < p).astype(float)) for p in chances]
+        cells = [errorbars.cluster(draw(generator)[0]) for draw in draws]
         drawn = [errorbars.bootstrap([cell], 100 * trial + at, 1000)[0] if cell.resampled else None for at, cell in enumerate(cells)]
-        ends = [errorbars.score_interval(cell, one) for cell, one in zip(cells, drawn, strict=True)]
+        interval = errorbars.difference_interval if paired else errorbars.score_interval
+        ends = [interval(cell, one) for cell, one in zip(cells, drawn, strict=True)]
         known = [share * one for share, one in zip(shares, drawn, strict=True) if one is not None]
-        means, errors = [cell.mean for cell in cells], [cell.standard_error for cell in cells]
         inside = [one is not None for one in drawn]
-        _, _, low, high = errorbars.macro(means, errors, *zip(*ends, strict=True), shares, np.sum(known, axis=0) if known else None, inside)
-        hits += low - 1e-9 <= np.mean(chances) <= high + 1e-9
+        total = np.sum(known, axis=0) if known else None
+        _, _, low, high = errorbars.macro(cells, *zip(*ends, strict=True), shares, total, inside, paired)
+        hits += low - 1e-9 <= true <= high + 1e-9
     return hits / trials
 
 
-MACRO = [((0.0, 0.05, 0.5, 0.9, 1.0), 20), ((1.0,) * 13, 20), ((0.99,) * 13, 50), ((0.3, 0.5, 0.7), 10)]
+def _tasks(chances: Sequence[float], n: int) -> tuple[list[Any], float, bool]:
+    return [_flips(n, p) for p in chances], float(np.mean(chances)), False
 
 
-@pytest.mark.parametrize(("chances", "n"), MACRO)
-def test_coverage_of_averages(chances: Sequence[float], n: int) -> None:
-    assert _macro_coverage(chances, n, 100) >= 0.88
+def _changed(rates: Sequence[tuple[float, float]], n: int) -> tuple[list[Any], float, bool]:
+    return [_changes(n, loss, gain) for loss, gain in rates], float(np.mean([gain - loss for loss, gain in rates])), True
+
+
+MACRO = [
+    *[_tasks(*case) for case in (((0.0, 0.05, 0.5, 0.9, 1.0), 20), ((1.0,) * 13, 20), ((0.99,) * 13, 50), ((0.3, 0.5, 0.7), 10))],
+    *[_tasks(*case) for case in (((0.97, 0.99, 1.0, 0.02), 30), ((0.95,) * 13, 20), ((0.01,) * 6, 100))],
+    *[_changed(*case) for case in ((((0.01, 0.01),) * 13, 50), (((0.02, 0.0),) * 13, 50), (((0.03, 0.01), (0.3, 0.1), (0.0, 0.0)), 30))],
+]
+
+
+@pytest.mark.parametrize(("draws", "true", "paired"), MACRO)
+def test_coverage_of_averages(draws: Any, true: float, paired: bool) -> None:
+    assert _macro_coverage(draws, true, 100, paired) >= 0.88
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chances", "n"), MACRO)
-def test_coverage_of_averages_in_full(chances: Sequence[float], n: int) -> None:
-    assert _macro_coverage(chances, n, 1500) >= 0.93
+@pytest.mark.parametrize(("draws", "true", "paired"), MACRO)
+def test_coverage_of_averages_in_full(draws: Any, true: float, paired: bool) -> None:
+    assert _macro_coverage(draws, true, 1500, paired) >= 0.93
 
 
 def test_adjusted_p_values_hold_the_level_of_their_family() -> None:
@@ -334,6 +356,6 @@ def test_a_loss_as_large_as_the_margin_is_rarely_called_lossless() -> None:
         values = generator.choice([-1.0, 0.0, 1.0], 100, p=[0.15, 0.8, 0.05])  # a loss of 10 points
         samples = errorbars.cluster(values)
         replicates = errorbars.bootstrap([samples], resamples=1000)[0]
-        low, _ = errorbars.difference_interval(samples, float((values > 0).mean()), float((values < 0).mean()), replicates)
+        low, _ = errorbars.difference_interval(samples, replicates)
         said += bool(significance.non_inferior(low, 0.1))
     assert said / 300 <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / 300)
