@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 
 from kvcache.cache import Block, CompressedLayer
 from kvcache.following import follow
-from kvcache.observation import attention_modules, block_size, decoder_of, window_of
+from kvcache.logits import cap_of, capped, sinks_of, softmax
+from kvcache.observation import Witness, attention_modules, block_size, decoder_of, rotary_factors, window_of
 from kvcache.storage import Storage
 
 NAME = "longpress"
@@ -35,25 +36,49 @@ def attention_forward(
     *,
     scaling: float,
     ragged: CompressedLayer | None = None,
+    witness: Witness | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: query (R, H * G, n, d), key and value (R, H, *, d) to ((R, n, H * G, d), None).
 
     Args:
-        module: the attention module; tells its sliding window.
+        module: the attention module; tells its sliding window, the cap of its logits and its sinks.
         query: queries of the last n positions.
         key: of the whole cache, or the new ones only where `ragged` is given.
         value: like key.
         attention_mask: always None: with this implementation transformers builds no mask.
         scaling: factor on the logits.
         ragged: the cache layer to read instead of key and value.
-        kwargs: what models pass on; `softcap` is refused.
+        witness: to be told what the function was called with.
+        kwargs: what models pass on; see `_check`.
     """
-    if kwargs.get("softcap") is not None:
-        raise ValueError(f"{type(module).__name__} caps its attention logits, which longpress does not support")
-    if ragged is None:
-        return _dense(query, key, value, scaling, window_of(module)).transpose(1, 2), None
-    return _ragged(query, ragged, scaling).transpose(1, 2), None
+    _check(module, kwargs)
+    if witness is not None:
+        witness.queries, witness.scaling = query[:, :, -2:].detach().clone(), scaling
+    cap, sinks = cap_of(module), sinks_of(module)
+    if ragged is not None:
+        return _ragged(query, ragged, scaling, cap, sinks).transpose(1, 2).contiguous(), None
+    if cap is not None or sinks is not None:
+        return _dense_by_hand(query, key, value, scaling, window_of(module), cap, sinks).transpose(1, 2).contiguous(), None
+    return _dense(query, key, value, scaling, window_of(module)).transpose(1, 2).contiguous(), None
+
+
+HARMLESS = ("position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k")
+"""Tensors that models pass on to every attention function, of which a plain one needs nothing."""
+
+
+def _check(module: nn.Module, passed: dict[str, Any]) -> None:
+    """Refuse an attention that is more than we compute.
+
+    Raises:
+        ValueError: a cap or sinks that are not where we look for them, or a tensor that we know nothing of.
+    """
+    kind, cap = type(module).__name__, passed.get("softcap")
+    if cap is not None and cap != cap_of(module):
+        raise ValueError(f"{kind} caps its attention logits at {cap}, in a way that longpress does not support")
+    for name, value in passed.items():
+        if isinstance(value, Tensor) and name not in HARMLESS and value is not sinks_of(module):
+            raise ValueError(f"{kind} passes {name} of shape {tuple(value.shape)} to its attention, which longpress does not support")
 
 
 AttentionInterface.register(NAME, attention_forward)
@@ -72,14 +97,14 @@ def attending(model: nn.Module) -> Iterator[None]:
         index: int = module.layer_idx  # type: ignore[assignment]
         if index < len(layers) and isinstance(layers[index], CompressedLayer):
             layers[index].armed = True
-            kwargs = kwargs | {"ragged": layers[index]}
-        return args, kwargs
+            return args, kwargs | {"ragged": layers[index]}
+        return args, kwargs | {"witness": Witness()}
 
     def act(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         layer = kwargs.get("ragged")
         if layer is not None and any(layer.followers):
             hidden = args[0] if args else kwargs["hidden_states"]
-            follow(layer, decoder, module, hidden, *(kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]))
+            follow(layer, decoder, module, hidden, *rotary_factors(module, args, kwargs))
 
     decoder = decoder_of(model)
     hooks = [module.register_forward_pre_hook(offer, with_kwargs=True) for module in modules]
@@ -115,7 +140,27 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: in
     return out
 
 
-def _ragged(query: Tensor, layer: CompressedLayer, scaling: float) -> Tensor:
+def _dense_by_hand(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, cap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """`_dense` for attentions with a cap or sinks, which the fused one does not know."""
+    n, length, heads = query.shape[2], key.shape[2], key.shape[1]
+    out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
+    step = block_size(query.shape[0] * query.shape[1], length, QUERY_BLOCK)
+    for start in range(0, n, step):
+        part = query[:, :, start : start + step]
+        at = torch.arange(length - n + start, length - n + start + part.shape[2], device=query.device)[:, None]
+        first, seen = 0 if window is None else max(0, int(at[0]) + 1 - window), int(at[-1]) + 1
+        keys = torch.arange(first, seen, device=query.device)
+        hidden = keys > at if window is None else (keys > at) | (keys <= at - window)
+        grouped = part.unflatten(1, (heads, -1))  # (R, H, G, m, d)
+        logits = capped(grouped @ key[:, :, None, first:seen].transpose(3, 4) * scaling, cap).masked_fill(hidden, float("-inf"))
+        attended = softmax(logits, sinks).to(value.dtype) @ value[:, :, None, first:seen]
+        out[:, :, start : start + part.shape[2]] = attended.flatten(1, 2)
+    return out
+
+
+def _ragged(query: Tensor, layer: CompressedLayer, scaling: float, cap: float | None = None, sinks: Tensor | None = None) -> Tensor:
     """Attention of the last n tokens of every row over its kept context and its own tail: (R, H * G, n, d)."""
     rows, query_heads, n, size = query.shape
     length, heads = layer.longest, layer.tail_keys.shape[1]
@@ -130,19 +175,23 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float) -> Tensor:
         if window is not None:
             unseen |= index <= last[..., None] - window
         bias = _minus_infinity(unseen, query.dtype)[:, None, None].expand(-1, -1, group, -1, -1).reshape(rows, 1, group * n, length)
-    tail, tail_total = _part(grouped.flatten(2, 3), layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length], bias)
+    tail, tail_total = _part(grouped.flatten(2, 3), layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length], bias, cap)
     tail, tail_total = tail.unflatten(2, (group, n)), tail_total.unflatten(2, (group, n))
     context, context_total = torch.empty_like(tail), torch.empty_like(tail_total)
     for block in layer.blocks:
         here = slice(block.start, block.stop)
         positions = None if block.storage.positions is None else layer.start[here, None] + last[here]
         read = _one_token if n == 1 else _many_tokens
-        read(grouped[here], block, positions, context[here], context_total[here])
+        read(grouped[here], block, positions, context[here], context_total[here], cap)
     share = torch.sigmoid(context_total - tail_total)[..., None]  # of the softmax's weight that lies on the context
-    return torch.lerp(tail.float(), context.float(), share).to(query.dtype).flatten(1, 2)
+    out = torch.lerp(tail.float(), context.float(), share)
+    if sinks is not None:
+        total = torch.logaddexp(context_total, tail_total)  # (R, H, G, n)
+        out = out * torch.sigmoid(total - sinks.float().view(1, heads, group, 1))[..., None]
+    return out.to(query.dtype).flatten(1, 2)
 
 
-def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor) -> None:
+def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor, cap: float | None = None) -> None:
     """Attention of one token a row over the storage that the rows share, read once for all of them.
 
     Args:
@@ -151,6 +200,7 @@ def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, tota
         at: (r, 1) positions of the queries; None where the storage has no positions.
         out: (r, H, G, 1, d) to write to.
         total: (r, H, G, 1) to write to: logarithm of the sum of the exponentials.
+        cap: of the logits, or None.
     """
     storage, bias = block.storage, block.bias
     query = query[..., 0, :].permute(1, 2, 0, 3)  # (H, G, r, d)
@@ -159,12 +209,12 @@ def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, tota
         may_see_nothing = True
         passed = _minus_infinity(storage.positions[:, None] <= at - storage.window, query.dtype)  # (H or 1, r, K)
         bias = passed if bias is None else bias + passed
-    attended, weight = _shared(query, storage, storage.keys, storage.values, None if bias is None else bias[:, None], may_see_nothing)
+    attended, weight = _shared(query, storage, storage.keys, storage.values, None if bias is None else bias[:, None], may_see_nothing, cap)
     out[..., 0, :] = attended.permute(2, 0, 1, 3)
     total[..., 0] = weight.permute(2, 0, 1)
 
 
-def _many_tokens(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor) -> None:
+def _many_tokens(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor, cap: float | None = None) -> None:
     """Attention of n tokens a row over what each row keeps, side by side: nothing is computed for what was removed.
 
     Args:
@@ -173,6 +223,7 @@ def _many_tokens(query: Tensor, block: Block, at: Tensor | None, out: Tensor, to
         at: (r, n) positions of the queries; None where the storage has no positions.
         out: (r, H, G, n, d) to write to.
         total: (r, H, G, n) to write to: logarithm of the sum of the exponentials.
+        cap: of the logits, or None.
     """
     storage = block.storage
     for row, kept in enumerate(block.rows):
@@ -182,11 +233,17 @@ def _many_tokens(query: Tensor, block: Block, at: Tensor | None, out: Tensor, to
             passed = (positions[:, None] <= at[row, :, None] - storage.window)[:, None]  # (H or 1, 1, n, K)
             hidden = passed if hidden is None else hidden | passed
         bias = None if hidden is None else _minus_infinity(hidden, query.dtype)
-        out[row], total[row] = _shared(query[row], storage, keys, values, bias, True)
+        out[row], total[row] = _shared(query[row], storage, keys, values, bias, True, cap)
 
 
 def _shared(
-    query: Tensor, storage: Storage, keys: Tensor, values: Tensor, bias: Tensor | None, may_see_nothing: bool
+    query: Tensor,
+    storage: Storage,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    may_see_nothing: bool,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of (H, G, m, d) queries over entries (H, K, *) of `storage`, the same for the G query heads of a KV head.
 
@@ -197,6 +254,7 @@ def _shared(
         values: (H, K, d).
         bias: (H or 1, 1, m or 1, K).
         may_see_nothing: whether the bias may hide every entry from a query: a head may keep none.
+        cap: of the logits, or None.
 
     Returns:
         (H, G, m, d) and, in float32, (H, G, m).
@@ -206,14 +264,14 @@ def _shared(
         query = query.gather(-1, storage.channels[:, None, None].expand(-1, group, many, -1))
     if bias is not None:
         bias = bias.expand(heads, 1, many, -1)
-    out, total = _part(query, keys[:, None].expand(-1, group, -1, -1), values[:, None].expand(-1, group, -1, -1), bias)
+    out, total = _part(query, keys[:, None].expand(-1, group, -1, -1), values[:, None].expand(-1, group, -1, -1), bias, cap)
     if bias is not None and may_see_nothing:
         nothing = bias.isneginf().all(-1)
         out, total = out.masked_fill(nothing[..., None], 0.0), total.masked_fill(nothing, float("-inf"))
     return out, total
 
 
-def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap: float | None = None) -> tuple[Tensor, Tensor]:
     """Attention over one part of what a query sees: the weighted values, and the logarithm of the sum of the exponentials.
 
     Args:
@@ -221,14 +279,15 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> t
         keys: (b, h, K, d); heads may be expanded.
         values: (b, h, K, d').
         bias: (b, 1 or h, m, K) added to the logits, 0 or -inf; every query sees something.
+        cap: of the logits, or None.
 
     Returns:
         (b, h, m, d') and, in float32, (b, h, m).
     """
-    if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
+    if cap is None and query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=bias, scale=1.0)
     else:
-        logits = _product(query, keys.transpose(2, 3)).float()
+        logits = capped(_product(query, keys.transpose(2, 3)).float(), cap)
         if bias is not None:
             logits += bias
         total = logits.logsumexp(-1)

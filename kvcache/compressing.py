@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kvcache.architecture import check_model
 from kvcache.attention import attending
 from kvcache.cache import CompressedLayer
 from kvcache.following import Follower
@@ -113,7 +114,11 @@ def compressing(model: nn.Module, press: Press, framing: Framing | None = None) 
         model: of transformers.
         press: that compresses.
         framing: the prompt around the contexts, for presses that let the model read more on top of them.
+
+    Raises:
+        ValueError: a model that would be compressed wrongly.
     """
+    check_model(model)
     prefill = Prefill(model, framing=framing)
 
     seen: list[int] = []

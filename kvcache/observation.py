@@ -12,7 +12,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kvcache.projections import head_size, keys_before_rope, kv_heads, queries_before_rope, query_heads, rotate
+from kvcache.logits import cap_of, capped, sinks_of, softmax
+from kvcache.projections import head_size, keys_before_rope, kv_heads, queries_before_rope, query_heads
+from kvcache.rotary import Layout, Rotary, find_layout, read
 
 Result = TypeVar("Result")
 
@@ -33,6 +35,19 @@ class Scorer(Protocol):
         """Equal for presses that score alike, whatever their budget."""
 
 
+@dataclass
+class Witness:
+    """What the attention function was called with, where it is ours: the truth that recomputed queries are compared with.
+
+    Attributes:
+        queries: (B, H * G, n, d) of the last tokens, after rotary embedding.
+        scaling: factor on the logits.
+    """
+
+    queries: Tensor | None = None
+    scaling: float = 0.0
+
+
 @dataclass(frozen=True)
 class LayerObservation:
     """One layer in the moment after its attention read the whole context. Read only: nothing here may be modified.
@@ -43,12 +58,14 @@ class LayerObservation:
         hidden: (B, T, D) input of the attention, after the layer's input norm.
         keys: (B, H, T, d) as cached, after rotary embedding.
         values: (B, H, T, d) as cached.
-        cos: (B or 1, T, r) rotary factors of the context's positions.
+        cos: (B or 1, T, *) rotary factors of the context's positions, as the model computes them; see `rotary`.
         sin: like cos.
-        rope: positions (n,) to (cos, sin), each (1, n, r), for this layer's kind of rotary embedding.
+        rope: positions (n,) to (cos, sin), each (1, n, *), likewise, for this layer's kind of rotary embedding.
         fingerprints: per batch row, 32-bit content hash of the context's token ids, for seeded randomness.
         token_ids: (B, T) of the context; None where the model was given embeddings.
         question: number of tokens at the end of the context that are a question, where one is read with it.
+        witness: what the attention function was called with, where that is known.
+        whole: the observation of which this one is a part.
     """
 
     index: int
@@ -62,6 +79,8 @@ class LayerObservation:
     fingerprints: tuple[int, ...]
     token_ids: Tensor | None = None
     question: int = 0
+    witness: Witness | None = field(default=None, repr=False, compare=False)
+    whole: LayerObservation | None = field(default=None, repr=False, compare=False)
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -87,6 +106,8 @@ class LayerObservation:
     @property
     def scale(self) -> float:
         """Factor on the attention logits, 1/sqrt(d) in most models."""
+        if self.witness is not None and self.witness.queries is not None:
+            return self.witness.scaling
         return float(getattr(self.module, "scaling", head_size(self.module) ** -0.5))
 
     def once(self, name: Hashable, compute: Callable[[], Result]) -> Result:
@@ -119,7 +140,7 @@ class LayerObservation:
         """(B, H * G, n, d) queries of the last n positions (all by default), before rotary embedding."""
 
         def compute() -> Tensor:
-            self._check_projection()
+            self.layout()
             return queries_before_rope(self.module, self.hidden[:, -last:] if last else self.hidden)
 
         return self.once(("queries before rope", last or self.tokens), compute)
@@ -128,7 +149,7 @@ class LayerObservation:
         """(B, H, T, d) keys before rotary embedding."""
 
         def compute() -> Tensor:
-            self._check_projection()
+            self.layout()
             return keys_before_rope(self.module, self.hidden)
 
         return self.once("keys before rope", compute)
@@ -136,7 +157,12 @@ class LayerObservation:
     def queries(self, last: int | None = None) -> Tensor:
         """(B, H * G, n, d) queries of the last n positions (all by default), as the attention used them."""
         n = min(last or self.tokens, self.tokens)
-        return self.once(("queries", n), lambda: rotate(self.queries_before_rope(n), self.cos[:, -n:], self.sin[:, -n:]))
+
+        def compute() -> Tensor:
+            rotary = self.rotary
+            return rotary.turn(self.queries_before_rope(n), *read(rotary.layout, self.cos[:, -n:], self.sin[:, -n:]))
+
+        return self.once(("queries", n), compute)
 
     def window_attention(self, last: int) -> Tensor:
         """(B, H * G, n, T) causal attention of the last n = min(last, T) queries to all keys; softmax in float32, in the queries' dtype."""
@@ -160,28 +186,61 @@ class LayerObservation:
     def _attention(self, queries: Tensor, start: int) -> Tensor:
         """(B, H * G, n, start + n): causal attention of queries at positions start, start + 1, … (B, H * G, n, d)."""
         n = queries.shape[2]
-        grouped = queries.unflatten(1, (self.kv_heads, self.group)).flatten(2, 3)  # (B, H, G * n, d)
-        logits = grouped @ self.keys[:, :, : start + n].transpose(2, 3) * self.scale
-        logits = logits.unflatten(2, (self.group, n))
+        logits = self.logits(queries.unflatten(1, (self.kv_heads, self.group)), self.keys[:, :, : start + n])
         future = torch.ones(n, n, dtype=torch.bool, device=logits.device).triu(1)
         logits[..., start:].masked_fill_(future, float("-inf"))
-        return logits.softmax(-1, dtype=torch.float32).to(queries.dtype).flatten(1, 2)
+        return self.softmax(logits).to(queries.dtype).flatten(1, 2)
 
-    def _check_projection(self) -> None:
-        """Refuse an attention family whose projections we would recompute wrongly: recomputed keys must equal the cached ones."""
+    def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(B, H, G, n, K) attention logits of queries (B, H, G, n, d) and keys (B, H, K, d), as this attention scales and caps them."""
+        products = queries.flatten(2, 3) @ keys.transpose(2, 3) * self.scale
+        return capped(products, cap_of(self.module)).unflatten(2, queries.shape[2:4])
 
-        def compute() -> bool:
+    def softmax(self, logits: Tensor) -> Tensor:
+        """Float32 weights (B, H, G, n, K) of logits, less the share of the attention's sinks where it has some."""
+        return softmax(logits, sinks_of(self.module))
+
+    @property
+    def rotary(self) -> Rotary:
+        """How this layer turns queries and keys.
+
+        Raises:
+            ValueError: that cannot be found out.
+        """
+        return Rotary(self.rope, self.layout())
+
+    def layout(self) -> Layout:
+        """How rotary factors are read, found once per layer by recomputing the last keys; the last queries are checked as well.
+
+        Raises:
+            ValueError: recomputed keys or queries are not those of the model.
+        """
+        if self.whole is not None:
+            return self.whole.layout()
+
+        @torch.no_grad()
+        def compute() -> Layout:
             n = min(2, self.hidden.shape[1])
-            again = rotate(keys_before_rope(self.module, self.hidden[:, -n:]), self.cos[:, -n:], self.sin[:, -n:])
-            close = torch.allclose(again.float(), self.keys[:, :, -n:].float(), rtol=2e-2, atol=2e-2 * float(self.keys.abs().max()))
-            if not close:
+            last = self.hidden[:, -n:]
+            cos, sin = self.cos[:, -n:], self.sin[:, -n:]
+            found = find_layout(keys_before_rope(self.module, last), self.keys[:, :, -n:], cos, sin)
+            true = self.witness.queries if self.witness is not None else None
+            if found is not None and true is not None and true.shape[2] >= n:
+                again = Rotary(self.rope, found).turn(queries_before_rope(self.module, last), *read(found, cos, sin))
+                if again.shape != true[:, :, -n:].shape or not _close(again, true[:, :, -n:]):
+                    found = None
+            if found is None:
                 raise ValueError(
-                    f"the keys of {type(self.module).__name__} cannot be recomputed from its projections, so presses that need queries "
-                    "would be silently wrong on this model; use presses that score keys and values (knorm, keydiff, …)"
+                    f"the queries or keys of {type(self.module).__name__} cannot be recomputed from its projections, so this press would "
+                    "be silently wrong on this model; use one that scores keys and values as they are cached (knorm, keydiff, …)"
                 )
-            return close
+            return found
 
-        self.once("projection checked", compute)
+        return self.once("layout", compute)
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    return torch.allclose(found.float(), wanted.float(), rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
 
 
 def block_size(rows: int, length: int, most: int = QUERY_BLOCK) -> int:
@@ -193,7 +252,7 @@ def decoder_of(model: nn.Module) -> nn.Module:
     """The stack of decoder layers inside `model` (the text model of a multimodal one)."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     if not hasattr(decoder, "layers"):
-        raise ValueError(f"{type(model).__name__} has no decoder with `layers`: longpress supports decoder-only transformers")
+        raise ValueError(f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama or Qwen have one")
     return decoder
 
 
@@ -201,7 +260,9 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     """The self-attention module of every decoder layer, in order."""
     modules = [layer.self_attn for layer in decoder_of(model).layers if hasattr(layer, "self_attn")]  # type: ignore[union-attr]
     if not modules:
-        raise ValueError(f"{type(model).__name__} has no layer with `self_attn`: there is no KV cache to compress")
+        raise ValueError(
+            f"{type(model).__name__} has no layer with `self_attn`, where longpress looks for a KV cache; use a model as Llama or Qwen"
+        )
     return modules
 
 
@@ -212,16 +273,19 @@ def cache_keyword(module: nn.Module) -> str:
 
 def window_of(module: nn.Module) -> int | None:
     """Tokens that a sliding-window attention sees, None for full attention."""
+    if kind_of(module) not in (None, "sliding_attention"):  # EXAONE 4 names the window in all of its modules
+        return None
     if hasattr(module, "sliding_window"):
         return module.sliding_window  # type: ignore[return-value]
     config: Any = module.config
-    window: int | None = getattr(config, "sliding_window", None)
-    if not getattr(config, "use_sliding_window", True):
-        return None
-    layer_types = getattr(config, "layer_types", None)
-    if window and layer_types and layer_types[module.layer_idx] != "sliding_attention":
-        return None
-    return window
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The kind of an attention where a model has several: as "full_attention" or "sliding_attention"; else None."""
+    config: Any = module.config
+    kinds = getattr(config, "layer_types", None)
+    return kinds[module.layer_idx] if kinds else None
 
 
 def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
@@ -288,7 +352,7 @@ def observing(
         if is_left_whole(model, module, prefill["tokens"]):
             return
         hidden = args[0] if args else kwargs["hidden_states"]
-        cos, sin = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]
+        cos, sin = rotary_factors(module, args, kwargs)
         index: int = module.layer_idx  # type: ignore[assignment]
         seen = parts.setdefault(index, [])
         seen.append((hidden, cos, sin))
@@ -298,7 +362,12 @@ def observing(
         stored, rope = cache.layers[index], rope_of(decoder, module, hidden)
         known = prefill["fingerprints"], prefill["ids"]
         with torch.no_grad():
-            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, *known), cache)
+            witness = kwargs.get("witness")
+            if witness is not None and witness.queries is None:
+                raise ValueError(
+                    f"{type(module).__name__} does not call the attention function that longpress registers; it is not supported"
+                )
+            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, *known, witness=witness), cache)
 
     def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if "cache" in prefill and on_end is not None:
@@ -320,12 +389,24 @@ def _cache(kwargs: dict[str, Any]) -> Any:
     return kwargs.get("past_key_values") if cache is None else cache
 
 
+def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """(cos, sin) that an attention module was called with.
+
+    Raises:
+        ValueError: it was not called with such a pair.
+    """
+    found = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1] if len(args) > 1 else None
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise ValueError(f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary embedding only")
+    return found
+
+
 def rope_of(decoder: nn.Module, module: nn.Module, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The model's own rotary embedding for any positions; Gemma3 keeps one per kind of layer."""
+    """The model's own rotary embedding for any positions; Gemma3 and OLMo3 keep one per kind of layer."""
     embedding: Any = decoder.rotary_emb
-    kind = getattr(module, "layer_type", None)
+    kind = kind_of(module)
     per_kind = kind is not None and hasattr(embedding, f"{kind}_inv_freq")
-    sample = like[:1, :1]
+    sample = like[:1, :1].clone()  # a view would keep all hidden states alive
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         at = positions[None].to(sample.device)  # layers may lie on other devices than the embedding

@@ -1,10 +1,9 @@
-"""Queries and keys before and after rotary embedding, recomputed from a layer's hidden states, for each attention family."""
+"""Queries and keys before rotary embedding, recomputed from a layer's hidden states, for each attention family."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -51,22 +50,10 @@ def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
 
 def output_weight(module: Any) -> Tensor:
     """(H * G, d, D): the slice of the output projection that each query head's result passes through."""
-    weight = module.o_proj.weight
-    return weight.T.reshape(query_heads(module), head_size(module), -1)
-
-
-def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embedding to (B, *, T, d); cos and sin (B or 1, T, r) with r <= d (r < d: partial rotary, the rest passes unchanged).
-
-    The halves convention of Llama and its kin: dimension i is paired with i + r / 2.
-    """
-    cos, sin = cos[:, None].to(states.dtype), sin[:, None].to(states.dtype)
-    size = cos.shape[-1]
-    turned, rest = states[..., :size], states[..., size:]
-    half = size // 2
-    crossed = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
-    turned = turned * cos + crossed * sin
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    projection = getattr(module, "o_proj", getattr(module, "dense", None))  # Phi has a `dense`
+    if projection is None:
+        raise ValueError(_unknown(module, "o_proj or dense", "output"))
+    return projection.weight.T.reshape(query_heads(module), head_size(module), -1)
 
 
 def _heads(flat: Tensor, size: int, norm: nn.Module | None) -> Tensor:
@@ -82,5 +69,5 @@ def _slice(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
     return None if bias is None else bias[start:stop]
 
 
-def _unknown(module: Any, wanted: str) -> str:
-    return f"{type(module).__name__} has no {wanted}: longpress does not know how this attention computes its queries and keys"
+def _unknown(module: Any, wanted: str, what: str = "queries and keys") -> str:
+    return f"{type(module).__name__} has no {wanted}: longpress does not know how this attention computes its {what}"

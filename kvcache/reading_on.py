@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.compressing import kept_entries
-from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, is_left_whole, rope_of
+from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, is_left_whole, rope_of, rotary_factors
 from kvcache.selection import Selection, gather
 from kvcache.storage import Kept
 
@@ -55,7 +55,7 @@ def read_on(
             return
         index: int = module.layer_idx  # type: ignore[assignment]
         hidden = args[0] if args else kwargs["hidden_states"]
-        cos, sin = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]
+        cos, sin = rotary_factors(module, args, kwargs)
         absolute = rope_of(decoder, module, hidden)
 
         def rope(positions: Tensor) -> tuple[Tensor, Tensor]:

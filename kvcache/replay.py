@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvcache.attention import attending
 from kvcache.compressing import Prefill
-from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, rope_of
+from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, rope_of, rotary_factors
 
 LARGEST = 1e20
 """Gradient norms are cut here, where float16 overflows in the backward pass."""
@@ -124,7 +124,7 @@ def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservati
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         index: int = module.layer_idx  # type: ignore[assignment]
         hidden = args[0] if args else kwargs["hidden_states"]
-        cos, sin = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]
+        cos, sin = rotary_factors(module, args, kwargs)
         own = layers[index]
         hidden, keys, values, cos, sin = (tensor.detach() for tensor in (hidden, own.own_keys, own.own_values, cos, sin))
         on_layer(LayerObservation(index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), ids), output[0])

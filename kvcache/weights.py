@@ -15,6 +15,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from kvcache.attention import attending
+from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation, cache_keyword, decoder_of, observing
 
 
@@ -84,6 +86,24 @@ def show(model: nn.Module, pieces: Iterable[Sequence[int]], on_layer: Callable[[
         ids = torch.tensor([list(piece)], device=device)
         with torch.no_grad(), observing(model, lambda layer, _: on_layer(layer)):
             decoder(input_ids=ids, **{cache_keyword(decoder): DynamicCache()})
+
+
+def prefilled(model: nn.Module, piece: Sequence[int], on_layer: Callable[[LayerObservation], None]) -> Prefill:
+    """As `show` for one piece, and the finished prefill, on which a press may `probe`."""
+    from transformers import DynamicCache
+
+    decoder = decoder_of(model)
+    config: Any = model.config
+    ids = torch.tensor([list(piece)], device=next(model.parameters()).device)
+    prefill = Prefill(model, DynamicCache(config=config.get_text_config()), token_ids=ids)
+
+    def look(layer: LayerObservation, _: Any) -> None:
+        prefill.layers.append(layer.index)
+        on_layer(layer)
+
+    with torch.no_grad(), attending(model), observing(model, look):
+        decoder(input_ids=ids, use_cache=True, **{cache_keyword(decoder): prefill.cache})
+    return prefill
 
 
 def _find(source: str, file: str, revision: str, wanted: str) -> Path:

@@ -70,7 +70,8 @@ class Shape:
         modules = attention_modules(model)
         config: Any = model.config
         text = config.get_text_config()
-        inner = max(int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size), 1)
+        given = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        inner = max(int(max(given) if isinstance(given, list | tuple) else given), 1)  # Gemma 3n names one per layer
         parameters = {id(one): one for one in model.parameters()}
         return cls(
             len(modules),

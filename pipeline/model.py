@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from kvcache.architecture import TESTED, check_structure
 from pipeline.gguf_file import GGUFFile
 from pipeline.gguf_tokenizer import gguf_tokenizer
 from pipeline.model_config import ModelConfig, check_model, is_own, one_sentence, quiet
@@ -79,8 +80,10 @@ class KnownModel:
         """Load the weights.
 
         Raises:
-            ValueError: the checkpoint cannot be read, or lacks weights.
+            ValueError: the checkpoint cannot be read, lacks weights, or is of a kind that cannot be compressed.
         """
+        if self._architecture.get_text_config().model_type not in TESTED and not self.config.trust_remote_code:
+            check_structure(self.skeleton())
         with quiet(), one_sentence(self.config):
             model, lacking = _load(self.config, self._architecture, self._own)
         if lacking:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from kvcache.architecture import check_model
 from kvcache.compressing import Framing, chunking
 from kvcache.observation import cache_keyword
 from kvcache.selection import Threshold
@@ -87,9 +88,10 @@ class CompressingPipeline:
                 keeps the full cache, it is answered from as well.
 
         Raises:
-            ValueError: another `prefill`, or a chunked one without chunks.
+            ValueError: another `prefill`, a chunked one without chunks, or a model that would be compressed wrongly.
         """
         check_prefill(prefill, prefill_chunk)
+        check_model(model)
         self.model, self.tokenizer = model.eval(), tokenizer
         config: Any = model.config
         self.window = window or getattr(config.get_text_config(), "max_position_embeddings", None)

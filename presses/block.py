@@ -111,5 +111,6 @@ def _at(layer: LayerObservation, seen: Tensor) -> LayerObservation:
         cos=rows(layer.cos),
         sin=rows(layer.sin),
         token_ids=None if layer.token_ids is None else layer.token_ids.gather(1, seen),
+        whole=layer,
         _memo={},
     )

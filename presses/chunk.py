@@ -80,5 +80,6 @@ def part(layer: LayerObservation, start: int, stop: int) -> LayerObservation:
         rope=rope,
         fingerprints=tuple(zlib.crc32(f"{start}:{stop}".encode(), row) for row in layer.fingerprints),
         token_ids=None if layer.token_ids is None else layer.token_ids[:, start:stop],
+        whole=layer,
         _memo={},
     )

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
-from kvcache.projections import rotate
 from kvcache.selection import Selection, budget, check_ratio, ends, shorten
 from kvcache.weights import checked, last_part, model_name, read, show
 from presses.base import BasePress
@@ -164,9 +163,10 @@ def head_scores(layer: LayerObservation) -> Tensor:
     The area under the cumulated attention: 1 where all goes to the first copy, near 0 where all goes to the last.
     """
     query, key = layer.queries_before_rope().mean(2, keepdim=True), layer.keys_before_rope().mean(2, keepdim=True)
-    cos, sin = layer.rope(torch.arange(POSITIONS, device=layer.keys.device))
-    queries = rotate(query, cos[:, -1:], sin[:, -1:])  # (B, H * G, 1, d)
-    keys = rotate(key.expand(-1, -1, POSITIONS, -1), cos, sin).repeat_interleave(layer.group, dim=1)
+    rotary = layer.rotary
+    cos, sin = rotary.at(torch.arange(POSITIONS, device=layer.keys.device))
+    queries = rotary.turn(query, cos[:, -1:], sin[:, -1:])  # (B, H * G, 1, d)
+    keys = rotary.turn(key.expand(-1, -1, POSITIONS, -1), cos, sin).repeat_interleave(layer.group, dim=1)
     attention = (queries @ keys.mT * layer.scale).float().softmax(-1)[:, :, 0]
     return mean_over_group(attention.cumsum(-1).mean(-1), layer.group)
 

@@ -68,15 +68,11 @@ def query_statistics(layer: LayerObservation, sinks: int, covariance: bool = Tru
 def mean_rotation(layer: LayerObservation, n_future_positions: int) -> Tensor:
     """(d, d) mean over the positions T … T + n_future_positions - 1 of the rotary embedding as a matrix: R @ q rotates q."""
     size = layer.keys.shape[-1]
-    cos, sin = layer.rope(torch.arange(layer.tokens, layer.tokens + n_future_positions, device=layer.keys.device))
-    cos, sin = cos[0].mean(0), sin[0].mean(0)  # (r,), r < d where only part of a head is rotated
-    half = cos.shape[0] // 2
-    rotation = torch.eye(size, dtype=cos.dtype, device=cos.device)
-    rotation[: 2 * half, : 2 * half] = torch.diag(cos)
-    index = torch.arange(half, device=cos.device)
-    rotation[index, index + half] = -sin[:half]
-    rotation[index + half, index] = sin[half:]
-    return rotation.to(layer.keys.dtype)
+    rotary = layer.rotary
+    cos, sin = rotary.at(torch.arange(layer.tokens, layer.tokens + n_future_positions, device=layer.keys.device))
+    cos, sin = cos.mean(1, keepdim=True), sin.mean(1, keepdim=True)  # (1, 1, r), r < d where only part of a head is rotated
+    every_channel = torch.eye(size, dtype=cos.dtype, device=cos.device)[None, None]  # turned, channel i is column i of R
+    return rotary.turn(every_channel, cos, sin)[0, 0].T.to(layer.keys.dtype)
 
 
 def attention_of_normal_queries(

@@ -11,7 +11,7 @@ Cost: one attention of the question per layer, and one rotation per kept key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation
+from kvcache.rotary import Rotary
 from kvcache.selection import Selection, budget, gather
 from presses.base import BasePress
 from presses.key_rerotation import Moved, turned
@@ -62,16 +63,16 @@ class FinchPress(ScorerPress):
 
     def observe(self, layer: LayerObservation) -> Any:
         """The scores (B, H, T), and the layer's rotary embedding."""
-        return layer.score(self), layer.rope
+        return layer.score(self), layer.rotary
 
-    def select(self, evidence: Sequence[tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[tuple[Tensor, Rotary]], ratio: float) -> list[Selection]:
         """The top entries of every head, or of every chunk in it."""
         length = self.chunk_length or evidence[0][0].shape[-1]
         selections: list[Selection] = []
-        for scores, rope in evidence:
+        for scores, rotary in evidence:
             parts = [Selection.top(part, budget(part.shape[-1], ratio)).keep for part in scores.split(length, dim=-1)]
             plain = Selection(torch.cat(parts, dim=-1))
-            selections.append(Moved(plain.keep, plain, rope) if self.rerotate_keys else plain)
+            selections.append(Moved(plain.keep, plain, rotary) if self.rerotate_keys else plain)
         return selections
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:

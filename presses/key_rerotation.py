@@ -3,13 +3,13 @@
 The key kept at rank m, cached at position p, is rotated by m - p; the question continues at the number of kept entries.
 Source: Xiao et al. 2023 (StreamingLLM's positions within the cache), arXiv 2309.17453; kvpress 0.5.5.
 Differs: works inside other wrappers, and with every kind of rotary embedding that scales angles (the model's own cosines and sines are
-used). Refused where sliding-window layers, left whole, would keep their old positions.
+used, on the channels that the model pairs). Refused where sliding-window layers, left whole, would keep their old positions.
 Cost: one rotation per kept key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvcache.compressing import Prefill
 from kvcache.observation import LayerObservation
-from kvcache.projections import rotate
+from kvcache.rotary import Rotary
 from kvcache.selection import Selection
 from presses.base import BasePress
 from presses.knorm import KnormPress
@@ -31,11 +31,11 @@ class Moved(Selection):
 
     Attributes:
         inner: as the press inside made it.
-        rope: positions (n,) to (cos, sin), each (1, n, r).
+        rotary: the layer's rotary embedding.
     """
 
     inner: Selection
-    rope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    rotary: Rotary
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class KeyRerotationPress(WrapperPress):
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Any]:
         """What the press inside observes, and the layer's rotary embedding."""
-        return self.press.observe(layer), layer.rope
+        return self.press.observe(layer), layer.rotary
 
     def probe(self, prefill: Prefill, evidence: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
         """What the press inside probes, and the layers' rotary embeddings."""
         inner = self.press.probe(prefill, [seen for seen, _ in evidence])
-        return [(seen, rope) for seen, (_, rope) in zip(inner, evidence, strict=True)]
+        return [(seen, rotary) for seen, (_, rotary) in zip(inner, evidence, strict=True)]
 
     def select(self, evidence: Sequence[tuple[Any, Any]], ratio: float) -> list[Selection]:
         """What the press inside selects."""
         inner = self.press.select([seen for seen, _ in evidence], ratio)
-        return [Moved(selection.keep, selection, rope) for selection, (_, rope) in zip(inner, evidence, strict=True)]
+        return [Moved(selection.keep, selection, rotary) for selection, (_, rotary) in zip(inner, evidence, strict=True)]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys turned from their old to their new positions; values as the press inside gives them."""
@@ -80,12 +80,12 @@ class KeyRerotationPress(WrapperPress):
 def turned(keys: Tensor, selection: Moved) -> Tensor:
     """Kept keys (B, H, K, d), in the order of their positions, at the positions 0 … K - 1."""
     old = selection.positions  # (B, H, K), rising
-    cos, sin = selection.rope(torch.arange(selection.keep.shape[-1], device=keys.device))
+    cos, sin = selection.rotary.at(torch.arange(selection.keep.shape[-1], device=keys.device))
     cos, sin = cos[0].float(), sin[0].float()  # (T, r)
     size = torch.hypot(cos[0, 0], sin[0, 0])  # attention scaling of YaRN and its kin, already in the cached keys
     new = torch.arange(old.shape[-1], device=keys.device)
     # cos(new - old) and sin(new - old), from the model's own tables
     turn_cos = (cos[new] * cos[old] + sin[new] * sin[old]) / size**2  # (B, H, K, r)
     turn_sin = (sin[new] * cos[old] - cos[new] * sin[old]) / size**2
-    rotated = rotate(keys.flatten(0, 1)[:, None], turn_cos.flatten(0, 1), turn_sin.flatten(0, 1))
+    rotated = selection.rotary.turn(keys.flatten(0, 1)[:, None], turn_cos.flatten(0, 1), turn_sin.flatten(0, 1))
     return rotated.view_as(keys).to(keys.dtype)

@@ -93,16 +93,16 @@ class KVComposePress(BasePress):
     def _received(self, keys: Tensor, seen: LayerObservation) -> Tensor:
         """(B, H, G, T): attention that the context's entries get from the tokens just read: the highest, or the sum."""
         tokens, own = keys.shape[2], seen.tokens
-        everything = torch.cat((keys, seen.keys), dim=2)[:, :, None].transpose(3, 4)  # (B, H, 1, d, T + own)
+        everything = torch.cat((keys, seen.keys), dim=2)  # (B, H, T + own, d)
         queries = seen.queries(seen.hidden.shape[1]).unflatten(1, (-1, seen.group))  # (B, H, G, n, d)
         n = queries.shape[3]
         block = max(1, LOGITS // (queries[..., 0, 0].numel() * (tokens + own)))
         total = queries.new_zeros(*queries.shape[:3], tokens, dtype=torch.float32)
         for start in range(0, n, block):
-            logits = queries[:, :, :, start : start + block] @ everything * seen.scale
+            logits = seen.logits(queries[:, :, :, start : start + block], everything)
             at = own - n + start + torch.arange(logits.shape[3], device=keys.device)
             logits[..., tokens:].masked_fill_(torch.arange(own, device=keys.device) > at[:, None], float("-inf"))
-            weights = logits.softmax(-1, dtype=torch.float32)[..., :tokens]
+            weights = seen.softmax(logits)[..., :tokens]
             total = torch.maximum(total, weights.amax(3)) if self.agg_task == "max" else total + weights.sum(3)
         return total
 

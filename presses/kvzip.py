@@ -168,10 +168,10 @@ def chunk_scores(prefill: Prefill, seen: LayerObservation, chunk: Chunk, n_sink:
     best = queries.new_full((*queries.shape[:3], size), 0, dtype=torch.float32)
     for start in range(0, n, QUERY_BLOCK):
         block = queries[:, :, :, start : start + QUERY_BLOCK]
-        logits = block @ keys[:, :, None].transpose(3, 4) * seen.scale  # (B, H, G, q, sinks + C + own)
+        logits = seen.logits(block, keys)  # (B, H, G, q, sinks + C + own)
         at = own - n + start + torch.arange(block.shape[3], device=keys.device)
         logits[..., sinks + size :].masked_fill_(torch.arange(own, device=keys.device) > at[:, None], float("-inf"))
-        weights = logits.softmax(-1, dtype=torch.float32)[..., sinks : sinks + size]
+        weights = seen.softmax(logits)[..., sinks : sinks + size]
         if rows is not None:
             weights = weights * rows[:, None, None, start : start + QUERY_BLOCK, None]
         best = torch.maximum(best, weights.amax(3))

@@ -1,0 +1,134 @@
+"""Which models can be compressed: refused in a sentence before any work, instead of silently wrong numbers after it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from kvcache.attention import attending
+from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.observation import attention_modules, cache_keyword, decoder_of, observing, window_of
+from kvcache.projections import head_size, kv_heads
+from kvcache.storage import Kept, Storage
+
+# fmt: off
+TESTED = frozenset((
+    "apertus", "arcee", "bitnet", "cohere", "cohere2", "cwm", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_oss",
+    "granite", "granitemoe", "llama", "ministral", "mistral", "mixtral", "olmo2", "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+))
+# fmt: on
+"""Model types whose answers, queries and keys our tests compare with transformers' own; others are tried before they are used."""
+
+TRIED, PREFIX = 24, 20
+"""Tokens of the trial, and how many of them are read before the others, which then read the cache."""
+
+_correct: WeakSet[nn.Module] = WeakSet()
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that would be compressed wrongly: by its structure, and where our tests do not know its type by a trial.
+
+    The trial lets the model read a few tokens, once per model object; a model on the meta device is judged by its structure alone.
+
+    Raises:
+        ValueError: one sentence about what is in the way.
+    """
+    if model in _correct:
+        return
+    check_structure(model)
+    config: Any = model.config
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
+    if config.get_text_config().model_type not in TESTED:
+        _try(model)
+    _correct.add(model)
+
+
+def check_structure(model: nn.Module) -> None:
+    """Refuse what is no stack of layers that each cache the keys and values of heads, fully or within a sliding window.
+
+    Raises:
+        ValueError: one sentence about what is in the way.
+    """
+    name, layers, modules = type(model).__name__, decoder_of(model).layers, attention_modules(model)
+    if len(modules) < len(layers):  # type: ignore[arg-type]
+        raise ValueError(
+            f"{name} has {len(layers)} layers of which only {len(modules)} cache keys and values; longpress does not support "  # type: ignore[arg-type]
+            "models that mix attention with states of another kind"
+        )
+    config: Any = model.config
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise ValueError(f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full_attention and sliding_attention")
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise ValueError(f"{name} shares one cache among several layers, which longpress does not support")
+    if getattr(text, "attention_chunk_size", None) or getattr(text, "kv_lora_rank", None):
+        what = "within chunks of the context" if getattr(text, "attention_chunk_size", None) else "to latent vectors instead of heads' keys"
+        raise ValueError(f"{name} attends {what}, which longpress does not support")
+    for index, module in enumerate(modules):
+        kind = type(module).__name__
+        lacking = [one for one in ("config", "layer_idx", "head_dim") if not hasattr(module, one)]
+        if lacking or not hasattr(module.config, "num_key_value_heads"):
+            lacking = lacking or ["config.num_key_value_heads"]
+            raise ValueError(f"{kind} of {name} has no {lacking[0]}: longpress does not know this kind of attention")
+        if inspect.Parameter.VAR_KEYWORD not in {one.kind for one in inspect.signature(module.forward).parameters.values()}:
+            raise ValueError(f"{kind} of {name} does not hand keywords on to an attention function, which longpress needs")
+        projection: Any = getattr(module, "k_proj", None)
+        if projection is not None and getattr(projection, "out_features", 0) not in (0, kv_heads(module) * head_size(module)):
+            raise ValueError(f"layer {index} of {name} has other heads than its configuration says, which longpress does not support")
+
+
+@torch.no_grad()
+def _try(model: nn.Module) -> None:
+    """Compare what the model computes by itself with what it computes with our attention and cache.
+
+    Raises:
+        ValueError: it differs, or nothing could be computed.
+    """
+    name, decoder = type(model).__name__, decoder_of(model)
+    embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(embedding.num_embeddings, (1, TRIED), generator=generator).to(embedding.weight.device)
+    training = model.training
+    try:
+        model.eval()
+        wanted = decoder(input_ids=ids).last_hidden_state[0, PREFIX:]
+        found = _with_our_cache(model, ids)[0]
+    except Exception as error:  # whatever an unknown model raises
+        first = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"{name} cannot be compressed: its attention fails with longpress's cache ({first})") from error
+    finally:
+        model.train(training)
+    wrong = (found.float() - wanted.float()).norm(dim=-1) / wanted.float().norm(dim=-1)  # per token
+    if not float(wrong.median()) <= (1e-3 if wanted.dtype in (torch.float32, torch.float64) else 0.1):
+        raise ValueError(
+            f"{name} computes {float(wrong.median()):.1%} else with longpress's attention than with its own; it is not supported"
+        )
+
+
+def _with_our_cache(model: nn.Module, ids: Tensor) -> Tensor:
+    """(1, n, D) of the last tokens, which read the first `PREFIX` in a cache such as compressed ones are."""
+    config: Any = model.config
+    decoder = decoder_of(model)
+    keyword = cache_keyword(decoder)
+    full = DynamicCache(config=config.get_text_config())
+    with attending(model):
+        with observing(model, lambda layer, cache: None):
+            decoder(input_ids=ids[:, :PREFIX], use_cache=True, **{keyword: full})
+        layers = []
+        for stored, module in zip(full.layers, attention_modules(model), strict=True):
+            window = window_of(module)
+            held = stored.keys.shape[2]  # type: ignore[union-attr]
+            positions = None if window is None else torch.arange(PREFIX - held, PREFIX, device=ids.device)[None]
+            layers.append(CompressedLayer([Kept(Storage(stored.keys[0], stored.values[0], positions, window))], PREFIX))  # type: ignore[index]
+        at = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
+        output = decoder(input_ids=ids[:, PREFIX:], position_ids=at, use_cache=True, **{keyword: CompressedCache(layers)})
+    hidden: Tensor = output.last_hidden_state
+    return hidden

@@ -1,0 +1,97 @@
+"""How an attention turns its queries and keys by position. Models differ in this and none says how, so it is found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which channels of a head are turned together, and how the model's tables of cosines and sines are to be read.
+
+    Attributes:
+        name: for people.
+        whole: the model's table (B, n, *) to one of (B, n, r) with a factor for every turned channel.
+        neighbours: whether channel 2i is paired with 2i + 1, instead of i with i + r / 2.
+    """
+
+    name: str
+    whole: Callable[[Tensor], Tensor]
+    neighbours: bool = False
+
+
+LAYOUTS = (
+    Layout("halves, as in Llama and its kin", lambda table: table),
+    Layout("halves, from one factor per pair, as in GPT-OSS", lambda table: torch.cat((table, table), dim=-1)),
+    Layout("neighbours, as in Cohere", lambda table: table, neighbours=True),
+    Layout(
+        "neighbours, from a table for halves, as in GLM", lambda table: table[..., : table.shape[-1] // 2].repeat_interleave(2, -1), True
+    ),
+)
+NONE = Layout("not at all, as in some layers of SmolLM3 and Cohere2", lambda table: table)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """The rotary embedding of one layer.
+
+    Attributes:
+        rope: positions (n,) to the model's own (cos, sin), each (1, n, *).
+        layout: how they are read.
+    """
+
+    rope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    layout: Layout
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of positions (n,), each (1, n, r) with a factor for every turned channel."""
+        return read(self.layout, *self.rope(positions))
+
+    def turn(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """States (B, *, T, d) turned by factors (B or 1, T, r) such as `at` gives."""
+        return rotate(states, cos, sin, self.layout.neighbours)
+
+
+def read(layout: Layout, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's (cos, sin), each (B, n, *), with a factor for every turned channel (B, n, r)."""
+    if layout is NONE:
+        return torch.ones_like(cos), torch.zeros_like(sin)
+    return layout.whole(cos), layout.whole(sin)
+
+
+def find_layout(before: Tensor, after: Tensor, cos: Tensor, sin: Tensor) -> Layout | None:
+    """The layout that turns states `before` (B, H, n, d) into those `after`, given the model's (cos, sin); None if none does.
+
+    Of several, the closest: at position 0 nothing turns, and all of them do.
+    """
+    wanted, best, least = after.float(), None, float("inf")
+    for layout in (*LAYOUTS, NONE):
+        factors = read(layout, cos, sin)
+        if factors[0].shape[-1] > before.shape[-1]:
+            continue
+        found = rotate(before, *factors, layout.neighbours).float()
+        error = float((found - wanted).abs().max())
+        close = torch.allclose(found, wanted, rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
+        if close and error < least:
+            best, least = layout, error
+    return best
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -> Tensor:
+    """Apply rotary embedding to (B, *, T, d); cos and sin (B or 1, T, r) with r <= d (r < d: partial rotary, the rest passes unchanged).
+
+    Channel i is paired with i + r / 2, as in Llama and its kin, or 2i with 2i + 1 (`neighbours`).
+    """
+    cos, sin = cos[:, None].to(states.dtype), sin[:, None].to(states.dtype)
+    size = cos.shape[-1]
+    turned, rest = states[..., :size], states[..., size:]
+    if neighbours:
+        crossed = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
+    else:
+        crossed = torch.cat((-turned[..., size // 2 :], turned[..., : size // 2]), dim=-1)
+    turned = turned * cos + crossed * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
