@@ -1,12 +1,14 @@
-"""Weights of a press for a model of your own: `python -m evaluation.calibrate PRESS model=NAME text=FILE out=DIR`.
+"""Weights of a press for a model of your own: `python -m evaluation.calibrate PRESS model=NAME out=DIR`.
 
 Runs the recipe of the press's authors (its method `calibrate`) on a text and writes what the press then loads, in the format in which
 the authors publish theirs:
 
-    python -m evaluation.calibrate qfilter model=smollm2 text=book.txt out=weights/qfilter-smollm2
+    python -m evaluation.calibrate qfilter model=smollm2 out=weights/qfilter-smollm2
     python evaluate.py press=qfilter presses.qfilter.weights=weights/qfilter-smollm2
 
-`length=` is the number of tokens of a piece of text (1000), `pieces=` how many are read at most (100); all else is as for evaluate.py:
+`text=` is a file; by default the chapters of Walden that come with longpress, in which ruler and niah may hide their needles: give
+a text of your own where that matters. `length=` is the number of tokens of a piece of text (1000), `pieces=` how many are read at most (20,
+about as much text as the recipes take; a minute for a small model on one CPU thread). All else is as for evaluate.py:
 `model.path=`, `presses.PRESS.OPTION=`. Beside the weights stands `calibration.json`: model and revision, hash of the text, tokens, seconds.
 A folder that holds such a file is not written again, so that a path in a record means one set of weights.
 """
@@ -30,7 +32,8 @@ from evaluation.catalogue import ROOT, find, presses
 from evaluation.config import make_press, register
 
 NOTE = "calibration.json"
-OPTIONS = {"text": None, "out": None, "length": 1000, "pieces": 100}
+TEXT = ROOT / "benchmarks" / "data" / "walden.txt"
+OPTIONS = {"text": str(TEXT), "out": None, "length": 1000, "pieces": 20}
 """Options of this command; the others are Hydra's."""
 
 
@@ -59,14 +62,14 @@ class Calibration:
         """From the command line.
 
         Raises:
-            ValueError: no press, no text or folder, an option that is no positive number, or a folder that holds weights already.
+            ValueError: no press, no text file or folder, an option that is no positive number, or a folder that holds weights already.
         """
         given: dict[str, Any] = dict(OPTIONS)
         names = [argument for argument in arguments if "=" not in argument]
         rest = [argument for argument in arguments if "=" in argument and argument.split("=", 1)[0] not in OPTIONS]
         given |= dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in OPTIONS and "=" in argument)
-        if len(names) != 1 or given["text"] is None or given["out"] is None:
-            raise ValueError("give one press, a text and a folder: python -m evaluation.calibrate PRESS model=NAME text=FILE out=DIR")
+        if len(names) != 1 or given["out"] is None:
+            raise ValueError("give one press and a folder: python -m evaluation.calibrate PRESS model=NAME out=DIR")
         for name in ("length", "pieces"):
             if not str(given[name]).isdigit() or int(given[name]) < 1:
                 raise ValueError(f"{name}={given[name]} must be a whole number from 1")

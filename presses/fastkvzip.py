@@ -3,7 +3,8 @@
 With q, k the normalised projections of the hidden state to 16 channels and s_i learned vectors:
 score_t = 1 / (1 + Σ_i exp(s_i·q/4 - (k·q/4 + b))), averaged over the query heads of a group.
 Source: Kim et al. 2026, arXiv 2601.17668; gates of the authors on the hub, `Jang-Hyun/Fast-KVzip`.
-Differs: head-wise budgets are real; several contexts at a time.
+Differs: head-wise budgets are real; several contexts at a time. Gates of other models have to be trained by gradient descent, with the
+authors' code; for what is computed from texts alone see kvzap.
 Cost: two small matrix products per token and layer.
 """
 

@@ -6,8 +6,9 @@ press inside decides.
 Source: Fu et al. 2024, "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning",
 arXiv 2410.19258; authors' repository FYYFU/HeadKV at 0862a09, whose head scores are loaded.
 Differs: KV heads share their cache among the query heads of a group (the authors store it once per query head). Shares are exact in sum,
-and no head gets more than the context. `calibrate` scores heads of other models by the attention that repeated spans pay, under forced
-tokens, to the token that followed when they stood in the text before (authors: needles that the model must answer about).
+and no head gets more than the context; β is the default of the authors' command. `calibrate` scores heads of other models by the
+attention that repeated spans pay, under forced tokens, to the token that followed when they stood in the text before (authors: needles
+that the model must answer about).
 Cost: that of the press inside.
 """
 
@@ -55,7 +56,7 @@ class HeadKVPress(ScoreWrapperPress):
 
     press: ScorerPress = SnapKVPress()
     compression_ratio: float | None = None  # type: ignore[assignment]
-    beta: float = 1.2
+    beta: float = 1.5
     window_size: int = 32
     weights: str | None = None
     revision: str = "0862a0955fe82e9ff611d59541918e02c5def625"

@@ -2,21 +2,33 @@
 
 score_t = log importance, from a linear map or a two-layer perceptron on the input of the attention, one per layer.
 Source: Jegou & Jeblick 2026, arXiv 2601.07891; models on the hub, `nvidia/KVzap-<kind>-<model>`.
-Differs: nothing. The paper compares the scores with a threshold: wrap it in dms.
+Differs: nothing. The paper compares the scores with a threshold: wrap it in dms. `calibrate` fits the linear model to KVzip+'s scores of
+texts, by least squares; the perceptron has to be trained by gradient descent, with the authors' code.
 Cost: one small matrix product per token and layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kvcache.observation import LayerObservation
-from kvcache.weights import last_part, model_name, named, read
+from kvcache.weights import last_part, model_name, named, prefilled, read
+from presses.kvzip import KVzipPress
 from presses.scorer import ScorerPress
+
+RIDGE = 1e-4
+"""Added to the diagonal of the normal equations, as a share of its mean."""
+
+SMALLEST = 1e-8
+"""Scores below are taken for this before their logarithm is fitted: those of tokens that no repetition looks at."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,49 @@ class KVzapPress(ScorerPress):
             prefix = f"{prefix}2."
         return self._linear(hidden, tensors, prefix, layer.kv_heads, wanted).transpose(1, 2)
 
+    def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
+        """Write the linear model of all pieces to `model.safetensors`.
+
+        Raises:
+            ValueError: the perceptron is asked for.
+        """
+        if self.model_type != "linear":
+            raise ValueError(
+                "model_type=mlp has to be trained by gradient descent, which longpress does not do; give presses.kvzap.model_type=linear"
+            )
+        save_file(fitted(model, pieces), folder / "model.safetensors")
+
     def _linear(self, states: Tensor, tensors: Any, prefix: str, size: int, wanted: str) -> Tensor:
         weight = named(tensors, f"{prefix}weight", (size, states.shape[-1]), wanted)
         bias = named(tensors, f"{prefix}bias", (size,), wanted)
         return functional.linear(states, weight.to(states), bias.to(states))
+
+
+def fitted(model: nn.Module, pieces: Iterable[Sequence[int]]) -> dict[str, Tensor]:
+    """Weights (H, D) and biases (H,) of each layer, by which hidden states tell the logarithm of KVzip+'s scores; zero where left whole."""
+    teacher = KVzipPress(n_sink=0, kvzip_plus_normalization=True)
+    squares: dict[int, Tensor] = {}
+    products: dict[int, Tensor] = {}
+    for piece in pieces:
+        rows: dict[int, Tensor] = {}
+
+        def look(layer: LayerObservation, rows: dict[int, Tensor] = rows) -> None:
+            rows[layer.index] = functional.pad(layer.hidden[0].double(), (0, 1), value=1.0)  # (T, D + 1)
+
+        prefill = prefilled(model, piece, look)
+        for index, scores in zip(prefill.layers, teacher.probe(prefill, []), strict=True):
+            targets = scores[0].double().clamp(min=SMALLEST).log().T  # (T, H)
+            squares[index] = squares.get(index, 0) + rows[index].T @ rows[index]
+            products[index] = products.get(index, 0) + rows[index].T @ targets
+    config: Any = model.config
+    found: dict[str, Tensor] = {}
+    for index in range(config.get_text_config().num_hidden_layers):
+        some = next(iter(products.values()))
+        solution = torch.zeros_like(some)
+        if index in squares:
+            square = squares[index]
+            square.diagonal().add_(RIDGE * square.diagonal().mean())
+            solution = torch.linalg.solve(square, products[index])
+        found[f"layers.{index}.weight"] = solution[:-1].T.float().contiguous()
+        found[f"layers.{index}.bias"] = solution[-1].float().contiguous()
+    return found

@@ -1,25 +1,31 @@
 """LU-KV: budgets per head that were learned offline, on the scores of another press.
 
 A curve gives, for each percent of compression, the share that each head of each layer loses; a layer's total is the sum over its heads,
-rounded, and at least one entry stays in each.
+rounded, and at least one entry stays in each. A head's curve is made so that what the press inside keeps of it is of use later: the
+use of an entry j is max_k ‖a_kj v_j W_O‖₂ over later queries k, and entries go where the concave hull of the summed use rises most.
 Source: Baidu 2026, arXiv 2602.08585; curve of the authors for Llama-3.1-8B-Instruct with expected attention; kvpress 0.5.5 for sinks.
-Differs: head-wise budgets are real.
+Differs: head-wise budgets are real. Curves of other models are made by `calibrate`, where the later queries are those of the last
+quarter of each text (authors: of tokens that the model writes).
 Cost: that of the press inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection
-from kvcache.weights import checked, last_part, model_name, read
+from kvcache.weights import checked, last_part, model_name, read, show
+from presses.chunk import part
 from presses.expected_attention import ExpectedAttentionPress
+from presses.kvzip import output_norms
 from presses.scorer import ScorerPress
 from presses.wrapper import ScoreWrapperPress
 
@@ -76,9 +82,31 @@ class LUKVPress(ScoreWrapperPress):
     def _select(self, scores: Tensor, curve: Tensor, ratio: float) -> Selection:
         tokens = scores.shape[-1]
         counts = head_budgets(1 - curve[min(max(round(100 * ratio) - 1, 0), 98)].double(), tokens).to(scores.device)
-        at = torch.arange(tokens, device=scores.device)
-        pinned = (at < self.sink) | (at >= tokens - self.window)  # equal among themselves: the first token goes last
-        return Selection.top(scores.float().masked_fill(pinned, torch.finfo(torch.float32).max), counts.expand(scores.shape[:2]))
+        return Selection.top(self._pinned(scores), counts.expand(scores.shape[:2]))
+
+    def _pinned(self, scores: Tensor) -> Tensor:
+        """(B, H, T) float32, the ends on top: equal among themselves, the first token goes last."""
+        at = torch.arange(scores.shape[-1], device=scores.device)
+        pinned = (at < self.sink) | (at >= scores.shape[-1] - self.window)
+        return scores.float().masked_fill(pinned, torch.finfo(torch.float32).max)
+
+    def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
+        """Write the curve, in the authors' format: (99, L, H) shares pruned at each percent, averaged over the pieces."""
+        gains: dict[int, list[Tensor]] = {}
+
+        def look(layer: LayerObservation) -> None:
+            context = part(layer, 0, layer.tokens - max(1, layer.tokens // 4))
+            order = self._pinned(self.press.scores_at([self.press.observe(context)], 0.5)[0]).sort(dim=-1, descending=True, stable=True)
+            found = later_use(layer, context.tokens).gather(-1, order.indices[0]).double().cpu()
+            gains.setdefault(layer.index, []).append(torch.stack([concave(head) for head in found]))
+
+        show(model, pieces, look)
+        config: Any = model.config
+        layers = config.get_text_config().num_hidden_layers
+        curves = [pruned_shares(torch.stack(of_piece)) for of_piece in zip(*gains.values(), strict=True)]  # (99, observed layers, H)
+        curve = torch.zeros(99, layers, curves[0].shape[-1], dtype=torch.float64)  # layers that are left whole lose nothing
+        curve[:, list(gains)] = torch.stack(curves).mean(0)
+        numpy.save(folder / FILE, curve.float().numpy())
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """At least one entry per head; the curve decides."""
@@ -93,3 +121,31 @@ def head_budgets(shares: Tensor, tokens: int) -> Tensor:
     fractions = (ideal - counts).sort(descending=True, stable=True).indices
     counts[fractions[: max(0, total - int(counts.sum()))]] += 1
     return counts.clamp(1, tokens)
+
+
+def later_use(layer: LayerObservation, tokens: int) -> Tensor:
+    """(H, C) float32: of the first C = `tokens` entries, the most that each adds to an output at any later position, over its group."""
+    attention = layer.window_attention(layer.tokens - tokens)[0, :, :, :tokens].float().amax(1)  # (H * G, C)
+    norms = output_norms(layer, layer.values[:, :, :tokens])[0]  # (H, G, C)
+    return (attention.unflatten(0, norms.shape[:2]) * norms).amax(1)
+
+
+def concave(gains: Tensor) -> Tensor:
+    """(C,) non-increasing: what each entry adds on the concave hull of the running sum of `gains` (C,)."""
+    pools: list[tuple[float, int]] = []  # sum and number of entries that add the same
+    for gain in gains.tolist():
+        total, many = gain, 1
+        while pools and pools[-1][0] * many <= total * pools[-1][1]:
+            before = pools.pop()
+            total, many = total + before[0], many + before[1]
+        pools.append((total, many))
+    sums, sizes = (torch.tensor(side, dtype=torch.float64) for side in zip(*pools, strict=True))
+    return (sums / sizes).repeat_interleave(sizes.long())
+
+
+def pruned_shares(gains: Tensor) -> Tensor:
+    """(99, L, H): share that each head loses at 1 … 99 percent, where the largest of all gains (L, H, C) stay."""
+    order = gains.flatten().sort(descending=True, stable=True).indices
+    heads = gains.shape[0] * gains.shape[1]
+    kept = [(order[: round(len(order) * (100 - percent) / 100)] // gains.shape[-1]).bincount(minlength=heads) for percent in range(1, 100)]
+    return 1 - torch.stack(kept).double().view(99, *gains.shape[:2]) / gains.shape[-1]

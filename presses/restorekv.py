@@ -6,7 +6,8 @@ much more of the context goes, so that the budget is met: the lowest of all laye
 Source: RestoreKV, arXiv 2608.01247; weights of the authors on the hub, `higokri/RestoreKV-<model>`, with `_plus` for KVzip+.
 Differs: as KVzip. Of a budget of fewer entries than learned tokens per head, only the first of these are kept (kvpress exceeds the
 budget). The model is not changed: the adapter is added to its projections for that one pass. The question continues at position T + n.
-Models in which some layers have sliding windows are refused (kvpress refuses Gemma).
+Models in which some layers have sliding windows are refused (kvpress refuses Gemma). Embeddings and adapter of other models have to be
+trained by gradient descent, with the authors' code.
 Cost: as KVzip, and one pass of n tokens, once for all ratios.
 """
 

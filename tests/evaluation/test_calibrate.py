@@ -1,21 +1,27 @@
 """From a text to weights to a sweep that uses them: every press with a published recipe, on a tiny model."""
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from byte_tokenizer import VOCABULARY, byte_tokenizer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 
 from evaluation.calibrate import Calibration, calibrate, main
-from evaluation.catalogue import presses
-from kvcache.weights import show
+from evaluation.catalogue import ROOT, presses
+from kvcache.weights import prefilled, show
 from pipeline import CompressingPipeline
 from presses.base import BasePress
 from presses.expected_attention import query_statistics
 from presses.headkv import repeated_attention
+from presses.kvzap import KVzapPress, fitted
+from presses.kvzip import KVzipPress
+from presses.lukv import concave, pruned_shares
 
 ABLE = sorted(name for name, entry in presses().items() if entry.load().calibrate is not BasePress.calibrate)
 TEXT = "the keeper of the lamp wrote down in march that 4711 ships had passed, and in june that none had come back. " * 30
@@ -36,24 +42,26 @@ def arguments(press: str, saved: tuple[Path, Path], out: Path, *more: str) -> li
 
 
 def test_who_has_a_recipe() -> None:
-    assert ABLE == ["duo_attention", "expected_attention_stats", "headkv", "qfilter"]
+    assert ABLE == ["duo_attention", "expected_attention_stats", "headkv", "kvzap", "lukv", "qfilter"]
 
 
 @pytest.mark.parametrize("name", ABLE)
 def test_from_a_text_to_an_answer(name: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(name, saved, tmp_path / "weights")) == 0
+    more = ["presses.kvzap.model_type=linear"] if name == "kvzap" else []
+    assert main(arguments(name, saved, tmp_path / "weights", *more)) == 0
     assert f"presses.{name}.weights={tmp_path / 'weights'}" in capsys.readouterr().out
     note = json.loads((tmp_path / "weights" / "calibration.json").read_text())
     assert note["press"] == name
     assert note["tokens"] in (1200, 1204)
     assert len(note["revision"]) == 64
     assert note["pieces"] == 4
-    press = presses()[name].load()(weights=str(tmp_path / "weights"))
+    options = {"model_type": "linear"} if name == "kvzap" else {}
+    press = presses()[name].load()(weights=str(tmp_path / "weights"), **options)
     pipeline = CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer())
     (full,), (kept,) = pipeline.sweep(TEXT[:700], ["how many?"], [(presses()["none"].load()(), 0.0), (press, 0.5)], max_new_tokens=4)
     assert full
     assert kept is not None
-    assert main(arguments(name, saved, tmp_path / "weights")) == 2
+    assert main(arguments(name, saved, tmp_path / "weights", *more)) == 2
     assert "holds weights already" in capsys.readouterr().err
 
 
@@ -99,18 +107,19 @@ def test_scores_of_heads_separate_a_head_that_copies(saved: tuple[Path, Path], t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["snapkv"], "has no published recipe; those that have: duo_attention, expected_attention_stats, headkv, qfilter"),
+        (["snapkv"], "has no published recipe; those that have: duo_attention, expected_attention_stats, headkv, kvzap, lukv, qfilter"),
         (["qfilters"], "did you mean qfilter"),
         (["qfilter", "presses.qfilter.colour=red"], "presses.qfilter.colour=red"),
+        (["kvzap"], "has to be trained by gradient descent"),
         (["qfilter", "length=0"], "length=0 must be a whole number from 1"),
         (["qfilter", "text=/nowhere"], "no file there"),
-        ([], "give one press, a text and a folder"),
+        ([], "give one press and a folder"),
     ],
 )
 def test_one_sentence_for_what_cannot_be_done(more: list[str], message: str, saved: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     assert main([*more[:1], *arguments("x", saved, tmp_path)[1:], *more[1:]]) == 2
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_statistics_of_one_piece_are_the_contexts_own() -> None:
@@ -119,3 +128,43 @@ def test_statistics_of_one_piece_are_the_contexts_own() -> None:
     mean, covariance = query_statistics(layers[0], 2)
     assert mean.shape == (1, 4, 16)
     assert covariance.shape == (1, 4, 16, 16)
+
+
+def test_curves_give_entries_to_the_heads_that_gain_most() -> None:
+    hull = concave(torch.tensor([1.0, 5.0, 0.0, 2.0]))
+    assert hull.tolist() == [3.0, 3.0, 1.0, 1.0]
+    assert concave(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    shares = pruned_shares(torch.tensor([[[4.0, 3.0, 2.0, 1.0], [9.0, 0.5, 0.5, 0.5]]]))  # one layer, two heads, four entries
+    assert shares.shape == (99, 1, 2)
+    assert shares[49, 0].tolist() == [0.25, 0.75]  # at half: 9, 4, 3, 2 stay
+    torch.testing.assert_close(shares.mean((1, 2))[[24, 49, 74]], torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+
+
+def test_a_linear_model_learns_what_kvzip_plus_finds(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=VOCABULARY)
+    ids = byte_tokenizer(chat_template=False)(TEXT, add_special_tokens=False)["input_ids"][:900]
+    save_file(fitted(model, [ids[:600]]), tmp_path / "model.safetensors")
+    press = KVzapPress(model_type="linear", weights=str(tmp_path))
+    found: list[torch.Tensor] = []
+    prefill = prefilled(model, ids[600:], lambda layer: found.append(press.score(layer)[0].detach()))
+    wanted = KVzipPress(n_sink=0, kvzip_plus_normalization=True).probe(prefill, [])
+    for predicted, true in zip(found, wanted, strict=True):
+        for head in range(2):
+            assert float(torch.corrcoef(torch.stack((predicted[head], true[0, head].log())))[0, 1]) > 0.5
+
+
+@pytest.mark.slow
+def test_from_a_text_to_a_table_on_a_real_model(tmp_path: Path) -> None:
+    """Filters of SmolLM2 from the text that comes with longpress, and a sweep with them that is no worse than chance."""
+    assert main(["qfilter", "model=smollm2", f"out={tmp_path / 'weights'}", "pieces=4", "model.device=cpu"]) == 0
+    note = json.loads((tmp_path / "weights" / "calibration.json").read_text())
+    assert (note["pieces"], note["tokens"]) == (4, 4000)
+    command = [sys.executable, "evaluate.py", "press=[qfilter,random]", f"presses.qfilter.weights={tmp_path / 'weights'}"]
+    options = ["compression_ratio=0.25", "model=smollm2", "benchmark.length=1024", "benchmark.tasks=[niah_single_1,qa_1]", "limit=2"]
+    done = subprocess.run([*command, *options, "plots=false", f"results={tmp_path / 'results'}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "results" / "scores.csv").open(encoding="utf-8") as file:
+        rows = {row["press"]: row for row in csv.DictReader(file) if row["task"] == "average"}
+    assert set(rows) == {"none", "qfilter", "random"}
+    assert float(rows["qfilter"]["kept_fraction"]) == pytest.approx(0.75, abs=0.01)
+    assert float(rows["none"]["score"]) >= float(rows["qfilter"]["score"]) >= float(rows["random"]["score"])

@@ -1,5 +1,8 @@
 """The list of everything, and a press author's path: one short file and nothing else."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -94,3 +97,30 @@ def test_only_files_of_the_named_folder_are_loaded(folder: Path) -> None:
     entries = presses(folder)
     assert entries["one_file"].load().__name__ == "OneFilePress"
     assert {"helper", "other", "inside"}.isdisjoint(entries)
+
+
+@pytest.mark.slow
+def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None:
+    """A copy of the project with one file more: its row, its options on the command line, and every law, without another edit."""
+    for path in ("benchmarks", "conf", "evaluation", "hydra_plugins", "kvcache", "pipeline", "presses", "tests"):
+        shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ("evaluate.py", "pyproject.toml"):
+        shutil.copy(ROOT / path, tmp_path / path)
+    (tmp_path / "presses" / "one_file.py").write_text(MINE)
+
+    def python(*arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=900
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "one_file" in python("-m", "evaluation.catalogue")
+    assert "one_file" in python("evaluate.py", "--help")
+    laws = python("-m", "pytest", "-q", "tests/presses/test_laws.py", "-k", "one_file", "-p", "no:cacheprovider")
+    passed = re.search(r"(\d+) passed", laws)
+    assert passed is not None
+    assert int(passed[1]) >= 47
+    options = ["presses.one_file.power=2", "presses.adakv.press=one_file", "compression_ratio=[0.25,0.5]", "plan=true"]
+    assert "5 variants" in python("evaluate.py", "press=[one_file,adakv]", *options)
