@@ -172,7 +172,8 @@ class CompressingPipeline:
         what is held is written to its end as far as both would exceed the bound.
 
         What raises fails alone: a press spoils its own variants, a context its own questions, and the rest goes on. After a
-        KeyboardInterrupt the contexts at work are given as they are, unfinished answers without a stop reason, before it goes on.
+        KeyboardInterrupt the contexts at work are given as they are, unfinished answers without a stop reason (all of them where
+        fidelity is measured, which needs the whole context), before it goes on.
 
         Raises:
             ValueError: no question or no variant.
@@ -199,7 +200,7 @@ class CompressingPipeline:
                     one.release()
             yield from self._written(decoder, pending)
         except KeyboardInterrupt:
-            yield from (context.results for context in pending)
+            yield from (context.interrupted() for context in pending)
             raise
 
     def _written(self, decoder: Decoder, pending: deque[ContextResults], leave: int = 0) -> Iterator[list[Result | Failure]]:

@@ -133,6 +133,13 @@ class ContextResults:
         if not self.keep_caches:
             release_finished([*self.results, *self.full])
 
+    def interrupted(self) -> list[Result | Failure]:
+        """The results as they are; none counts as written where its fidelity is still to be measured, so that it is asked again."""
+        if self.full:
+            for result in self.results:
+                result.answer.stop_reason = ""
+        return self.results
+
     def measured(self, decoder: Decoder) -> list[Result | Failure]:
         """The results, with fidelity where there is something to compare with."""
         for full, reference in zip(self.full, self.references, strict=True):
