@@ -108,6 +108,7 @@ def _scores(view: View) -> list[str]:
     rules = f"ll rr *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
     errors = [line.cells[task]["se"] for line in lines for task in tasks if task in line.cells and line.cells[task]["se"] > 0]
     said = f"standard errors of tasks up to {max(errors):.1f}" if many and errors else "with standard errors"
+    said = said if errors else "in brackets 95\\,\\% intervals"
     caption = f"{escape(view.title)}. Scores (0 to 100), {said}; kept: measured share of the full cache; $n$: samples per task; {MARKS}."
     tables = []
     for page in pages or [[]]:

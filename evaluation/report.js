@@ -273,6 +273,7 @@ function sample() {
   const one = samplesOf().find((other) => other.task === task && other.id === id);
   if (!one) return;
   const mapped = one.answers.find((answer) => answer.context !== null);
+  by("answers").closest(".two").classList.toggle("alone", !mapped); // no map, no second column
   by("question").textContent = mapped ? context(mapped.context).questions[one.id] ?? "" : "";
   by("references").textContent = one.references.join(" · ") || "none given";
   const head = make("tr", {}, ...["press", budgetHead(), "score", "answer"].map((text) => make("th", { scope: "col", textContent: text })));
