@@ -1,8 +1,9 @@
 """Q-Filters: keep the keys that point along the main direction of the model's queries.
 
-score_t = -f·k_t, f the learned filter of the head.
+score_t = -f·k_t, f the learned filter of the head: published filters point against the queries, so that keys along them score high.
 Source: Godey et al. 2025, arXiv 2503.02812; filters of the authors on the hub, `nthngdy/<model>_qfilt`.
-Differs: nothing. Filters of other models are made by `calibrate`.
+Differs: nothing. Filters of other models are made by `calibrate`, as by make_filters.py of the authors' repository (NathanGodey/qfilters at
+cda5c38), from all queries instead of a sample of 3000.
 Cost: one product per key.
 """
 
@@ -57,13 +58,13 @@ class QFilterPress(ScorerPress):
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write the filters to `model.safetensors`: each head's first right singular vector of the queries of all pieces.
 
-        Its sign is that of the mean query; the vectors of a group are averaged.
+        It points against the mean query (authors: against most queries); the vectors of a group are averaged.
         """
-        save_file({"q_filters": main_directions(model, pieces)}, folder / FILE)
+        save_file({"q_filters": -main_directions(model, pieces)}, folder / FILE)
 
 
 def main_directions(model: nn.Module, pieces: Iterable[Sequence[int]]) -> Tensor:
-    """(L, H, d): filters of the model; zeros in layers with sliding windows, which are left whole."""
+    """(L, H, d): along what queries mostly point to, of length 1 per query head; zeros in layers with sliding windows, left whole."""
     squares: dict[int, Tensor] = {}
     sums: dict[int, Tensor] = {}
     groups: dict[int, int] = {}

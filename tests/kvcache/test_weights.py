@@ -168,6 +168,7 @@ def test_filters_are_the_main_direction_of_the_queries(tmp_path: Path) -> None:
             model.model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]), **{cache_keyword(model.model): DynamicCache()})
     together = torch.cat(queries, dim=1)  # (H * G, n, d)
     left, _, right = torch.linalg.svd(together, full_matrices=False)
-    expected = (left[:, :, 0].sum(1).sign()[:, None] * right[:, 0]).unflatten(0, (KV_HEADS, -1)).mean(1)
+    against = 1 - 2 * ((left[:, :, 0] > 0).float().mean(1) > 0.5).float()  # as the authors: most queries point the other way
+    expected = (against[:, None] * right[:, 0]).unflatten(0, (KV_HEADS, -1)).mean(1)
     torch.testing.assert_close(load_file(path)["q_filters"][1], expected, rtol=1e-3, atol=1e-3)
     assert replace(QFilterPress(), weights=str(path)).score(observed()[1]).isfinite().all()
