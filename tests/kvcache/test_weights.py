@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 import kvcache.weights
 from kvcache.observation import LayerObservation, cache_keyword, observing
+from kvcache.weights import show
 from presses import (
     DuoAttentionPress,
     ExpectedAttentionPress,
@@ -172,3 +173,17 @@ def test_filters_are_the_main_direction_of_the_queries(tmp_path: Path) -> None:
     expected = (against[:, None] * right[:, 0]).unflatten(0, (KV_HEADS, -1)).mean(1)
     torch.testing.assert_close(load_file(path)["q_filters"][1], expected, rtol=1e-3, atol=1e-3)
     assert replace(QFilterPress(), weights=str(path)).score(observed()[1]).isfinite().all()
+
+
+def test_filters_rank_keys_as_queries_do(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    for layer in model.model.layers:  # queries that mostly point one way, as those of trained models
+        layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.full((4 * HEAD_DIM,), 1.5))
+    pieces = pieces_of(weights.calibration_texts(2))
+    QFilterPress().calibrate(model, pieces, tmp_path)
+    press, layers = QFilterPress(weights=str(tmp_path)), []
+    show(model, pieces[:1], layers.append)
+    for layer in layers:
+        logits = layer.logits(layer.queries().unflatten(1, (KV_HEADS, -1)), layer.keys).mean((2, 3))[0]  # (H, T), without the mask
+        for asked, scored in zip(logits.detach(), press.score(layer)[0].detach(), strict=True):
+            assert float(torch.corrcoef(torch.stack((asked, scored)))[0, 1]) > 0.3
