@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from evaluation.config import help_text, register, settings
+from evaluation.config import check_flags, help_text, register, settings
 from evaluation.sentences import one_sentence
 from evaluation.workers import starting
 
@@ -34,4 +34,5 @@ if __name__ == "__main__":
         if {"--help", "-h"} & set(sys.argv):
             print(help_text(sys.argv[1:]))
             sys.exit()
+        check_flags(sys.argv[1:])
         main()

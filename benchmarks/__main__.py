@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.base import Benchmark, Sample
 from benchmarks.jsonl import read_rows
 
-USAGE = "usage: python -m benchmarks BENCHMARK[/TASK] FILE.jsonl"
+USAGE = "python -m benchmarks BENCHMARK[/TASK] FILE.jsonl"
 
 
 def find_benchmarks() -> dict[str, str]:
@@ -115,9 +115,11 @@ def _rounded(fraction: float) -> float:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; 0 if scores were printed, 2 if something was wrong."""
     if len(arguments) != 2 or arguments[0].startswith("-"):
-        wanted = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(f"{USAGE}\nbenchmarks: {', '.join(find_benchmarks())}", file=sys.stdout if wanted else sys.stderr)
-        return 0 if wanted else 2
+        if {"-h", "--help"} & set(arguments):
+            print(f"usage: {USAGE}\nbenchmarks: {', '.join(find_benchmarks())}")
+            return 0
+        print(f"error: give a benchmark and a file: {USAGE}; benchmarks: {', '.join(find_benchmarks())}", file=sys.stderr)
+        return 2
     name, _, task = arguments[0].partition("/")
     try:
         print(json.dumps(score_file(load(name), task or None, arguments[1]), indent=2, ensure_ascii=False))

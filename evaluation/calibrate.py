@@ -148,13 +148,13 @@ def _composed(asked: Calibration, entries: Any) -> tuple[Any, dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> int:
     """The command: exit code 0, or 2 with one sentence."""
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
     try:
         asked = Calibration.parse(arguments)
         note = calibrate(asked)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     own = [one for one in asked.overrides if one.startswith(f"presses.{asked.press}.")]

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -61,7 +61,11 @@ class Entry:
     options: Mapping[str, Option]
 
     def load(self) -> type[Any]:
-        """The class itself, imported."""
+        """The class itself, imported.
+
+        Raises:
+            ValueError: a file of the user's own cannot be imported.
+        """
         package = self.path.parent.name
         if self.path.parent.parent == ROOT:
             module = importlib.import_module(f"{package}.{self.path.stem}")
@@ -72,7 +76,11 @@ class Entry:
             module = sys.modules.get(module_name) or importlib.util.module_from_spec(specification)
             if module_name not in sys.modules:
                 sys.modules[module_name] = module
-                specification.loader.exec_module(module)
+                try:
+                    specification.loader.exec_module(module)
+                except (Exception, SystemExit) as error:  # the file may do anything
+                    del sys.modules[module_name]
+                    raise ValueError(f"{self.path} cannot be imported ({type(error).__name__}: {error}); mend the file") from error
         loaded: type[Any] = getattr(module, self.class_name)
         return loaded
 
@@ -86,7 +94,7 @@ def presses(folder: str | Path | None = None) -> dict[str, Entry]:
     found = dict(_scan(ROOT / "presses", "Press", ABSTRACT))
     if folder is not None:
         path = Path(folder).expanduser()
-        if not path.is_dir():
+        if not str(folder) or not path.is_dir():
             raise ValueError(f"presses_dir={folder}: no folder at {path.resolve()}")
         own = _scan(path, "Press", ())
         twice = sorted(own.keys() & found.keys())
@@ -117,7 +125,7 @@ def find(name: str, entries: Mapping[str, Entry], kind: str) -> Entry:
 @cache
 def _scan(folder: Path, suffix: str, without: tuple[str, ...]) -> dict[str, Entry]:
     classes: dict[str, ast.ClassDef] = {}
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[a-zA-Z]*.py"))}
+    trees = {path: _parsed(path) for path in sorted(folder.glob("[a-zA-Z]*.py")) if not path.is_dir()}
     if folder != ROOT / "presses" and suffix == "Press":
         for path in sorted((ROOT / "presses").glob("[a-z]*.py")):
             classes |= {node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)}
@@ -134,6 +142,18 @@ def _scan(folder: Path, suffix: str, without: tuple[str, ...]) -> dict[str, Entr
         summary = docstring.split("\n", 1)[0].strip()
         found[name] = Entry(name, path, own[-1].name, summary, _line(docstring, "Source"), _line(docstring, "Cost"), options)
     return found
+
+
+def _parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file.
+
+    Raises:
+        ValueError: it is no Python.
+    """
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no Python file ({error}); mend or move it") from error
 
 
 def _line(docstring: str, label: str) -> str:
@@ -177,8 +197,17 @@ def _print(folder: str | None = None) -> None:
             print(f"  {entry.name:<{width}}  {entry.summary}  [{entry.source}]{cost}")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> int:
+    """The command: exit code 0, or 2 with one sentence."""
     try:
-        _print(*sys.argv[1:2])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        if len(arguments) > 1:
+            raise ValueError(f"one folder with presses of your own can be listed, got {' '.join(arguments)}")
+        _print(*arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,6 @@ With `all` for Y, every other press on the suite's average; p-values are then ad
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections import defaultdict
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import errorbars, significance
+from evaluation.arguments import Parser, points
 from evaluation.errorbars import Clusters
 from evaluation.records import BASELINE, FIDELITY, Record, read_records
 from evaluation.scores import averages
@@ -122,11 +122,11 @@ def _judged(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit code 0, or 2 with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.compare", description="Compare two presses on the same samples.")
+    parser = Parser(prog="python -m evaluation.compare", description="Compare two presses on the same samples.")
     parser.add_argument("press", metavar="X")
     parser.add_argument("other", metavar="Y", help=f"another press, or {ALL}: every other one")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders")
-    parser.add_argument("--margin", type=float, default=MARGIN, help="points that X may lose and still count as no worse (%(default)s)")
+    parser.add_argument("--margin", type=points, default=MARGIN, help="points that X may lose and still count as no worse (%(default)s)")
     given = parser.parse_args(arguments)
     try:
         records = list(read_records(given.folders))

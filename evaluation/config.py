@@ -10,17 +10,20 @@ import typing
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.base import Benchmark
 from evaluation.catalogue import Entry, benchmarks, find, presses
+from evaluation.records import LARGEST
 
 if TYPE_CHECKING:
     from pipeline.prefill import Variant
@@ -52,15 +55,18 @@ HELP = """longpress: read a context once, ask every press what it would keep, de
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "options", type(None): "null"}
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "benchmark", "shard"), (dict,)),
-    **dict.fromkeys(("baseline", "query_aware", "plots", "plan"), (bool,)),
+    **dict.fromkeys(("baseline", "query_aware", "plots", "plan", "fidelity"), (bool,)),
     **dict.fromkeys(("limit", "prefill_chunk"), (int, type(None))),
     **dict.fromkeys(("seed", "kept_maps", "workers"), (int,)),
     "results": (str, int, type(None)),
     "presses_dir": (str, type(None)),
     "max_batch_gb": (float, int),
     "presses": (dict, type(None)),
+    "prefill": (str,),
 }
-"""Types of the top level of a configuration; budgets are checked where they are used."""
+"""Types of the top level of a configuration."""
+BUDGETS = ("compression_ratio", "budget_tokens", "threshold", "cache_bits")
+"""Its other options, of one value or several, which are checked where they are used."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,21 @@ def register(arguments: Sequence[str] = ()) -> None:
         store.store(group="benchmark", name=name, node=_schema(entry.load(), name), package="benchmark")
     for name, entry in _presses_with(arguments).items():
         store.store(group="press", name=name, node=_press_node(entry), package=f"presses.{name}")
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse flags that Hydra does not have, which it would answer with all that it has.
+
+    Raises:
+        ValueError: such a flag, or one whose value is missing or none of its choices.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; options are given as name=value, and flags such as -m come before them")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(list(arguments))
 
 
 def help_text(arguments: Sequence[str]) -> str:
@@ -207,10 +228,25 @@ def settings(config: DictConfig) -> Settings:
 
 
 def _check_types(plain: Mapping[str, Any]) -> None:
-    """Refuse values of another type than their option has, missing groups, and targets, which would run what a configuration names."""
+    """Refuse options that do not exist or are missing, values of another type, and targets, which would run what a configuration names."""
+    known, groups = (*TYPES, *BUDGETS), {"shard": ("count", "index"), "model": ("path", "name")}
+    if unknown := sorted(map(str, plain.keys() - set(known))):
+        near = get_close_matches(unknown[0], known, n=1)
+        raise ValueError(
+            f"there is no option {', '.join(unknown)}; {f'did you mean {near[0]}? ' if near else ''}existing: {', '.join(known)}"
+        )
+    if missing := [name for name in known if name not in plain and name != "presses"]:
+        raise ValueError(f"{', '.join(missing)} cannot be deleted; leave the default, or give a value")
     for name, kinds in TYPES.items():
         if type(plain.get(name)) not in kinds:
             raise ValueError(f"{name}={plain.get(name)!r} must be {' or '.join(map(KINDS.__getitem__, kinds))}")
+    for name, needed in groups.items():
+        if missing := [one for one in needed if one not in plain[name]]:
+            raise ValueError(f"{name} lacks {', '.join(missing)}; leave the default, or give a value")
+    if unknown := sorted(map(str, plain["shard"].keys() - set(groups["shard"]))):
+        raise ValueError(f"shard has no option {', '.join(unknown)}; it has {', '.join(groups['shard'])}")
+    if not -LARGEST < plain["seed"] < LARGEST:
+        raise ValueError(f"seed={plain['seed']} is too large; it must lie within 64 bits")
     if not str(plain["model"].get("name")).isprintable():
         raise ValueError(f"model.name={plain['model']['name']!r} must be text that can be printed: it stands in tables")
     _refuse_targets(str(plain))
@@ -241,11 +277,34 @@ def make_press(choice: Any, entries: Mapping[str, Entry]) -> BasePress:
             values[key] = make_press(values[key], entries)
         elif isinstance(values.get(key), list):
             values[key] = tuple(values[key])
-    try:
-        press: BasePress = entry.load()(**values)
-    except TypeError as error:
-        raise ValueError(f"press {name}: {error}") from error
+    for key, value in values.items():
+        option = entry.options[key]
+        kinds = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}.get(option.type.removesuffix(" | None"))
+        if kinds and type(value) not in kinds and value != option.default and (value is not None or "None" not in option.type):
+            raise ValueError(f"press {name}: {key}={value!r} must be {KINDS[kinds[0]]}")
+        if any(isinstance(one, float) and not math.isfinite(one) for one in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"press {name}: {key}={value} must be finite")
+    press = _made(entry, name, "press", values)
+    from presses.base import BasePress
+
+    if not isinstance(press, BasePress):
+        raise ValueError(f"press {name}: {entry.class_name} in {entry.path} is no press; let it inherit BasePress or ScorerPress")
     return press
+
+
+def _made(entry: Entry, name: str, kind: str, values: Mapping[str, Any]) -> Any:
+    """A press or benchmark with its options, whatever its own checks raise.
+
+    Raises:
+        ValueError: they refuse a value; names the press or benchmark.
+    """
+    made = entry.load()
+    try:
+        return made(**values)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{kind} {name}: {type(error).__name__}: {error}") from error
 
 
 def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
@@ -313,10 +372,12 @@ def _number(value: Any) -> Any:
 
 def _benchmark(node: Mapping[str, Any]) -> Benchmark:
     values = dict(node)
-    name = values.pop("name")
-    entry = find(name, benchmarks(), "benchmark")
+    name = values.pop("name", None)
+    entry = find(str(name), benchmarks(), "benchmark")
+    if unknown := sorted(map(str, values.keys() - entry.options.keys())):
+        raise ValueError(f"benchmark {name} has no option {', '.join(unknown)}; it has {', '.join(entry.options)}")
     lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    benchmark: Benchmark = entry.load()(**lists)
+    benchmark: Benchmark = _made(entry, name, "benchmark", lists)
     return benchmark
 
 

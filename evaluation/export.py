@@ -9,7 +9,6 @@ Differs: predictions.csv has the columns that records know (no question, answer 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -21,6 +20,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from benchmarks.base import Benchmark, LeaderboardRun
+from evaluation.arguments import Parser
 from evaluation.catalogue import benchmarks, find
 from evaluation.lines import LINE
 from evaluation.records import BASELINE, Record
@@ -76,7 +76,7 @@ def kvpress(records: Iterable[Record], out: Path, names: Mapping[str, str] | Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit code 0, or 2 with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.export", description="Export results to another tool's layout.")
+    parser = Parser(prog="python -m evaluation.export", description="Export results to another tool's layout.")
     parser.add_argument("layout", choices=["kvpress"], help="kvpress: the folders that its leaderboard takes")
     parser.add_argument("folder", type=Path, metavar="DIR", help="results folder")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--name {unclear[0]}: give OURS=THEIRS")
         for path in kvpress(read([given.folder]), given.out, dict(name.split("=") for name in given.name)):
             print(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -149,10 +149,10 @@ def _fraction(rows: Sequence[Record], run: LeaderboardRun) -> float:
 
 
 def _folder(config: Mapping[str, Any]) -> str:
-    model, budget = str(config["model"]).replace("/", "--"), config.get("threshold", config.get("compression_ratio"))
-    parts = [config["dataset"], config["data_dir"], model, config["press_name"], f"{budget:.2f}"]
+    budget = config.get("threshold", config.get("compression_ratio"))
+    parts = [*(str(config[name]) for name in ("dataset", "data_dir", "model", "press_name")), f"{budget:.2f}"]
     parts += [f"fraction{config['fraction']:.3f}"] if config["fraction"] < 1 else []
-    return "__".join([*parts, *(["query_aware"] if config["query_aware"] else [])])
+    return "__".join([*parts, *(["query_aware"] if config["query_aware"] else [])]).replace("/", "--")
 
 
 def _write(folder: Path, config: Mapping[str, Any], rows: Sequence[Record], run: LeaderboardRun) -> None:

@@ -14,7 +14,6 @@ grey, which the title states.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.arguments import Parser
 from evaluation.fidelity import fidelity, shown_task
 from evaluation.heatmap import heat_maps
 from evaluation.pareto import pareto
@@ -117,14 +117,14 @@ def ranked(part: pd.DataFrame, task: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit code 0, or 2 with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.plots", description="Draw plots from records; needs no model.")
+    parser = Parser(prog="python -m evaluation.plots", description="Draw plots from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the plots")
     folders = parser.parse_args(arguments).folders
     try:
         records = read(folders)
         for path in draw(scores(records), records, folders[0]):
             print(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

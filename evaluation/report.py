@@ -7,7 +7,6 @@ content security policy, so nothing else can run. `report_samples` bounds answer
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import json
@@ -21,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation import costs, fidelity
+from evaluation.arguments import Parser
 from evaluation.costs import Grid, cost_grids
 from evaluation.families import exceeds
 from evaluation.fidelity import fidelity_grids
@@ -67,7 +67,7 @@ def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit code 0, or 2 with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description="Write report.html from records; needs no model.")
+    parser = Parser(prog="python -m evaluation.report", description="Write report.html from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the page")
     try:
         folders = parser.parse_args(arguments).folders

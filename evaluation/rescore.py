@@ -6,13 +6,13 @@ was measured is overwritten.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.base import Benchmark, Sample
+from evaluation.arguments import Parser
 from evaluation.catalogue import benchmarks, find
 from evaluation.records import Record, RecordWriter, read_records
 from evaluation.tables import report
@@ -43,7 +43,7 @@ def rescore(folder: Path) -> Iterator[Record]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.rescore", description=__doc__)
+    parser = Parser(prog="python -m evaluation.rescore", description=__doc__)
     parser.add_argument("folder", type=Path, help="results folder to read")
     parser.add_argument("out", type=Path, help="results folder to write, new or empty")
     given = parser.parse_args(arguments)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import fmean as mean
@@ -88,7 +88,7 @@ class EvaluationRunner:
         if self.settings.plan:
             print(describe([("", plan)]))
             if work:
-                print(f"memory: {self._memory(plan.known, work)}")
+                print(f"memory: {self._memory(plan.known, work) or 'no context can be read'}")
             return folder
         if not work:
             print(f"nothing to do: all {plan.answers} answers are in {folder}", file=sys.stderr)
@@ -111,14 +111,15 @@ class EvaluationRunner:
             ValueError: the model names nothing that can be loaded, or the benchmark gives no sample.
         """
         known, settings = find_model(self.model_config), self.settings
-        name = settings.benchmark.name
+        name, samples = settings.benchmark.name, list[Sample]()
         try:
-            samples = list(settings.benchmark.samples(known.tokenizer, known.window, settings.limit))
+            samples.extend(settings.benchmark.samples(known.tokenizer, known.window, settings.limit))
         except ValueError:
             raise
         except Exception as error:  # its rows may hold anything
+            place = f" behind sample {samples[-1].id}" if samples else ""
             raise ValueError(
-                f"benchmark {name} cannot read its data ({type(error).__name__}: {error}); check its path and options"
+                f"benchmark {name} cannot read its data{place} ({type(error).__name__}: {error}); check its path and options"
             ) from error
         if not samples:
             raise ValueError(f"benchmark {name} gives no sample with these options")
@@ -146,9 +147,10 @@ class EvaluationRunner:
         if workers is None:
             loaded = plan.known.load()
             describe_once(environment(loaded))
-            memory = self._memory(loaded, work), held_memory_bytes()
+            planned, held = self._memory(loaded, work), held_memory_bytes()
             yield from self.answer(loaded, work, plan.done, interruption)
-            write_memory(plan.folder, *memory, peak_memory_bytes())
+            if planned is not None:
+                write_memory(plan.folder, planned, held, peak_memory_bytes())
             return
         with RecordWriter(plan.folder) as writer:
 
@@ -197,11 +199,20 @@ class EvaluationRunner:
             fidelity=settings.fidelity,
         )
 
-    def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Item]) -> MemoryPlan:
-        """The bound of the run: that of its longest context or of the one with the most questions."""
+    def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Item]) -> MemoryPlan | None:
+        """The bound of the run: that of its longest context or of the one with the most questions; None where none can be read."""
         pipeline = self._pipeline(model)
-        largest = {id(one): one for one in (max(work, key=lambda item: len(item[0][0].context)), max(work, key=lambda item: len(item[0])))}
-        return max((pipeline.plan(self._request(one), len(work)) for one in largest.values()), key=lambda plan: plan.total)
+        sizes: tuple[Callable[[Item], int], ...] = (lambda item: len(item[0][0].context), lambda item: len(item[0]))
+        plans = [self._largest(pipeline, work, size) for size in sizes]
+        return max((plan for plan in plans if plan is not None), key=lambda plan: plan.total, default=None)
+
+    def _largest(self, pipeline: CompressingPipeline, work: Sequence[Item], size: Callable[[Item], int]) -> MemoryPlan | None:
+        for item in sorted(work, key=size, reverse=True):
+            try:
+                return pipeline.plan(self._request(item), len(work))
+            except Exception:  # reading it will fail in the same way, and say so
+                continue
+        return None
 
     def _map(
         self,
@@ -216,19 +227,20 @@ class EvaluationRunner:
         parts = [[at] for at in range(len(asked))] if self.settings.query_aware else [list(range(len(asked)))]
         for part in parts:
             samples = [asked[at] for at in part]
-            text = samples[0].context + (samples[0].question if self.settings.query_aware else "")
-            try:
-                spans = self.pipeline.token_spans(text, samples[0].chat_template)
-            except NotImplementedError:  # a tokenizer that does not know where its tokens stand
-                return
             kept = {
                 at: result.context
                 for at, result in zip((at for at in missing for _ in asked), results, strict=True)
                 if result.question in part and isinstance(result, Result)
             }
-            if kept:
-                by_key = {keys[sample.id][at]: one for at, one in kept.items() for sample in samples}
-                append(path, kept_map(text, spans, samples, by_key))
+            if not kept:
+                continue
+            text = samples[0].context + (samples[0].question if self.settings.query_aware else "")
+            try:
+                spans = self.pipeline.token_spans(text, samples[0].chat_template)
+            except NotImplementedError:  # a tokenizer that does not know where its tokens stand
+                return
+            by_key = {keys[sample.id][at]: one for at, one in kept.items() for sample in samples}
+            append(path, kept_map(text, spans, samples, by_key))
 
     def _request(self, work: tuple[Sequence[Sample], Sequence[int]]) -> Request:
         """What the pipeline is asked about one context."""

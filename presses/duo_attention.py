@@ -115,12 +115,17 @@ class DuoAttentionPress(BasePress):
         wanted = f"DuoAttention pattern of {name or 'a model without a name'}"
         known = PATTERNS.get(last_part(name).replace("Meta-", ""))
         source = self.weights or (known and ADDRESS.format(revision=self.revision, pattern=known))
-        sizes = json.loads(read(source, "config.json", self.revision, wanted))
+        described = str(read(source, "config.json", self.revision, wanted))
         table = str(read(source, "full_attention_heads.tsv", self.revision, wanted))
-        rows = torch.tensor([[float(number) for number in line.split("\t")] for line in table.splitlines() if line.strip()])
+        try:
+            sizes = json.loads(described)
+            sink, recent = int(sizes["sink_size"]), int(sizes["recent_size"])
+            rows = torch.tensor([[float(number) for number in line.split("\t")] for line in table.splitlines() if line.strip()])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"no {wanted}: the files at {source} are of another kind ({type(error).__name__}: {error})") from error
         config: Any = layer.module.config
         rows = checked(rows, (config.num_hidden_layers, layer.kv_heads), wanted).clamp(0, 1)
-        return rows[layer.index][None], int(sizes["sink_size"]), int(sizes["recent_size"])
+        return rows[layer.index][None], sink, recent
 
     def select(self, evidence: Sequence[HeadScores], ratio: float) -> list[Selection]:
         """Everything in retrieval heads, both ends in the others."""

@@ -37,6 +37,13 @@ class ExpectedAttentionPress(ScorerPress):
     use_vnorm: bool = True
     epsilon: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse negative sinks and epsilon, and an empty future."""
+        super().__post_init__()
+        if self.n_sink < 0 or self.epsilon < 0 or self.n_future_positions < 1:
+            given = f"n_sink={self.n_sink}, epsilon={self.epsilon}, n_future_positions={self.n_future_positions}"
+            raise ValueError(f"{given}: the first two must be at least 0, the last at least 1 position")
+
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): expected attention, the sinks on top."""
         sinks = min(self.n_sink, layer.tokens - 1)

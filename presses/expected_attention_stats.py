@@ -47,6 +47,12 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
     weights: str | None = None
     revision: str = "main"
 
+    def __post_init__(self) -> None:
+        """Refuse, besides, statistics of no text."""
+        super().__post_init__()
+        if self.num_samples < 1 or self.sample_seq_len < 1:
+            raise ValueError(f"num_samples={self.num_samples} and sample_seq_len={self.sample_seq_len} must be at least 1")
+
     def attention(self, layer: LayerObservation, sinks: int) -> Tensor:
         """(B, H, T - sinks): expected attention of the loaded statistics.
 

@@ -36,8 +36,10 @@ class PyramidKVPress(ScoreWrapperPress):
     window_size: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse a beta below 1."""
+        """Refuse a beta below 1 and a negative window."""
         super().__post_init__()
+        if self.window_size < 0:
+            raise ValueError(f"window_size={self.window_size} must be at least 0 tokens")
         if self.beta < 1:
             raise ValueError(f"beta={self.beta} must be at least 1: the top layer keeps 1/beta of the even budget")
 

@@ -27,6 +27,12 @@ class StreamingLLMPress(ScorerPress):
 
     n_sink: int = 4
 
+    def __post_init__(self) -> None:
+        """Refuse negative sinks."""
+        super().__post_init__()
+        if self.n_sink < 0:
+            raise ValueError(f"n_sink={self.n_sink} must be at least 0 tokens")
+
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): rising with the position, the sinks above everything, earlier ones first."""
         scores = torch.arange(layer.tokens, dtype=torch.float32, device=layer.keys.device)

@@ -90,3 +90,9 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kvpress", str(tmp_path / "run"), str(tmp_path / "out"), "--name", "none"]) == 2
     assert main(["kvpress", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     assert "no_press__0.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../../../x", "/etc/x"])
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    rows = ruler_rows("knorm", 0.5, "1", "4", "", model=name)
+    assert [folder.parent for folder in kvpress(rows, tmp_path, {"knorm": name})] == [tmp_path]

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import re
 import resource
 import shutil
 import signal
@@ -10,12 +12,19 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from test_records import make
 from test_runner import ROOT, command, content, records
+from warm_command import Command
 
+from benchmarks.ruler import RulerBenchmark
+from evaluation.config import register, settings
 from evaluation.records import RecordWriter, read_records
+from evaluation.runner import EvaluationRunner
 from evaluation.sweeper import _in_a_sweep
 
 BROKEN = '''"""Broken: raises from layer {layer} on, in long contexts.
@@ -180,3 +189,103 @@ def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all
         _in_a_sweep(lambda config: sys.exit(143), OmegaConf.create())
     with pytest.raises(RuntimeError, match="exit code 1"):
         _in_a_sweep(lambda config: sys.exit(1), OmegaConf.create())
+
+
+def prepared(small_model: Path, results: Path, *arguments: str) -> EvaluationRunner:
+    """A run in this process."""
+    given = [argument for argument in command(small_model, results, *SMALL, *arguments)[2:] if "=" in argument]
+    register(given)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return EvaluationRunner(settings(compose("config", overrides=given)))
+
+
+def test_a_scorer_that_raises_or_gives_no_score_is_a_failed_cell(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = RulerBenchmark.score
+    odd = {0: ZeroDivisionError("in the scorer"), 1: {"string_match_all": float("nan")}, 2: {"string_match_all": 1.5}}
+
+    def broken(self, sample, prediction):
+        given = odd.get(int(sample.id.rsplit("/", 1)[1]))
+        if isinstance(given, Exception):
+            raise given
+        return given or score(self, sample, prediction)
+
+    monkeypatch.setattr(RulerBenchmark, "score", broken)
+    run = prepared(small_model, tmp_path, "limit=4", "press=knorm", "compression_ratio=0.5")
+    run.run()
+    assert run.failed == 2 * 3
+    found = {(record["press"], record["sample_id"][-1]): record for record in records(tmp_path)}
+    assert len(found) == 2 * 4
+    for (_, row), record in found.items():
+        assert (record["score"] is None) == (row != "3") == bool(record["error"])
+        assert record["prediction"] or not record["new_tokens"], "the answer is kept: it can be scored again"
+    assert "Traceback" in found["knorm", "0"]["error"] and "ZeroDivisionError: in the scorer" in found["knorm", "0"]["error"]
+    assert "string_match_all=nan, which does not lie in [0, 1]" in found["none", "1"]["error"]
+    assert "failed samples, left out" in capsys.readouterr().out
+
+
+def test_a_model_of_nan_gives_errors_and_no_score(small_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(small_model, model)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: one * float("nan") if "layers.1.mlp" in name else one for name, one in weights.items()}, model / "model.safetensors")
+    asked = [*command(model, tmp_path / "results", *SMALL, "press=streaming_llm", "compression_ratio=0.5")[2:]]
+    run = Command(tmp_path / "printed", "evaluate.py", *asked)
+    assert run.wait() == 1
+    assert "Traceback" not in run.stderr
+    found = records(tmp_path / "results")
+    assert len(found) == 2
+    assert all(record["score"] is None and "NaN" in record["error"] for record in found)
+    assert pd.read_csv(tmp_path / "results" / "scores.csv")["score"].isna().all()
+
+
+def test_a_data_row_that_raises_fails_alone_or_is_named(small_model: Path, tmp_path: Path) -> None:
+    row = {"context": "words " * 50, "answers": ["a"], "all_classes": None, "length": 50}
+    rows = [{**row, "input": f"Question {n}?"} for n in range(3)]
+    rows[1]["context"] += "\ud800"  # which no tokenizer takes
+    (tmp_path / "qasper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["benchmark=longbench", "benchmark.tasks=[qasper]", f"benchmark.path={tmp_path}", "press=knorm", "compression_ratio=0.5"]
+    base = ["model=hub", f"model.path={small_model}", "model.name=tiny", "plots=false", f"results={tmp_path / 'results'}"]
+    run = Command(tmp_path / "printed", "evaluate.py", *asked, *base)
+    assert run.wait() == 1
+    assert "2 answers failed" in run.stderr and "Traceback" not in run.stderr
+    found = records(tmp_path / "results")
+    assert [record["sample_id"] for record in found if record["error"]] == ["qasper/1"] * 2
+    assert all("Traceback" in record["error"] for record in found if record["error"])
+    assert sum(record["score"] is not None for record in found) == 2 * 2
+    cut = Command(tmp_path / "printed", "evaluate.py", *asked, *base, "benchmark.max_length=100")  # while prompts are made
+    assert cut.wait() == 2
+    assert cut.stderr.startswith("error: benchmark longbench cannot read its data behind sample qasper/0 (TypeError")
+    assert len(records(tmp_path / "results")) == len(found)
+
+
+def test_no_secret_reaches_the_folder(small_model: Path, tmp_path: Path) -> None:
+    own, secret = tmp_path / "own", "a-plain-looking-password"
+    own.mkdir()
+    raising = BROKEN.format(layer=0, condition="True").replace('"broken on purpose"', "os.environ['HUB_TOKEN'] + ' hf_' + 30 * 'x'")
+    (own / "broken.py").write_text(raising.replace("from dataclasses", "import os\nfrom dataclasses"))
+    asked = command(small_model, tmp_path / "results", *SMALL, f"presses_dir={own}", "press=broken", "compression_ratio=0.5")
+    done = run(*asked, env={**os.environ, "HUB_TOKEN": secret})
+    assert done.returncode == 1, done.stderr
+    for path in (path for path in (tmp_path / "results").rglob("*") if path.is_file() and path.name != "scores.parquet"):
+        written = path.read_text(encoding="utf-8")
+        assert "hf_xxx" not in written and (secret not in written), path
+    assert secret not in done.stderr + done.stdout and "hf_xxx" not in done.stderr + done.stdout
+    assert "<redacted>" in next(record["error"] for record in records(tmp_path / "results") if record["error"])
+
+
+@pytest.mark.parametrize("name", ["../../../etc/x", "/etc/x", "a b;rm -rf *", "..", "a\\b", "org/model"])
+def test_names_of_users_become_one_safe_folder(small_model: Path, name: str) -> None:
+    folder = prepared(small_model, Path("x"), f"model.name='{name}'", "results=null").settings.results
+    assert folder.parent == Path("results")
+    assert re.fullmatch(r"ruler-[\w.-]+", folder.name)
+
+
+def test_bfloat16_says_what_it_does_not_guarantee(small_model: Path, tmp_path: Path) -> None:
+    asked = command(small_model, tmp_path / "results", *SMALL, "press=knorm", "compression_ratio=0.5", "model.dtype=bfloat16")[2:]
+    assert Command(tmp_path / "printed", "evaluate.py", *asked).wait() == 0
+    described = json.loads((tmp_path / "results" / "environment.json").read_text())
+    assert described["dtype"] == "bfloat16"
+    assert "other batches round differently and may change answers" in described["guarantee"]
+    assert {record["dtype"] for record in records(tmp_path / "results")} == {"bfloat16"}
