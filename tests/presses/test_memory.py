@@ -25,6 +25,17 @@ def test_bytes_of_the_compressed_cache(name: str, family: str, tokens: int) -> N
         assert stored < context.full_bytes
 
 
+@pytest.mark.parametrize("name", CLAIMING)
+@pytest.mark.parametrize("tokens", [63, 65, 127, 1001])
+def test_bytes_where_lengths_and_ratios_are_awkward(name: str, tokens: int) -> None:
+    """The same for odd lengths and fractions; but no press goes below one entry a head, ChunkKV one chunk, LU-KV its curve's end."""
+    press = make(name)
+    ratios = (1 / 3, 0.123456, 0.9) if name == "lukv" else (1 / 3, 0.123456, 0.9, 0.99, 0.999)
+    least = (press.chunk_length if name == "chunkkv" else 1) / tokens
+    for ratio, context in zip(ratios, read(model_of("llama"), [press], tokens).compress(press, ratios), strict=True):
+        assert context.kept_fraction <= max(1 - ratio + 0.02, least), ratio
+
+
 def test_who_claims_no_ratio_says_what_is_left() -> None:
     assert {name for name in NAMES if not make(name).claims_ratio} == OF_SOMETHING_ELSE
     (thinned,) = read(model_of("llama"), [make("think")], 300).compress(make("think"), [0.5])
