@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 def test_one_file_is_a_row_of_the_list(folder: Path) -> None:
     assert "one_file" in listing(str(folder))
     assert "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value." in listing(str(folder))
-    assert "no folder at" in listing("/nowhere", code=1)
+    assert "no folder at" in listing("/nowhere", code=2)
 
 
 def test_one_file_has_options_wrappers_and_the_laws(folder: Path) -> None:
