@@ -18,6 +18,7 @@ from kvcache.cache import Block, CompressedLayer
 from kvcache.following import follow
 from kvcache.logits import cap_of, capped, sinks_of, softmax
 from kvcache.observation import Witness, attention_modules, block_size, decoder_of, rotary_factors, window_of
+from kvcache.products import fast, fast_layers, product
 from kvcache.storage import Storage
 
 NAME = "longpress"
@@ -25,6 +26,16 @@ NAME = "longpress"
 
 QUERY_BLOCK = 1024
 """Queries per step of a masked dense attention, which bounds the mask to QUERY_BLOCK x T; fewer where T is very long."""
+
+LOGITS = 2**19
+"""Logits per step of an attention made of products: 2 MiB."""
+
+CAUSAL_ROWS = 256
+"""Queries per product of a causal attention, all heads of a group together: more compute what the mask hides, fewer waste the product."""
+
+
+MANY = 32
+"""Queries and keys from which on products pay."""
 
 
 def attention_forward(
@@ -111,7 +122,8 @@ def attending(model: nn.Module) -> Iterator[None]:
     hooks += [module.register_forward_hook(act, with_kwargs=True) for module in modules]
     config._attn_implementation = NAME
     try:
-        yield
+        with fast_layers():
+            yield
     finally:
         config._attn_implementation = before
         for hook in hooks:
@@ -124,6 +136,8 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: in
     grouped = key.shape[1] != query.shape[1]
     if n == 1 and (window is None or length <= window):
         return functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped)
+    if n > 1 and fast(query, key, value):
+        return _causal(query * scaling, key, value, window)
     if n == length and (window is None or length <= window):
         return functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped, is_causal=True)
     out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
@@ -158,6 +172,31 @@ def _dense_by_hand(
         attended = softmax(logits, sinks).to(value.dtype) @ value[:, :, None, first:seen]
         out[:, :, start : start + part.shape[2]] = attended.flatten(1, 2)
     return out
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """As `_dense` for scaled queries, by `product`: a block of queries at a time, over what it sees."""
+    rows, query_heads, n, size = query.shape
+    heads, length = key.shape[1:3]
+    group = query_heads // heads
+    out = query.new_empty(rows, heads, group, n, value.shape[-1])
+    grouped = query.view(rows, heads, group, n, size) if query.is_contiguous() else query.reshape(rows, heads, group, n, size)
+    step = max(1, min(CAUSAL_ROWS, LOGITS // length) // group)
+    for start in range(0, n, step):
+        stop = min(n, start + step)
+        seen, at = length - n + stop, torch.arange(length - n + start, length - n + stop)[:, None]
+        first = 0 if window is None else max(0, seen - (stop - start) - window + 1)
+        since = seen - (stop - start) if window is None else first  # keys from here on are hidden from some query
+        keys = torch.arange(since, seen)
+        bias = _minus_infinity(keys > at if window is None else (keys > at) | (keys <= at - window), query.dtype)
+        for row in range(rows):
+            for head in range(heads):
+                here = (row, head, slice(None), slice(start, stop))
+                part = grouped[here].reshape(-1, size)
+                logits = product(part, key[row, head, first:seen])
+                logits.view(group, stop - start, -1)[..., since - first :] += bias
+                out[here] = product(torch.softmax(logits, -1, out=logits), value[row, head, first:seen].t()).view(group, stop - start, -1)
+    return out.flatten(1, 2)
 
 
 def _ragged(query: Tensor, layer: CompressedLayer, scaling: float, cap: float | None = None, sinks: Tensor | None = None) -> Tensor:
@@ -284,7 +323,9 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap:
     Returns:
         (b, h, m, d') and, in float32, (b, h, m).
     """
-    if cap is None and query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
+    if cap is None and keys.stride(1) == 0 and query.shape[1] * query.shape[2] >= MANY and keys.shape[2] >= MANY and fast(query, keys, values):
+        out, total = _by_products(query, keys[:, 0], values[:, 0], bias)
+    elif cap is None and query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=bias, scale=1.0)
     else:
         logits = capped(_product(query, keys.transpose(2, 3)).float(), cap)
@@ -292,6 +333,26 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap:
             logits += bias
         total = logits.logsumexp(-1)
         out = _product((logits - total[..., None]).exp().to(values.dtype), values)
+    return out, total
+
+
+def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `_part`, by `product`, of keys (b, K, d) and values (b, K, d') that are the same for all h."""
+    several, heads, many, size = query.shape
+    out, total = query.new_empty(several, heads, many, values.shape[-1]), query.new_empty(several, heads, many)
+    step = max(1, LOGITS // (heads * keys.shape[1]))
+    for at in range(several):
+        for start in range(0, many, step):
+            here = (at, slice(None), slice(start, start + step))
+            part = query[here]
+            logits = product(part.reshape(-1, size), keys[at])
+            if bias is not None:
+                shaped = logits.view(*part.shape[:2], -1)
+                shaped += bias[here]
+            largest = logits.amax(-1)
+            weights = torch.softmax(logits, -1, out=logits)  # in its place: new memory costs as much as the sum
+            out[here] = product(weights, values[at].t()).view(*part.shape[:2], -1)
+            total[here] = (largest - weights.amax(-1).log_()).view(part.shape[:2])  # the largest weight is exp(largest - total)
     return out, total
 
 
