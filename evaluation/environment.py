@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.base import Sample
 from evaluation.config import Settings
+from kvcache.products import library
 from pipeline.memory import MemoryPlan
 from pipeline.model import LoadedModel
 
@@ -118,6 +119,7 @@ def environment(loaded: LoadedModel) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "dtype": loaded.dtype,
         "threads": torch.get_num_threads(),
+        "cpu_float32_products": library(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -1,7 +1,7 @@
 """Matrix products in float32 on processors of which PyTorch's default library uses half.
 
 PyTorch gives them to MKL, which does without AVX-512 on processors that Intel did not make. oneDNN, which PyTorch brings too, uses it:
-2.3 times as fast on an AMD EPYC of the fifth generation. `torch.backends.mkldnn.flags(enabled=False)` leaves all to the default.
+2.3 times as fast on an AMD EPYC of the fifth generation. `torch.backends.mkldnn.set_flags(False)` leaves all to the default.
 """
 
 from __future__ import annotations

@@ -7,9 +7,12 @@ and one layer's attention. Every part is linear in the length of the context: no
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 import sys
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,6 +263,20 @@ def _work(shape: Shape, tokens: int, prefill_chunk: int | None) -> int:
     copies = 6 * shape.query_heads * shape.head_size + 16 * shape.heads * shape.head_size + 3 * shape.hidden
     looking = 4 * tokens * (copies + WINDOW_QUERIES * shape.query_heads) + 5 * 4 * min(LOGITS, QUERY_BLOCK * shape.query_heads * tokens)
     return max(reading, looking) + 4 * tokens * shape.hidden * 3
+
+
+def reuse_freed_memory() -> None:
+    """Tell the C library, for the whole process, to keep memory that is freed: its pages cost more to get anew than to fill.
+
+    glibc only: elsewhere, and where its own environment variables are set, nothing changes.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def held_memory_bytes() -> int:

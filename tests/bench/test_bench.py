@@ -57,9 +57,10 @@ def test_rows_and_points_survive_a_file(tmp_path) -> None:
 def test_summary_and_plots_show_what_was_measured(tmp_path) -> None:
     one = {
         "ours": measured([""] * 33),
-        "limit": {"seconds": 9.0},
+        "limit": {"seconds": 9.0, "fast_seconds": 5.0},
         "variants": 33,
         "fraction_of_limit": 0.75,
+        "fraction_of_fast_limit": 0.42,
         "observe_share_per_press": 0.031,
         "compress_per_variant": 0.03,
         "peer_points": ["none@0.0", "knorm@0.25"],
@@ -71,6 +72,6 @@ def test_summary_and_plots_show_what_was_measured(tmp_path) -> None:
     points = {"1": measured([]), "33": measured([])}
     found = {"lengths": {"2048": one}, "growth": {"variants": points, "contexts": points}}
     text = summary(json.loads(json.dumps(found)))
-    assert "20.0 times as long" in text and "0.75 of the limit" in text and "3.1%" in text
+    assert "20.0 times as long" in text and "0.75 of the limit" in text and "0.42 with those chosen here" in text and "3.1%" in text
     draw(found, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"seconds.png", "seconds.pdf", "growth.png", "growth.pdf"}
