@@ -2,8 +2,8 @@
 
 The limit of a sweep is one plain prefill of every row, the questions of all variants as one wide matrix product, and as many tokens as
 were written, each at the best rate of any batch size. There are two: with the matrix products that PyTorch chooses by itself, and with
-those that longpress chooses on this processor (`kvcache.products`), where they are others. Neither attention to the context while decoding nor scoring is in it, so no
-engine that writes those tokens step by step reaches it.
+those that longpress chooses on this processor (`kvcache.products`), where they are others. Neither attention to the context while
+decoding nor scoring is in them, so no engine that writes those tokens step by step with the same products reaches its limit.
 """
 
 from __future__ import annotations

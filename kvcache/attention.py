@@ -323,7 +323,13 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap:
     Returns:
         (b, h, m, d') and, in float32, (b, h, m).
     """
-    if cap is None and keys.stride(1) == 0 and query.shape[1] * query.shape[2] >= MANY and keys.shape[2] >= MANY and fast(query, keys, values):
+    if (
+        cap is None
+        and keys.stride(1) == 0
+        and query.shape[1] * query.shape[2] >= MANY
+        and keys.shape[2] >= MANY
+        and fast(query, keys, values)
+    ):
         out, total = _by_products(query, keys[:, 0], values[:, 0], bias)
     elif cap is None and query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=bias, scale=1.0)

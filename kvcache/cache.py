@@ -135,7 +135,7 @@ class CompressedLayer(CacheLayerMixin):
         n = key_states.shape[2]
         needed = self.longest + n
         if needed > self.tail_keys.shape[2]:
-            self._grow(max(needed, 2 * self.tail_keys.shape[2], 16))
+            self._grow(max(needed, self.tail_keys.shape[2] + max(32, self.tail_keys.shape[2] // 4)))
         if self.even:
             self.tail_keys[:, :, self.longest : needed] = key_states
             self.tail_values[:, :, self.longest : needed] = value_states

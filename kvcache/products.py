@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 @lru_cache(maxsize=1)
 def _default_is_slow() -> bool:
-    """Whether this processor has AVX-512 and MKL would not use it. A rule and not a measurement: the same machine rounds alike each time."""
+    """Whether this processor has AVX-512 and MKL would not use it: a rule and no measurement, so that a machine always rounds alike."""
     told = Path("/proc/cpuinfo")
     maker = told.read_text(encoding="utf-8", errors="replace") if told.exists() else ""
     usable = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"

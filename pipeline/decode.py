@@ -24,7 +24,7 @@ from kvcache.following import Follower, release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
 from kvcache.projections import query_heads
 from pipeline.fidelity import AfterQuestion
-from pipeline.memory import attention_bytes, logits_bytes
+from pipeline.memory import attention_bytes, logits_bytes, return_freed_memory
 from pipeline.prefill import CompressedContext
 from pipeline.prompt import Prompt, Question
 
@@ -205,6 +205,7 @@ class Decoder:
         device = rows[0].context.layers[0].storage.device
         first = torch.tensor(starts, device=device)
         hidden = self._read_questions(rows, cache)
+        return_freed_memory()
         if self.keep_questions:
             for writing, after in zip(entering, AfterQuestion.of_rows([row.context for row in rows], cache, hidden), strict=True):
                 writing.answer.after = after
@@ -213,6 +214,7 @@ class Decoder:
             self.cache, self.hidden, self.position = cache, hidden, position
         else:
             self.cache.join(cache)
+            return_freed_memory()
             self.hidden, self.position = torch.cat((self.hidden, hidden)), torch.cat((self.position, position))
         self._measure(len(self.alive) - len(entering))
 

@@ -265,18 +265,26 @@ def _work(shape: Shape, tokens: int, prefill_chunk: int | None) -> int:
     return max(reading, looking) + 4 * tokens * shape.hidden * 3
 
 
-def reuse_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell the C library, for the whole process, to keep memory that is freed: its pages cost more to get anew than to fill.
 
     glibc only: elsewhere, and where its own environment variables are set, nothing changes.
     """
-    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
+        _glibc("mallopt", mmap_threshold, 2**30)
+        _glibc("mallopt", trim_threshold, 2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Give what was freed back to the system: what comes next has other sizes, and would not fit into the holes."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def held_memory_bytes() -> int:

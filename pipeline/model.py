@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 from kvcache.architecture import TESTED, check_structure
 from pipeline.gguf_file import GGUFFile
 from pipeline.gguf_tokenizer import gguf_tokenizer
-from pipeline.memory import reuse_freed_memory
+from pipeline.memory import keep_freed_memory
 from pipeline.model_config import ModelConfig, check_model, is_own, one_sentence, quiet
 
 __all__ = ["KnownModel", "LoadedModel", "ModelConfig", "check_model", "eos_token_ids", "find_model", "fingerprint", "load_model"]
@@ -78,14 +78,14 @@ class KnownModel:
             return AutoModelForCausalLM.from_config(self._architecture, dtype=getattr(torch, self.dtype))
 
     def load(self) -> LoadedModel:
-        """Load the weights, in a process that from then on keeps freed memory for itself (`reuse_freed_memory`).
+        """Load the weights, in a process that from then on keeps freed memory for itself (`keep_freed_memory`).
 
         Raises:
             ValueError: the checkpoint cannot be read, lacks weights, or is of a kind that cannot be compressed.
         """
         if self._architecture.get_text_config().model_type not in TESTED and not self.config.trust_remote_code:
             check_structure(self.skeleton())
-        reuse_freed_memory()
+        keep_freed_memory()
         with quiet(), one_sentence(self.config):
             model, lacking = _load(self.config, self._architecture, self._own)
         if lacking:

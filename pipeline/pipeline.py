@@ -20,7 +20,7 @@ from kvcache.observation import cache_keyword
 from kvcache.selection import Threshold
 from pipeline.chunked import check_prefill, read_in_chunks
 from pipeline.decode import Decoder, Row
-from pipeline.memory import WIDE, MemoryPlan, Shape, memory_plan, read_in_place
+from pipeline.memory import WIDE, MemoryPlan, Shape, memory_plan, read_in_place, return_freed_memory
 from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
@@ -191,6 +191,7 @@ class CompressingPipeline:
                 if pending and any(isinstance(result.error, torch.OutOfMemoryError) for result in context.results):
                     yield from self._written(decoder, pending)
                     context = self._answers(decoder, request)  # alone it may fit
+                return_freed_memory()
                 pending.append(context)
                 del context
                 held = [one.bytes for one in pending]
