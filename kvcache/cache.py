@@ -178,14 +178,13 @@ class CompressedLayer(CacheLayerMixin):
     def join(self, other: CompressedLayer) -> None:
         """Take over the rows of another layer, behind the own ones."""
         moved = [block.moved(block.start + self.rows) for block in other.blocks]
-        capacity = max(self.tail_keys.shape[2], other.tail_keys.shape[2])
-        for layer in (self, other):
-            if layer.tail_keys.shape[2] < capacity:
-                layer._grow(capacity)
         self.blocks, self.followers = [*self.blocks, *moved], [*self.followers, *other.followers]
         self.notes = [*self.notes, *other.notes]
-        self.tail_keys = torch.cat((self.tail_keys, other.tail_keys))
-        self.tail_values = torch.cat((self.tail_values, other.tail_values))
+        for name in ("tail_keys", "tail_values"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            new = mine.new_zeros(self.rows + other.rows, mine.shape[1], max(mine.shape[2], theirs.shape[2]), mine.shape[3])
+            new[: self.rows, :, : mine.shape[2]], new[self.rows :, :, : theirs.shape[2]] = mine, theirs
+            setattr(self, name, new)
         self.start = torch.cat((self.start, other.start))
         self.set_lengths([*self.lengths.tolist(), *other.lengths.tolist()])
 

@@ -124,6 +124,7 @@ class Decoder:
         self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
         self.query_heads = query_heads(attention_modules(model)[0])
         self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
+        self.compact_rows = 0  # in the batch when freed memory was returned last
         self.most_rows = sys.maxsize  # halved when memory runs out, doubled when a batch was written
         self.waiting: deque[_Writing] = deque()
         self.alive: list[_Writing] = []
@@ -214,8 +215,9 @@ class Decoder:
             self.cache, self.hidden, self.position = cache, hidden, position
         else:
             self.cache.join(cache)
-            return_freed_memory()
             self.hidden, self.position = torch.cat((self.hidden, hidden)), torch.cat((self.position, position))
+        return_freed_memory()
+        self.compact_rows = len(self.alive)
         self._measure(len(self.alive) - len(entering))
 
     def _fits(self, used: int, rows: int) -> bool:
@@ -234,6 +236,9 @@ class Decoder:
             return
         if len(going) < len(self.alive):
             self.cache.keep_rows(going)
+            if len(going) < self.compact_rows * 3 // 4:
+                return_freed_memory()
+                self.compact_rows = len(going)
             tokens, self.position = tokens[going], self.position[going]
         self.hidden = self._forward(tokens[:, None], self.position[:, None], self.cache)[:, -1]
         self.position = self.position + 1
