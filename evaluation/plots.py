@@ -94,11 +94,17 @@ def fidelity_curves(frame: pd.DataFrame, title: str) -> Any:
     part = part.assign(label=_labels(part))
     divergence = part[part["measure"] == "answer_kl"]
     order = ranked(divergence.assign(score=-divergence["score"]), task)
+    exact = (part["press"] == BASELINE) & ~part["measure"].str.endswith("nll")  # what agrees with itself does so without error
+    part.loc[exact, "ci_low"] = part.loc[exact, "ci_high"] = part["score"]
     figure = Figure(figsize=(9.8, 6.6), layout="constrained")
     for axes, measure in zip(figure.subplots(2, 3).T.flat, sorted(FIDELITY, key=lambda name: name.split("_")[::-1]), strict=True):
         rows = part[part["measure"] == measure]
         _panel(axes, rows, order)
         axes.set_ylim(*((-0.03, 1.03) if FIDELITY[measure] else (0, 1.05 * rows["score"].max() or 1)))
+        above = rows.loc[rows["score"] > 0, "score"]
+        if measure.endswith("kl") and len(above) and above.max() > 20 * above.min():  # orders of magnitude apart
+            axes.set_yscale("log")
+            axes.set_ylim(above.min() / 1.5, 1.5 * above.max())
         axes.set_title(f"{measure} ({'share of tokens' if FIDELITY[measure] else 'nats per token'})", fontsize=9)
         axes.set_xlabel("kept fraction of the cache", fontsize=8)
     figure.suptitle(f"{title}, {task}: how far presses move the model along known answers", fontsize=10)
