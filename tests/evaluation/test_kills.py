@@ -72,10 +72,13 @@ class Whole:
     seconds: dict[str, float]
 
 
+def written(results: Path) -> list[bytes]:
+    """Lines on disk; one without its end is none."""
+    return [line for path in results.glob("records/*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
+
+
 def lines(results: Path) -> list[dict]:
-    """Records on disk; a line without its end is none."""
-    files = [path.read_bytes() for path in results.glob("records/*.jsonl")]
-    return [json.loads(line) for file in files for line in file.split(b"\n")[:-1]]
+    return [json.loads(line) for line in written(results)]
 
 
 def keys(results: Path) -> set[str]:
@@ -114,7 +117,7 @@ def whole(warm: Callable[[Path], Command], tmp_path_factory: pytest.TempPathFact
     process = warm(results)
     moments = [started]
     for n in (1, RECORDS):
-        wait_until(lambda n=n: len(lines(results)) >= n, process)
+        wait_until(lambda n=n: len(written(results)) >= n, process)
         moments.append(time.monotonic())
     assert process.wait() == 0
     moments.append(time.monotonic())
@@ -129,14 +132,19 @@ def whole(warm: Callable[[Path], Command], tmp_path_factory: pytest.TempPathFact
 
 def killed(process: Command | Fresh, results: Path, part: str, seconds: float) -> str:
     """Kill a run so many seconds after a part of its work has begun; where it was hit, or "" if it had ended."""
-    before = len(lines(results))
-    if part != "start":
-        wait_until(lambda: len(lines(results)) >= (RECORDS if part == "tables" else min(before + 1, RECORDS)), process)
+    before = len(written(results))
+    awaited = {
+        "start": lambda there: True,
+        "answers": lambda there: there >= min(before + 1, RECORDS),
+        "records": lambda there: there == RECORDS or (there > before and there % VARIANTS != before % VARIANTS),
+        "tables": lambda there: there == RECORDS,
+    }
+    wait_until(lambda: awaited[part](len(written(results))), process)
     time.sleep(seconds)
-    seen = keys(results)
+    seen = written(results)
     code = process.kill()
     left = lines(results)
-    assert seen <= {record["key"] for record in left}, "a record that was on disk is lost"
+    assert {json.loads(line)["key"] for line in seen} <= {record["key"] for record in left}, "a record that was on disk is lost"
     if code != -signal.SIGKILL:
         assert code == 0
         return ""
@@ -153,9 +161,9 @@ def tear(results: Path, draw: random.Random) -> set[str]:
     if not files:
         return set()
     whole, before = draw.choice(files), keys(results)
-    written = whole.read_bytes()
-    last = len(written) - (written[:-1].rfind(b"\n") + 1)
-    whole.write_bytes(written[: -draw.randint(1, last)])
+    data = whole.read_bytes()
+    last = len(data) - (data[:-1].rfind(b"\n") + 1)
+    whole.write_bytes(data[: -draw.randint(1, last)])
     return before - keys(results)
 
 
@@ -175,18 +183,19 @@ def test_fifty_kills_lose_and_repeat_nothing(warm: Callable[[Path], Command], wh
             hit[killed(warm(results), results, part, draw.uniform(0, whole.seconds[part]))] += 1
         assert warm(results).wait() == 0
         check(results, whole)
-        if hit.total() - hit[""] >= KILLS:
+        if hit.total() - hit[""] >= KILLS and min(hit[part] for part in PARTS) >= 3:
             break
     print(hit)
     assert hit.total() - hit[""] >= KILLS
-    assert all(hit[part] >= 3 for part in ("start", "answers", "records", "tables")), hit
+    assert min(hit[part] for part in PARTS) >= 3, hit
 
 
 @pytest.mark.slow
 def test_kills_of_the_command_as_users_start_it(small_model: Path, warm: Callable[[Path], Command], whole: Whole, tmp_path: Path) -> None:
     draw = random.Random(51)
-    for part, bound in (("start", 5.0), ("answers", whole.seconds["answers"]), ("tables", whole.seconds["tables"])):
-        assert killed(Fresh(command(small_model, tmp_path, *SWEEP)), tmp_path, part, draw.uniform(0, bound))
+    parts = {"start": 2.0, "answers": whole.seconds["answers"], "tables": whole.seconds["tables"] / 2}
+    hit = [killed(Fresh(command(small_model, tmp_path, *SWEEP)), tmp_path, part, draw.uniform(0, bound)) for part, bound in parts.items()]
+    assert sum(map(bool, hit)) >= 2, hit
     assert warm(tmp_path).wait() == 0
     check(tmp_path, whole)
 
@@ -194,30 +203,34 @@ def test_kills_of_the_command_as_users_start_it(small_model: Path, warm: Callabl
 @pytest.mark.slow
 def test_kills_inside_a_line_cost_that_line(warm: Callable[[Path], Command], whole: Whole, tmp_path: Path) -> None:
     draw, torn = random.Random(52), set[str]()
+    hit = []
     for part in ("answers", "records", "answers", "tables"):
-        assert killed(warm(tmp_path), tmp_path, part, draw.uniform(0, whole.seconds[part]))
+        hit.append(killed(warm(tmp_path), tmp_path, part, draw.uniform(0, whole.seconds[part] / 2)))
         torn |= tear(tmp_path, draw)
-    assert torn
+    assert torn and sum(map(bool, hit)) >= 2, hit
     assert warm(tmp_path).wait() == 0
     check(tmp_path, whole)
 
 
 @pytest.mark.slow
 def test_kills_of_two_jobs_on_one_folder(warm: Callable[[Path], Command], whole: Whole, tmp_path: Path) -> None:
-    draw, kills, seen = random.Random(53), 0, set[str]()
-    jobs = [warm(tmp_path), warm(tmp_path)]
-    while kills < 8 and jobs:
-        time.sleep(draw.uniform(0, whole.seconds["start"] + whole.seconds["answers"]))
-        seen |= keys(tmp_path)
-        code = jobs.pop(draw.randrange(len(jobs))).kill()
-        assert code in (0, -signal.SIGKILL)
-        kills += code != 0
-        jobs += [warm(tmp_path)] if code else []
-        assert seen <= keys(tmp_path)
-    assert [job.wait() for job in jobs] == [0] * len(jobs)
-    assert warm(tmp_path).wait() == 0
-    assert kills >= 5
-    assert content(tmp_path) == whole.content
-    pd.testing.assert_frame_equal(scores(tmp_path), whole.scores)
-    once = {json.dumps({key: value for key, value in one.items() if key not in TIMED}, sort_keys=True) for one in lines(tmp_path)}
-    assert once == whole.content, "what both answered is the same"
+    draw, kills = random.Random(53), 0
+    for results in (tmp_path / str(n) for n in range(8)):
+        jobs, seen = [warm(results), warm(results)], set[str]()
+        while jobs and kills < 8:
+            time.sleep(draw.uniform(0, whole.seconds["start"] + whole.seconds["answers"]))
+            seen |= keys(results)
+            code = jobs.pop(draw.randrange(len(jobs))).kill()
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+            jobs += [warm(results)] if code else []
+            assert seen <= keys(results)
+        assert [job.wait() for job in jobs] == [0] * len(jobs)
+        assert warm(results).wait() == 0
+        assert content(results) == whole.content
+        pd.testing.assert_frame_equal(scores(results), whole.scores)
+        once = {json.dumps({key: value for key, value in one.items() if key not in TIMED}, sort_keys=True) for one in lines(results)}
+        assert once == whole.content, "what both answered is the same"
+        if kills >= 8:
+            break
+    assert kills >= 8
