@@ -69,6 +69,16 @@ function plural(count, one, many) {
 
 const whole = (text) => text.replaceAll(" ", "\u00a0"); // numbers are not broken between lines
 
+// which press moves the model least, where fidelity was measured: of the first column, which its table averages
+function closestTo(budget, column) {
+  const grid = view.grids.find((one) => one.heads.includes("answer_kl")), at = grid?.heads.indexOf("answer_kl");
+  if (!grid || column !== view.columns[0]) return "";
+  const rows = grid.rows.filter((texts) => texts[1] === budget.label && !Number.isNaN(parseFloat(texts[at])));
+  const [first, second] = rows.sort((a, b) => parseFloat(a[at]) - parseFloat(b[at]));
+  if (!second) return "";
+  const said = ([name, ...rest]) => `${name} (${whole(rest[at - 1])}`;
+  return `Fidelity is sharper than scores: along the full cache's own answers, ${said(first)} nats per token from its predictions) moves the model least, then ${said(second)}).`;
+}
 function overviewChoices() {
   const { budgets, start: first } = overviewOf();
   fill(by("judged-budget"), budgets.map((one) => (one.ratio === null ? one.label : `${percent(one)} removed${modeOf(one)}`)));
@@ -104,6 +114,8 @@ function overview() {
   if (!found.sure && level.length) sure += ` The same holds against ${listed(level, 6)}.`;
   const kept = view.lines[best].keptValue, more = budget.ratio !== null && kept !== null && Math.abs(kept - 100 * (1 - budget.ratio)) > 1;
   body.append(make("p", { className: "sure", textContent: `${sure}${loss}${more ? ` Measured, it keeps ${view.lines[best].kept} of the cache.` : ""} ${plural(cell(best).n, "answer", "answers")}.${failed}` }));
+  const closest = closestTo(budget, column);
+  if (closest) body.append(make("p", { className: "sure", textContent: closest }));
   const bars = make("div", { className: "bars" });
   const bar = (at, label, colour, note = "") => {
     const one = cell(at), svg = draw("svg", { viewBox: "0 0 100 16", preserveAspectRatio: "none", "aria-hidden": "true" });

@@ -269,3 +269,17 @@ def test_the_overview_follows_its_choices(browser: Any, sweep_page: Path) -> Non
         for bar in page.locator("#overview .bar").all():
             name, value = bar.locator(".name").text_content(), bar.locator(".value").text_content()
             assert texts[name][heads.index("vt")] == value
+
+
+def test_the_overview_says_who_moves_the_model_least(browser: Any, tmp_path: Path) -> None:
+    rows = line("a", [1.0, 0.0, 1.0])
+    for press, divergence in (("knorm", 0.5), ("snapkv", 0.125), ("random", 2.0)):
+        rows += [replace(one, answer_kl=divergence) for one in line("a", [1.0, 0.0, 1.0], press, 0.5)]
+    write(tmp_path, rows)
+    report([tmp_path])
+    with opened(browser, tmp_path / "report.html") as page:
+        said = page.locator("#overview-body").text_content().replace("\xa0", " ")
+        assert "snapkv (0.125 nats per token from its predictions) moves the model least, then knorm (0.500)." in said
+        choose(page, "what", "fidelity to the full cache")
+        at = page.locator("#table thead th").all_text_contents().index("answer_kl")
+        assert {row[0]: row[at] for row in cells(page)} == {"knorm": "0.500", "snapkv": "0.125", "random": "2.000"}
