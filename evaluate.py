@@ -32,7 +32,7 @@ if __name__ == "__main__":
     with one_sentence():
         register(sys.argv[1:])
         if {"--help", "-h"} & set(sys.argv):
-            print(help_text(sys.argv[1:]))
+            print(help_text(sys.argv[1:]), flush=True)
             sys.exit()
         check_flags(sys.argv[1:])
         main()

@@ -1,11 +1,16 @@
-"""Arguments of the commands that need no model: a wrong one gets one sentence and exit code 2, as all bad input does."""
+"""Arguments and end of the commands that need no model: a wrong one gets one sentence and exit code 2, as all bad input does."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+UNREAD = 128 + 13
+"""Exit code of a command whose reader left, as a shell gives it for SIGPIPE."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,3 +35,21 @@ def points(text: str) -> float:
     if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of points from 0 to 100")
     return number
+
+
+def command(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit with its code; without a word where whoever reads its output has left, as `head` does."""
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        unread()
+    sys.exit(code)
+
+
+def unread() -> NoReturn:
+    """Exit because nobody reads what is printed; what is still held back goes nowhere, or Python would try once more and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(UNREAD)

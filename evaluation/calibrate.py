@@ -29,6 +29,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from evaluation.arguments import command
 from evaluation.catalogue import ROOT, find, presses
 from evaluation.config import make_press, register
 
@@ -164,4 +165,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command(lambda: main(sys.argv[1:]))

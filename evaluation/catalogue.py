@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from evaluation.arguments import command
+
 ROOT = Path(__file__).parent.parent
 ABSTRACT = ("base", "scorer", "wrapper", "from_kvpress")
 """Files of `presses/` that hold what presses are built from."""
@@ -203,6 +205,8 @@ def main(arguments: Sequence[str]) -> int:
         if len(arguments) > 1:
             raise ValueError(f"one folder with presses of your own can be listed, got {' '.join(arguments)}")
         _print(*arguments)
+    except BrokenPipeError:
+        raise  # see `command`
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -210,4 +214,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command(lambda: main(sys.argv[1:]))

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import errorbars, significance
-from evaluation.arguments import Parser, points
+from evaluation.arguments import Parser, command, points
 from evaluation.errorbars import Clusters
 from evaluation.records import BASELINE, FIDELITY, Record, read_records
 from evaluation.scores import averages
@@ -274,4 +274,4 @@ def _average(part: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -20,7 +20,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from benchmarks.base import Benchmark, LeaderboardRun
-from evaluation.arguments import Parser
+from evaluation.arguments import Parser, command
 from evaluation.catalogue import benchmarks, find
 from evaluation.lines import LINE
 from evaluation.records import BASELINE, Record
@@ -88,11 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unclear = [name for name in given.name if name.count("=") != 1]
         if unclear:
             raise ValueError(f"--name {unclear[0]}: give OURS=THEIRS")
-        for path in kvpress(read([given.folder]), given.out, dict(name.split("=") for name in given.name)):
-            print(path)
+        written = kvpress(read([given.folder]), given.out, dict(name.split("=") for name in given.name))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(*written, sep="\n")
     return 0
 
 
@@ -173,4 +173,4 @@ def _write(folder: Path, config: Mapping[str, Any], rows: Sequence[Record], run:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.arguments import Parser
+from evaluation.arguments import Parser, command
 from evaluation.fidelity import fidelity, shown_task
 from evaluation.heatmap import heat_maps
 from evaluation.pareto import pareto
@@ -128,11 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders = parser.parse_args(arguments).folders
     try:
         records = read(folders)
-        for path in draw(scores(records), records, folders[0]):
-            print(path)
+        drawn = draw(scores(records), records, folders[0])
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(*drawn, sep="\n")
     return 0
 
 
@@ -209,4 +209,4 @@ def _save(figure: Any, stem: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

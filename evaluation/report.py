@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation import costs, fidelity
-from evaluation.arguments import Parser
+from evaluation.arguments import Parser, command
 from evaluation.costs import Grid, cost_grids
 from evaluation.families import exceeds
 from evaluation.fidelity import fidelity_grids
@@ -181,4 +181,4 @@ def _hash(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.base import Benchmark, Sample
-from evaluation.arguments import Parser
+from evaluation.arguments import Parser, command
 from evaluation.catalogue import benchmarks, find
 from evaluation.records import Record, RecordWriter, read_records
 from evaluation.tables import report
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for record in rescore(given.folder):
                 writer.append(record)
         report([given.out])
+    except BrokenPipeError:
+        raise  # see `command`
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,4 +63,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from evaluation.arguments import unread
+
 BAD_INPUT = 2
 
 
@@ -18,12 +20,17 @@ BAD_INPUT = 2
 def one_sentence() -> Iterator[None]:
     """Say what was raised on one line and exit: 2 for what was given or where it lies, 128 + its number for a signal.
 
+    Where nobody reads what is printed any more, nothing is said.
+
     Raises:
         SystemExit: in place of what was raised. Anything else is a mistake of ours and keeps its traceback.
     """
     try:
         with _hydra_raises():
             yield
+            sys.stdout.flush()
+    except BrokenPipeError:
+        unread()
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
         print("error:", " ".join(f"{error} {cause}".split()), file=sys.stderr)

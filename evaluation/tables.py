@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.arguments import Parser, points
+from evaluation.arguments import Parser, command, points
 from evaluation.costs import cost_grids, costs
 from evaluation.latex import latex
 from evaluation.markdown import MARGIN, markdown, terminal
@@ -124,4 +124,4 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 if __name__ == "__main__":
     gc.disable()  # what the command reads lives to its end: the collector would only walk it all again and again
-    sys.exit(main())
+    command(main)
