@@ -154,7 +154,13 @@ def main() -> None:
     parser.add_argument("--peer-presses", type=int, default=len(PRESSES), help="presses of the grid that kvpress is measured on")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096], help="context lengths in tokens")
     parser.add_argument("--growth", type=int, default=2048, help="context length at which the number of variants grows; 0 to leave it out")
-    parser.add_argument("--contexts", type=int, nargs="*", default=[1024, 2048, 4096, 8192], help="context lengths with one row each")
+    parser.add_argument(
+        "--contexts",
+        type=int,
+        nargs="*",
+        default=[1024, 2048, 4096, 8000],
+        help="context lengths with one row each (the model's window is 8192)",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/speed"), help="folder to write speed.json and plots to")
     asked = parser.parse_args()
     found: dict[str, Any] = {

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, DynamicCache
 from bench.sweep import load
 from kvcache.attention import attending
 from kvcache.observation import cache_keyword
+from kvcache.products import fast_products
 from pipeline.model import load_model
 from pipeline.prompt import Prompt
 
@@ -83,7 +84,7 @@ def main() -> None:
     ids = [torch.tensor([prompt.context_ids(row.context)]) for row in rows]
     with torch.no_grad():
         measured = parts(model, ids)
-        with attending(model):
+        with attending(model), fast_products():
             measured["fast"] = parts(model, ids)
     target.write_text(json.dumps(measured), encoding="utf-8")
 

@@ -18,7 +18,7 @@ from kvcache.cache import Block, CompressedLayer
 from kvcache.following import follow
 from kvcache.logits import cap_of, capped, sinks_of, softmax
 from kvcache.observation import Witness, attention_modules, block_size, decoder_of, rotary_factors, window_of
-from kvcache.products import fast, fast_layers, product
+from kvcache.products import fast, product
 from kvcache.storage import Storage
 
 NAME = "longpress"
@@ -122,8 +122,7 @@ def attending(model: nn.Module) -> Iterator[None]:
     hooks += [module.register_forward_hook(act, with_kwargs=True) for module in modules]
     config._attn_implementation = NAME
     try:
-        with fast_layers():
-            yield
+        yield
     finally:
         config._attn_implementation = before
         for hook in hooks:
@@ -180,14 +179,14 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Te
     heads, length = key.shape[1:3]
     group = query_heads // heads
     out = query.new_empty(rows, heads, group, n, value.shape[-1])
-    grouped = query.view(rows, heads, group, n, size) if query.is_contiguous() else query.reshape(rows, heads, group, n, size)
+    grouped = query.reshape(rows, heads, group, n, size)
     step = max(1, min(CAUSAL_ROWS, LOGITS // length) // group)
     for start in range(0, n, step):
         stop = min(n, start + step)
-        seen, at = length - n + stop, torch.arange(length - n + start, length - n + stop)[:, None]
+        seen, at = length - n + stop, torch.arange(length - n + start, length - n + stop, device=query.device)[:, None]
         first = 0 if window is None else max(0, seen - (stop - start) - window + 1)
         since = seen - (stop - start) if window is None else first  # keys from here on are hidden from some query
-        keys = torch.arange(since, seen)
+        keys = torch.arange(since, seen, device=query.device)
         bias = _minus_infinity(keys > at if window is None else (keys > at) | (keys <= at - window), query.dtype)
         for row in range(rows):
             for head in range(heads):

@@ -1,13 +1,16 @@
 """Matrix products in float32 on processors of which PyTorch's default library uses half.
 
 PyTorch gives them to MKL, which does without AVX-512 on processors that Intel did not make. oneDNN, which PyTorch brings too, uses it:
-2.3 times as fast on an AMD EPYC of the fifth generation. `torch.backends.mkldnn.set_flags(False)` leaves all to the default.
+2.3 times as fast on an AMD EPYC of the fifth generation. It rounds differently, so it is used inside `fast_products()` only: a sweep
+enters it, `with press(model)` does not and leaves a model's numbers as they are to the last bit.
+`torch.backends.mkldnn.set_flags(False)` leaves all to the default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+_INSIDE: ContextVar[bool] = ContextVar("inside fast_products", default=False)
 
 
 @lru_cache(maxsize=1)
@@ -33,8 +38,8 @@ def library() -> str:
 
 
 def fast(*tensors: Tensor) -> bool:
-    """Whether `product` is faster than PyTorch's own on such tensors, none of which is to be differentiated."""
-    if not (_default_is_slow() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
+    """Whether `product` is wanted here and faster than PyTorch's own on such tensors, none of which is to be differentiated."""
+    if not (_INSIDE.get() and _default_is_slow() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
         return False
     plain = all(one.dtype == torch.float32 and one.device.type == "cpu" and one.numel() > 0 for one in tensors)
     return plain and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
@@ -55,6 +60,15 @@ class _Layers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def fast_layers() -> AbstractContextManager[Any]:
-    """Inside, linear layers are computed by the fastest library at hand."""
-    return _Layers() if _default_is_slow() else nullcontext()
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Inside, linear layers and attention are computed by the fastest library at hand."""
+    if not _default_is_slow():
+        yield
+        return
+    before = _INSIDE.set(True)
+    try:
+        with _Layers():
+            yield
+    finally:
+        _INSIDE.reset(before)

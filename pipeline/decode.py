@@ -22,6 +22,7 @@ from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.following import Follower, release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
+from kvcache.products import fast_products
 from kvcache.projections import query_heads
 from pipeline.fidelity import AfterQuestion
 from pipeline.memory import attention_bytes, logits_bytes, return_freed_memory
@@ -148,7 +149,7 @@ class Decoder:
         Where memory runs out, or anything else fails, the rows at work are written again from their start in batches of half as many,
         down to one; what fails alone has an answer with `error`. So has a row whose logits are NaN.
         """
-        with attending(self.model), torch.no_grad():
+        with attending(self.model), fast_products(), torch.no_grad():
             while self.unfinished > leave:
                 try:
                     self._write()
@@ -279,7 +280,7 @@ class Decoder:
         many = max(1, self.max_bytes // max(_cache_bytes(self.model, row.context, tail) + len(ids) * row.hidden.nbytes for row in rows))
         hidden = [torch.stack([row.hidden for row in rows])[:, None]]
         if len(ids) > 1:
-            with attending(self.model), torch.no_grad():
+            with attending(self.model), fast_products(), torch.no_grad():
                 groups = [rows[at : at + many] for at in range(0, len(rows), many)]
                 read = [self._read([list(ids[:-1])] * len(some), AfterQuestion.cache(some, tail), [0] * len(some)) for some in groups]
             hidden.append(torch.stack([of_row for group in read for of_row in group]))

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from kvcache.architecture import check_model
 from kvcache.compressing import Framing, chunking
 from kvcache.observation import cache_keyword
+from kvcache.products import fast_products
 from kvcache.selection import Threshold
 from pipeline.chunked import check_prefill, read_in_chunks
 from pipeline.decode import Decoder, Row
@@ -267,7 +268,8 @@ class CompressingPipeline:
         for at in range(len(request.questions)) if request.query_aware else [None]:
             indices = range(len(request.questions)) if at is None else [at]
             try:
-                readings = self._read(prompt, request, at)
+                with fast_products():
+                    readings = self._read(prompt, request, at)
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed prefill
                 readings = [_Reading(variant, error) for variant in variants]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise
 
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor where it pays: the results must not depend on it."""
+    """As on a processor where it pays."""
     monkeypatch.setattr(products, "_default_is_slow", lambda: True)
 
 
@@ -29,17 +29,20 @@ def close(one: Tensor, other: Tensor) -> None:
 def test_a_layer_and_what_is_left_to_pytorch(biased: bool) -> None:
     layer = torch.nn.Linear(24, 40, bias=biased)
     x = numbers(2, 3, 24)
-    with torch.no_grad(), products.fast_layers():
-        close(layer(x), functional.linear(x, layer.weight, layer.bias))
+    assert not products.fast(x), "outside, a model's numbers stay as they are"
+    with torch.no_grad(), products.fast_products():
+        assert products.fast(x)
+        close(layer(x), torch.addmm(layer.bias if biased else torch.zeros(40), x.flatten(0, 1), layer.weight.t()).view(2, 3, 40))
         assert layer(x[:0]).shape == (0, 3, 40)
         assert layer.double()(x.double()).dtype == torch.float64
     layer.float()
-    with products.fast_layers():
+    with products.fast_products():
         layer(x).sum().backward()
     assert layer.weight.grad is not None, "what is differentiated is left to PyTorch"
     torch.backends.mkldnn.set_flags(False)
     try:
-        assert not products.fast(x)
+        with products.fast_products():
+            assert not products.fast(x)
     finally:
         torch.backends.mkldnn.set_flags(True)
 
@@ -73,5 +76,5 @@ def test_a_model_computes_the_same(family: str) -> None:
     ids = tiny_ids(90)
     with torch.no_grad():
         expected = model(ids).logits
-        with attention.attending(model):
+        with attention.attending(model), products.fast_products():
             close(model(ids).logits, expected)
