@@ -62,7 +62,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "presses_dir": (str, type(None)),
     "max_batch_gb": (float, int),
     "presses": (dict, type(None)),
-    "prefill": (str,),
+    **dict.fromkeys(("prefill", "offload"), (str,)),
 }
 """Types of the top level of a configuration."""
 BUDGETS = ("compression_ratio", "budget_tokens", "threshold", "cache_bits")
@@ -91,6 +91,7 @@ class Settings:
         plots: whether to draw plots at the end.
         workers: processes that share the contexts; 0 for one per GPU.
         fidelity: measure how far presses move the model, beside scores.
+        offload: "auto", "always" or "never": whether caches lie in host memory.
     """
 
     model: dict[str, Any]
@@ -110,6 +111,7 @@ class Settings:
     plots: bool = False
     workers: int = 1
     fidelity: bool = False
+    offload: str = "auto"
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -202,7 +204,7 @@ def settings(config: DictConfig) -> Settings:
         raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")
     benchmark = _benchmark(plain["benchmark"])
     variants = _variants(plain)
-    _check_prefill(plain["prefill"], plain["prefill_chunk"], variants)
+    _check_prefill(plain["prefill"], plain["prefill_chunk"], plain["offload"], variants)
     name = f"{benchmark.name}-{plain['model']['name']}"
     safe = "".join(character if character.isalnum() or character in "-._" else "_" for character in name)
     folder = Path(str(plain["results"])) if plain["results"] else Path("results") / safe
@@ -224,6 +226,7 @@ def settings(config: DictConfig) -> Settings:
         plain["plots"],
         plain["workers"],
         plain["fidelity"],
+        plain["offload"],
     )
 
 
@@ -334,9 +337,11 @@ def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
     ]
 
 
-def _check_prefill(mode: str, size: int | None, variants: Sequence[tuple[str, Variant]]) -> None:
+def _check_prefill(mode: str, size: int | None, offload: str, variants: Sequence[tuple[str, Variant]]) -> None:
     from pipeline.chunked import check_chunked, check_prefill
+    from pipeline.memory import check_offload
 
+    check_offload(offload)
     check_prefill(mode, size)
     for _, variant in variants if mode == "chunked" else ():
         check_chunked(variant)

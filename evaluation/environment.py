@@ -88,7 +88,7 @@ def write_description(
 
 
 def write_memory(folder: Path, planned: MemoryPlan, at_start: int, peak: int) -> None:
-    """Add to `environment.json` what memory was planned and what was taken, in bytes.
+    """Add to `environment.json` what memory was planned and what was taken, in bytes; in host memory: of each offloaded context.
 
     `within_plan`: the peak is at most what was held at the start (the interpreter, its libraries and the weights) and what the plan
     allows beside the weights. Loading may reach more than that for a moment; then the run itself is not told apart.
@@ -98,6 +98,7 @@ def write_memory(folder: Path, planned: MemoryPlan, at_start: int, peak: int) ->
     made["memory"] = {
         "planned_bytes": planned.total,
         "planned_beside_weights_bytes": planned.beside_weights,
+        "planned_in_host_memory_bytes": planned.on_host,
         "held_at_start_bytes": at_start,
         "peak_memory_bytes": peak,
         "within_plan": peak <= at_start + planned.beside_weights,

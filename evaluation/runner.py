@@ -197,6 +197,7 @@ class EvaluationRunner:
             prefill=settings.prefill,
             max_batch_bytes=int(settings.max_batch_gb * 2**30),
             fidelity=settings.fidelity,
+            offload=settings.offload,
         )
 
     def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Item]) -> MemoryPlan | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -263,9 +264,9 @@ def _many_tokens(query: Tensor, block: Block, at: Tensor | None, out: Tensor, to
         total: (r, H, G, n) to write to: logarithm of the sum of the exponentials.
         cap: of the logits, or None.
     """
-    storage = block.storage
+    storage = block.storage.at_hand()  # moved and dequantised once, not for every row
     for row, kept in enumerate(block.rows):
-        keys, values, padding, positions = kept.read()
+        keys, values, padding, positions = replace(kept, storage=storage).read()
         hidden = None if padding is None else padding[:, None, None]  # (H, 1, 1, K)
         if at is not None and storage.window is not None and positions is not None:
             passed = (positions[:, None] <= at[row, :, None] - storage.window)[:, None]  # (H or 1, 1, n, K)

@@ -86,6 +86,11 @@ class Packed:
         scale, low = (_spread(part, self.per_channel, self.shape) for part in (self.scale, self.low))
         return torch.addcmul(low, numbers.float(), scale).to(self.dtype)
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> Packed:
+        """The same entries on a device, still packed."""
+        codes, scale, low = (part.to(device, non_blocking=non_blocking) for part in (self.codes, self.scale, self.low))
+        return replace(self, codes=codes, scale=scale, low=low)
+
     def joined(self, other: Packed) -> Packed:
         """These entries and others behind them; both with groups along the channels."""
         parts = zip((self.codes, self.scale, self.low), (other.codes, other.scale, other.low), strict=True)

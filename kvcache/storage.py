@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from kvcache.quantising import Packed, pack, rows_at
+
+HOST = torch.device("cpu")
+"""Where offloaded entries lie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +28,7 @@ class Storage:
         key_size: d, of a whole key, where `channels` is given.
         bits: of a stored number, None: as the model computes it.
         dtype: in which the model reads what is stored in 16 bits; None: as it is stored.
+        reader: device on which entries in host memory are read, moved there anew at each read; None: they are read where they lie.
     """
 
     stored_keys: Tensor | Packed
@@ -34,6 +39,7 @@ class Storage:
     key_size: int | None = None
     bits: int | None = None
     dtype: torch.dtype | None = None
+    reader: torch.device | None = None
 
     @classmethod
     def without_zero_channels(cls, keys: Tensor, values: Tensor, positions: Tensor | None, window: int | None) -> Self:
@@ -48,13 +54,13 @@ class Storage:
 
     @property
     def keys(self) -> Tensor:
-        """(H, K, d), or (H, K, c): as the model reads them, dequantised anew at each call."""
-        return _read(self.stored_keys, self.dtype)
+        """(H, K, d), or (H, K, c): as the model reads them, moved to its device and dequantised anew at each call."""
+        return self._read(self.stored_keys)
 
     @property
     def values(self) -> Tensor:
-        """(H, K, d): as the model reads them, dequantised anew at each call."""
-        return _read(self.stored_values, self.dtype)
+        """(H, K, d): as the model reads them, moved to its device and dequantised anew at each call."""
+        return self._read(self.stored_values)
 
     @property
     def heads(self) -> int:
@@ -73,8 +79,8 @@ class Storage:
 
     @property
     def device(self) -> torch.device:
-        """Where the entries are."""
-        return self.stored_keys.device
+        """Where the entries are read."""
+        return self.reader or self.stored_keys.device
 
     @property
     def read_dtype(self) -> torch.dtype:
@@ -83,7 +89,7 @@ class Storage:
 
     @property
     def bytes(self) -> int:
-        """Bytes in memory."""
+        """Bytes in memory, be it the device's or the host's."""
         parts = (self.stored_keys, self.stored_values, self.positions, self.channels)
         return sum(part.bytes if isinstance(part, Packed) else part.numel() * part.element_size() for part in parts if part is not None)
 
@@ -99,21 +105,30 @@ class Storage:
         if bits == 16:
             if keys.element_size() <= 2:
                 return replace(self, bits=bits)
-            return replace(self, stored_keys=keys.bfloat16(), stored_values=values.bfloat16(), bits=bits, dtype=keys.dtype)
+            return replace(self, stored_keys=keys.bfloat16(), stored_values=values.bfloat16(), bits=bits, dtype=keys.dtype, reader=None)
         packed = pack(keys, bits, not movable, counts), pack(values, bits, False, counts)
-        return replace(self, stored_keys=packed[0], stored_values=packed[1], bits=bits)
+        return replace(self, stored_keys=packed[0], stored_values=packed[1], bits=bits, reader=None)
+
+    def offloaded(self) -> Storage:
+        """The same entries in host memory, read on the device where they were; positions and channels stay there."""
+        if self.reader is not None:
+            return self
+        return replace(self, stored_keys=_on_host(self.stored_keys), stored_values=_on_host(self.stored_values), reader=self.device)
+
+    def at_hand(self) -> Storage:
+        """The same entries as the model reads them, to be read several times over."""
+        return replace(self, stored_keys=self.keys, stored_values=self.values, bits=None, dtype=None, reader=None)
 
     def moved(self, keys: Tensor, values: Tensor, at: Tensor, positions: Tensor | None) -> Storage:
         """Entries at `at` (H, n) of those stored, movable ones, and of new ones (H, m, d) behind them, which are quantised now."""
 
         def chosen(stored: Tensor | Packed, new: Tensor) -> Tensor | Packed:
             if isinstance(stored, Packed):
-                return stored.joined(pack(new, stored.bits, False)).gathered(at)
-            return rows_at(torch.cat((stored, new.to(stored.dtype)), dim=1), at)
+                return stored.to(self.device).joined(pack(new, stored.bits, False)).gathered(at)
+            return rows_at(torch.cat((stored.to(self.device), new.to(stored.dtype)), dim=1), at)
 
-        return replace(
-            self, stored_keys=chosen(self.stored_keys, keys), stored_values=chosen(self.stored_values, values), positions=positions
-        )
+        parts = chosen(self.stored_keys, keys), chosen(self.stored_values, values)
+        return replace(self, stored_keys=parts[0], stored_values=parts[1], positions=positions, reader=None)
 
     def whole_keys(self) -> Tensor:
         """(H, K, d): the keys with all their channels."""
@@ -126,11 +141,25 @@ class Storage:
         heads, length, _ = keys.shape
         return keys.new_zeros(heads, length, self.size).scatter_(-1, self.channels[:, None].expand(-1, length, -1), keys)
 
+    def _read(self, stored: Tensor | Packed) -> Tensor:
+        here = stored if self.reader is None else stored.to(self.reader, non_blocking=True)
+        if isinstance(here, Packed):
+            return here.unpack()
+        return here if self.dtype is None else here.to(self.dtype)
 
-def _read(stored: Tensor | Packed, dtype: torch.dtype | None) -> Tensor:
+
+def _on_host(stored: Tensor | Packed) -> Tensor | Packed:
     if isinstance(stored, Packed):
-        return stored.unpack()
-    return stored if dtype is None else stored.to(dtype)
+        codes, scale, low = (_pinned(part) for part in (stored.codes, stored.scale, stored.low))
+        return replace(stored, codes=codes, scale=scale, low=low)
+    return _pinned(stored)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A tensor in host memory, which a GPU reads by itself if it comes from one."""
+    if not tensor.is_cuda:
+        return tensor.to(HOST)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,3 +227,10 @@ class Kept:
         if positions is not None:
             positions = positions.expand(heads, -1).flatten().index_select(0, flat).view(heads, most)
         return keys, values, padding, positions
+
+
+def offloaded(kept: Sequence[Kept]) -> list[Kept]:
+    """The same with storages in host memory; those that several share are still shared."""
+    storages = {id(one.storage): one.storage for one in kept}
+    moved = {identity: storage.offloaded() for identity, storage in storages.items()}
+    return [replace(one, storage=moved[id(one.storage)]) for one in kept]

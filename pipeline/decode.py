@@ -357,8 +357,8 @@ def row_bytes(model: nn.Module, row: Row) -> int:
     total = _cache_bytes(model, row.context, tail) + logits_bytes(int(text.vocab_size))
     for kept, follower in zip(row.context.layers, row.followers(), strict=True):
         if follower is not None:
-            token = (int(text.hidden_size) + 2 * kept.storage.size) * kept.storage.keys.element_size()
-            everything = (kept.storage.keys.shape[1] + tail) * kept.storage.keys.shape[0]
+            token = (int(text.hidden_size) + 2 * kept.storage.size) * kept.storage.read_dtype.itemsize
+            everything = (kept.storage.length + tail) * kept.storage.heads
             total += kept.bytes() + follower.held_bytes(everything, tail, token)
     return total
 

@@ -3,11 +3,15 @@
 Reading a context holds its full cache, what presses remember of it, the work of one layer, and what the variants keep of it. Contexts
 whose answers are still being written stay beside it as long as both fit `max_context_bytes`. A decode batch holds the tails of its rows
 and one layer's attention. Every part is linear in the length of the context: nothing of size T x T exists.
+
+Where a context does not fit a GPU beside the weights, what variants keep of it lies in host memory (`offload`), and each layer's entries
+are moved to the device when the layer reads them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import sys
@@ -24,6 +28,7 @@ from kvcache.observation import LOGITS, QUERY_BLOCK, attention_modules, decoder_
 from kvcache.projections import head_size, kv_heads, query_heads
 from kvcache.replay import PIECE
 from kvcache.selection import Threshold
+from kvcache.storage import HOST
 from pipeline.prefill import Variant
 
 WIDE = 192
@@ -96,7 +101,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Upper bounds in bytes.
+    """Upper bounds in bytes; all but `on_host` of the device that computes.
 
     Attributes:
         weights: of the model.
@@ -104,9 +109,10 @@ class MemoryPlan:
         full_cache: keys and values of the whole context.
         evidence: what presses remember of it: scores, and what they select.
         work: activations of the prefill, and of presses looking at one layer.
-        stored: what the variants keep of it.
+        stored: what the variants keep of it; with `on_host`, their masks and the copies that one variant makes before they are moved.
         contexts: of all contexts held at once, the one being read included.
         decoding: of the batch of answers.
+        on_host: of one context, full cache and copies in host memory while answers are written; 0 where nothing is offloaded.
     """
 
     weights: int
@@ -116,6 +122,7 @@ class MemoryPlan:
     stored: int
     contexts: int
     decoding: int
+    on_host: int = 0
 
     @property
     def reading(self) -> int:
@@ -136,7 +143,8 @@ class MemoryPlan:
         """One line for people."""
         parts = ("weights", "full_cache", "evidence", "work", "stored", "decoding")
         told = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / 2**20:,.0f}" for name in parts)
-        return f"at most {self.total / 2**20:,.0f} MiB: {told}; contexts held together {self.contexts / 2**20:,.0f}"
+        away = f"; in host memory, of each context {self.on_host / 2**20:,.0f}" if self.on_host else ""
+        return f"at most {self.total / 2**20:,.0f} MiB: {told}; contexts held together {self.contexts / 2**20:,.0f}{away}"
 
 
 def memory_plan(
@@ -152,6 +160,7 @@ def memory_plan(
     max_context_bytes: int,
     prefill_chunk: int | None = None,
     chunked: bool = False,
+    offload: bool = False,
 ) -> MemoryPlan:
     """The bound of a sweep over contexts of at most `tokens`.
 
@@ -167,6 +176,7 @@ def memory_plan(
         max_context_bytes: as of the pipeline.
         prefill_chunk: tokens per chunk of the prefill.
         chunked: whether every variant compresses chunk by chunk.
+        offload: whether what variants keep lies in host memory.
     """
     full = shape.token * (min(tokens, prefill_chunk) if chunked and prefill_chunk else tokens)
     distinct = {variant.press.identity(): variant.press for variant in variants}
@@ -176,10 +186,9 @@ def memory_plan(
     selecting = max((len(set(limits)) for limits in per_press), default=0) * 9 + 40
     hidden = 4 * shape.layers * tokens * shape.hidden * sum(press.has("holds_hidden") for press in distinct.values())
     evidence = entries * (12 * len(distinct) + selecting) + hidden
-    stored = (int(full_kept(variants, tokens, chunked) * shape.token * tokens) + entries * len(variants)) * (
-        questions if query_aware else 1
-    )
-    stored += shape.token * tokens * (questions - 1 if query_aware else 0)
+    readings, whole = questions if query_aware else 1, shape.token * tokens
+    copies = int(full_kept(variants, tokens, chunked) * whole) * readings + whole * (readings - 1)
+    stored = entries * len(variants) * readings + (min(copies, whole) if offload else copies)
     again = any(press.has("whole_context") for press in distinct.values())
     work = _work(shape, tokens, prefill_chunk) + (_again(shape, tokens) if again else 0)
     reading = full + evidence + stored + work
@@ -188,11 +197,34 @@ def memory_plan(
     batch = min(max(max_batch_bytes, row), most * row)
     asking = min(max_batch_bytes, most * tail * attention_bytes(shape.query_heads, tokens + tail)) + most * tail * 4 * _per_token(shape)
     following = [one for one in variants if one.press.while_decoding(one.limit(tokens)) is not None]
-    copies = 2 * len(following) * questions * min(contexts, 1 + WIDE // rows) * shape.token * (tokens + tail)
+    own = 2 * len(following) * questions * min(contexts, 1 + WIDE // rows) * shape.token * (tokens + tail)
     together = max(reading, min(contexts * reading, max_context_bytes))
-    return MemoryPlan(
-        shape.weights, full, evidence, work, stored, together, batch + asking + copies + 2 * shape.token * tokens // shape.layers
-    )
+    decoding = batch + asking + own + 2 * whole // shape.layers
+    return MemoryPlan(shape.weights, full, evidence, work, stored, together, decoding, full + copies if offload else 0)
+
+
+def check_offload(offload: str) -> None:
+    """Refuse what is no choice of `offload`.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if offload not in ("auto", "always", "never"):
+        raise ValueError(
+            f"offload={offload!r} must be 'auto' (caches lie in host memory where a context does not fit the GPU), 'always' or 'never'"
+        )
+
+
+def room(model: nn.Module, offload: str) -> float:
+    """Bytes that a plan may total before caches are offloaded: those of the GPUs that hold the model; none for "always".
+
+    Infinite for "never", where "auto" finds no GPU, and for a model that lies on the CPU, whose memory is the host's, or is not loaded.
+    """
+    devices = {one.device for one in model.parameters()}
+    if offload == "never" or devices <= {HOST, torch.device("meta")}:
+        return math.inf
+    memory = sum(torch.cuda.get_device_properties(device).total_memory for device in devices if device.type == "cuda")
+    return 0 if offload == "always" else memory or math.inf
 
 
 def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections import deque
@@ -21,7 +22,7 @@ from kvcache.products import fast_products
 from kvcache.selection import Threshold
 from pipeline.chunked import check_prefill, read_in_chunks
 from pipeline.decode import Decoder, Row
-from pipeline.memory import WIDE, MemoryPlan, Shape, memory_plan, read_in_place, return_freed_memory
+from pipeline.memory import WIDE, MemoryPlan, Shape, check_offload, memory_plan, read_in_place, return_freed_memory, room
 from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
@@ -72,6 +73,7 @@ class CompressingPipeline:
         max_batch_bytes: int = MAX_BATCH_BYTES,
         max_context_bytes: int = MAX_CONTEXT_BYTES,
         fidelity: bool = False,
+        offload: str = "auto",
     ) -> None:
         """A pipeline over a loaded model.
 
@@ -87,11 +89,15 @@ class CompressingPipeline:
             max_context_bytes: bound on the contexts held so that their rows are decoded together; a single one may exceed it.
             fidelity: measure how far every variant of a list moves the model (`pipeline.fidelity`), beside the answers; where no variant
                 keeps the full cache, it is answered from as well.
+            offload: "auto": what variants keep of a context lies in host memory where its plan, the weights included, is more than the
+                memory of the GPUs that hold the model; each layer's entries are moved to its GPU at every read, which is slow but exact.
+                "always" or "never", whatever the plan.
 
         Raises:
-            ValueError: another `prefill`, a chunked one without chunks, or a model that would be compressed wrongly.
+            ValueError: another `prefill` or `offload`, a chunked one without chunks, or a model that would be compressed wrongly.
         """
         check_prefill(prefill, prefill_chunk)
+        check_offload(offload)
         check_model(model)
         self.model, self.tokenizer = model.eval(), tokenizer
         config: Any = model.config
@@ -99,6 +105,7 @@ class CompressingPipeline:
         self.prefill, self.prefill_chunk = prefill, prefill_chunk
         self.max_batch_bytes, self.max_context_bytes = max_batch_bytes, max_context_bytes
         self.fidelity = fidelity
+        self.room = room(model, offload)
         self.eos_ids = eos_token_ids(model, tokenizer)
         self.shape = Shape.of(model)
         self._prompts: dict[bool, Prompt] = {}
@@ -229,26 +236,37 @@ class CompressingPipeline:
                 context.release()
 
     def plan(self, request: Request, contexts: int = 1) -> MemoryPlan:
-        """The memory that the answers to a request take, or to so many like it."""
+        """The memory that the answers to a request take, or to so many like it; of a model that is not loaded, without offloading.
+
+        Whether a context is offloaded is decided for it alone: contexts are held together only as far as they fit.
+        """
         prompt = self._prompt(request.chat_template)
         asked = request.questions
         tokens = len(prompt.context_ids(request.context))
         tails = [len(prompt.question_ids(one.text, one.answer_prefix)) for one in asked]
         if request.query_aware:
             tokens += max(tails)
-        return memory_plan(
+        bound = partial(
+            memory_plan,
             self.shape,
             min(tokens, request.max_context_tokens or tokens),
             self._to_read(request),
             max(tail + one.max_new_tokens for tail, one in zip(tails, asked, strict=True)),
             questions=len(asked),
-            contexts=contexts,
             query_aware=request.query_aware,
             max_batch_bytes=self.max_batch_bytes,
             max_context_bytes=self.max_context_bytes,
             prefill_chunk=self.prefill_chunk,
             chunked=self.prefill == "chunked",
         )
+        return bound(contexts=contexts, offload=bound().total > self.room)
+
+    def _offloads(self, request: Request) -> bool:
+        """Whether what is kept of a request's context is to lie in host memory."""
+        try:
+            return self.room < math.inf and self.plan(request).on_host > 0
+        except Exception:  # what cannot be planned will fail when it is read, and say so
+            return self.room == 0
 
     def _to_read(self, request: Request) -> list[Variant]:
         """The variants of a request, and the full cache behind them where fidelity is measured and none of them keeps it."""
@@ -308,19 +326,20 @@ class CompressingPipeline:
         started = time.perf_counter()
         measured: list[tuple[Variant, CompressedContext | Exception, float, float]]
         variants = _variants(request.press)
+        offload = self._offloads(request)
         if self.prefill == "chunked":
-            measured = [(one, *self._read_alone(context_ids, one, framing, watched, request.count_kept)) for one in variants]
+            measured = [(one, *self._read_alone(context_ids, one, framing, watched, request.count_kept, offload)) for one in variants]
         elif not isinstance(request.press, Sequence):
             cache = self._forward(context_ids, variants[0].press, framing)
             seconds = time.perf_counter() - started
             kept = compressed_cache(self.model, cache, len(ids))
             kept.check_budget(variants[0].press, variants[0].limit(kept.tokens))
-            measured = [(variants[0], kept, 0.0, seconds)]
+            measured = [(variants[0], kept.offloaded() if offload else kept, 0.0, seconds)]
         else:
             onlooker = Onlooker([variant.press for variant in variants])
             self._forward(context_ids, onlooker, framing)
             seconds = time.perf_counter() - started
-            found = self._compress(PrefilledContext(onlooker, seconds), variants, watched, request.count_kept)
+            found = self._compress(PrefilledContext(onlooker, seconds, offload), variants, watched, request.count_kept)
             measured = [(*one, seconds) for one in found]
         readings = []
         for variant, made, observing, seconds in measured:
@@ -332,7 +351,7 @@ class CompressingPipeline:
         return readings
 
     def _read_alone(
-        self, context_ids: Tensor, variant: Variant, framing: Framing, watched: Sequence[Sequence[int]], count_kept: bool
+        self, context_ids: Tensor, variant: Variant, framing: Framing, watched: Sequence[Sequence[int]], count_kept: bool, offload: bool
     ) -> tuple[CompressedContext | Exception, float, float]:
         """What one variant keeps of a context compressed chunk by chunk, or raised; seconds observing, and of the reading with it."""
         assert self.prefill_chunk is not None
@@ -343,7 +362,7 @@ class CompressingPipeline:
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed reading
             return error, 0.0, time.perf_counter() - started
-        return kept, observing, time.perf_counter() - started - kept.seconds
+        return kept.offloaded() if offload else kept, observing, time.perf_counter() - started - kept.seconds
 
     def _forward(self, context_ids: Tensor, press: BasePress, framing: Framing) -> DynamicCache:
         """One prefill of (1, T) ids under a press; the cache it leaves."""

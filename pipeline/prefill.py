@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from kvcache.devices import moved, together
 from kvcache.observation import LayerObservation, attention_modules, window_of
 from kvcache.quantising import check_bits
 from kvcache.selection import Selection, Threshold, check_ratio, gather, ratio_for
-from kvcache.storage import Kept, Storage
+from kvcache.storage import Kept, Storage, offloaded
 from presses.base import BasePress, check_positions
 
 
@@ -130,6 +130,10 @@ class CompressedContext:
             self._measured.extend((self.entries(), self.bytes))
             self.layers.clear()
 
+    def offloaded(self) -> CompressedContext:
+        """The same with its entries in host memory; see `Storage.offloaded`."""
+        return replace(self, layers=offloaded(self.layers))
+
     def entries(self) -> list[list[int]]:
         """Measured kept entries per layer and head."""
         return self._measured[0] if self._measured else [kept.entries() for kept in self.layers]
@@ -227,15 +231,19 @@ class Onlooker(BasePress):
 class PrefilledContext:
     """A context that was read once: its full cache, and what every press saw."""
 
-    def __init__(self, onlooker: Onlooker, seconds: float) -> None:
-        """Take over the cache of a finished prefill that took `seconds`, observing included."""
+    def __init__(self, onlooker: Onlooker, seconds: float, offload: bool = False) -> None:
+        """Take over the cache of a finished prefill that took `seconds`, observing included.
+
+        With `offload`, what variants keep lies in host memory, each layer from when it is made; the device holds the full cache beside
+        it until this object goes.
+        """
         assert onlooker.prefill is not None
         self.onlooker, self.prefill, self.seconds = onlooker, onlooker.prefill, seconds
         self.tokens: int = self.prefill.cache.get_seq_length()
         self.windows = [window_of(module) for module in attention_modules(self.prefill.model)]
-        self.full = [
-            full_layer(layer.keys, layer.values, self.tokens, w) for layer, w in zip(self.prefill.cache.layers, self.windows, strict=True)
-        ]
+        self._at_rest: Callable[[Sequence[Kept]], list[Kept]] = offloaded if offload else list
+        pairs = zip(self.prefill.cache.layers, self.windows, strict=True)
+        self.full = self._at_rest([full_layer(layer.keys, layer.values, self.tokens, window) for layer, window in pairs])
         self._whole: dict[tuple[int, bool], list[Kept]] = {}
 
     def compress(
@@ -282,7 +290,8 @@ class PrefilledContext:
                 notes = press.notes(evidence[at]) if any(follows.values()) else None
                 chosen = [(selections[ratios[one]][at], sizes[one], follows[ratios[one]]) for one in mine]
                 chosen, notes = moved((chosen, notes), self.prefill.cache.layers[index].keys.device)
-                for variant, kept in zip(mine, self._apply(press, index, chosen, notes, in_place), strict=True):
+                kept_here = self._at_rest(self._apply(press, index, chosen, notes, in_place))
+                for variant, kept in zip(mine, kept_here, strict=True):
                     layers[variant][index] = kept
         seconds = (time.perf_counter() - started) / len(ratios)
         return [
@@ -305,7 +314,7 @@ class PrefilledContext:
         if bits is None:
             return self.full
         if (bits, movable) not in self._whole:
-            self._whole[bits, movable] = [kept.quantised(bits, movable) for kept in self.full]
+            self._whole[bits, movable] = [self._at_rest([kept.quantised(bits, movable)])[0] for kept in self.full]
         return self._whole[bits, movable]
 
     def _apply(

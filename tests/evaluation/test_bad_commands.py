@@ -165,6 +165,9 @@ prefill_chunk=many
 prefill_chunk=1.5
 press=kvzip prefill=chunked prefill_chunk=500
 press=decoding prefill=chunked prefill_chunk=0
+offload=5
+offload=null
+offload=sometimes
 max_batch_gb=0
 max_batch_gb=-1
 max_batch_gb=nan

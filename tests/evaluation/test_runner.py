@@ -176,6 +176,7 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
         (["model.dtype=float7"], "float7"),
         (["prefill_chunk=0"], "prefill_chunk=0"),
         (["max_batch_gb=0"], "max_batch_gb=0"),
+        (["offload=sometimes"], "offload='sometimes' must be 'auto'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
