@@ -28,12 +28,11 @@ NAME = "longpress"
 QUERY_BLOCK = 1024
 """Queries per step of a masked dense attention, which bounds the mask to QUERY_BLOCK x T; fewer where T is very long."""
 
-LOGITS = 2**19
-"""Logits per step of an attention made of products: 2 MiB."""
+LOGITS = 2**22
+"""Logits per step of an attention made of products: 16 MiB, more where that were fewer than `FEWEST` queries."""
 
-CAUSAL_ROWS = 256
-"""Queries per product of a causal attention, all heads of a group together: more compute what the mask hides, fewer waste the product."""
-
+FEWEST, MOST = 96, 256
+"""Queries per product, all heads of a group together: fewer waste the product, more compute what a causal mask hides."""
 
 MANY = 32
 """Queries and keys from which on products pay."""
@@ -181,7 +180,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Te
     group = query_heads // heads
     out = query.new_empty(rows, heads, group, n, value.shape[-1])
     grouped = query.reshape(rows, heads, group, n, size)
-    step = max(1, min(CAUSAL_ROWS, LOGITS // length) // group)
+    step = _at_once(group, length)
     for start in range(0, n, step):
         stop = min(n, start + step)
         seen, at = length - n + stop, torch.arange(length - n + start, length - n + stop, device=query.device)[:, None]
@@ -197,6 +196,11 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Te
                 logits.view(group, stop - start, -1)[..., since - first :] += bias
                 out[here] = product(torch.softmax(logits, -1, out=logits), value[row, head, first:seen].t()).view(group, stop - start, -1)
     return out.flatten(1, 2)
+
+
+def _at_once(heads: int, length: int) -> int:
+    """Queries of each of so many heads in one product with `length` keys."""
+    return max(1, min(MOST, max(FEWEST, LOGITS // length)) // heads)
 
 
 def _ragged(query: Tensor, layer: CompressedLayer, scaling: float, cap: float | None = None, sinks: Tensor | None = None) -> Tensor:
@@ -346,7 +350,7 @@ def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | Non
     """As `_part`, by `product`, of keys (b, K, d) and values (b, K, d') that are the same for all h."""
     several, heads, many, size = query.shape
     out, total = query.new_empty(several, heads, many, values.shape[-1]), query.new_empty(several, heads, many)
-    step = max(1, LOGITS // (heads * keys.shape[1]))
+    step = _at_once(heads, keys.shape[1])
     for at in range(several):
         for start in range(0, many, step):
             here = (at, slice(None), slice(start, start + step))

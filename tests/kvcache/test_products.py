@@ -51,7 +51,7 @@ def test_a_layer_and_what_is_left_to_pytorch(biased: bool) -> None:
     ("n", "length", "window"), [(1, 1, None), (7, 7, None), (300, 300, None), (5, 300, None), (300, 300, 40), (9, 90, 16)]
 )
 def test_causal_attention(n: int, length: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "LOGITS", 4 * length)  # several steps
+    monkeypatch.setattr(attention, "MOST", 12)  # several steps
     query, key, value = numbers(2, 6, n, 8), numbers(2, 2, length, 8), numbers(2, 2, length, 8)
     at, keys = torch.arange(length - n, length)[:, None], torch.arange(length)
     seen = (keys <= at) & (keys > at - (window or length + 1))
@@ -62,7 +62,7 @@ def test_causal_attention(n: int, length: int, window: int | None, monkeypatch: 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_attention_to_shared_entries(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     query, keys, values = numbers(2, 3, 40, 8), numbers(2, 50, 8), numbers(2, 50, 8)
-    monkeypatch.setattr(attention, "LOGITS", 3 * 50 * 40 // steps)
+    monkeypatch.setattr(attention, "MOST", 3 * 40 // steps)
     bias = torch.zeros(2, 1, 40, 50).masked_fill(numbers(2, 1, 40, 50) > 0.5, float("-inf"))
     out, total = attention._by_products(query, keys, values, bias)
     logits = query @ keys[:, None].transpose(2, 3) + bias
