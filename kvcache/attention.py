@@ -174,27 +174,32 @@ def _dense_by_hand(
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-    """As `_dense` for scaled queries, by `product`: a block of queries at a time, over what it sees."""
+    """As `_dense` for scaled queries, by `product`: a block of queries at a time, over what it sees.
+
+    Ends are rounded up to few lengths: the library keeps half a megabyte for every shape it has met, and buffers of ever new sizes
+    leave holes that none of the next fits into.
+    """
     rows, query_heads, n, size = query.shape
     heads, length = key.shape[1:3]
     group = query_heads // heads
     out = query.new_empty(rows, heads, group, n, value.shape[-1])
     grouped = query.reshape(rows, heads, group, n, size)
-    step = _at_once(group, length)
+    step, grain = _at_once(group, length), max(MOST, length // 16)
     for start in range(0, n, step):
         stop = min(n, start + step)
         seen, at = length - n + stop, torch.arange(length - n + start, length - n + stop, device=query.device)[:, None]
         first = 0 if window is None else max(0, seen - (stop - start) - window + 1)
         since = seen - (stop - start) if window is None else first  # keys from here on are hidden from some query
-        keys = torch.arange(since, seen, device=query.device)
+        end = min(length, -(-seen // grain) * grain)
+        keys = torch.arange(since, end, device=query.device)
         bias = _minus_infinity(keys > at if window is None else (keys > at) | (keys <= at - window), query.dtype)
         for row in range(rows):
             for head in range(heads):
                 here = (row, head, slice(None), slice(start, stop))
                 part = grouped[here].reshape(-1, size)
-                logits = product(part, key[row, head, first:seen])
+                logits = product(part, key[row, head, first:end])
                 logits.view(group, stop - start, -1)[..., since - first :] += bias
-                out[here] = product(torch.softmax(logits, -1, out=logits), value[row, head, first:seen].t()).view(group, stop - start, -1)
+                out[here] = product(torch.softmax(logits, -1, out=logits), value[row, head, first:end].t()).view(group, stop - start, -1)
     return out.flatten(1, 2)
 
 
@@ -252,7 +257,9 @@ def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, tota
         may_see_nothing = True
         passed = _minus_infinity(storage.positions[:, None] <= at - storage.window, query.dtype)  # (H or 1, r, K)
         bias = passed if bias is None else bias + passed
-    attended, weight = _shared(query, storage, storage.keys, storage.values, None if bias is None else bias[:, None], may_see_nothing, cap)
+    attended, weight = _shared(
+        query, storage, storage.keys, storage.values, None if bias is None else bias[:, None], may_see_nothing, cap, shared=True
+    )
     out[..., 0, :] = attended.permute(2, 0, 1, 3)
     total[..., 0] = weight.permute(2, 0, 1)
 
@@ -287,6 +294,7 @@ def _shared(
     bias: Tensor | None,
     may_see_nothing: bool,
     cap: float | None = None,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention of (H, G, m, d) queries over entries (H, K, *) of `storage`, the same for the G query heads of a KV head.
 
@@ -298,6 +306,7 @@ def _shared(
         bias: (H or 1, 1, m or 1, K).
         may_see_nothing: whether the bias may hide every entry from a query: a head may keep none.
         cap: of the logits, or None.
+        shared: whether these entries are read again and again, so that products made for their number pay.
 
     Returns:
         (H, G, m, d) and, in float32, (H, G, m).
@@ -307,14 +316,16 @@ def _shared(
         query = query.gather(-1, storage.channels[:, None, None].expand(-1, group, many, -1))
     if bias is not None:
         bias = bias.expand(heads, 1, many, -1)
-    out, total = _part(query, keys[:, None].expand(-1, group, -1, -1), values[:, None].expand(-1, group, -1, -1), bias, cap)
+    out, total = _part(query, keys[:, None].expand(-1, group, -1, -1), values[:, None].expand(-1, group, -1, -1), bias, cap, shared)
     if bias is not None and may_see_nothing:
         nothing = bias.isneginf().all(-1)
         out, total = out.masked_fill(nothing[..., None], 0.0), total.masked_fill(nothing, float("-inf"))
     return out, total
 
 
-def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap: float | None = None) -> tuple[Tensor, Tensor]:
+def _part(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap: float | None = None, shared: bool = False
+) -> tuple[Tensor, Tensor]:
     """Attention over one part of what a query sees: the weighted values, and the logarithm of the sum of the exponentials.
 
     Args:
@@ -323,17 +334,12 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap:
         values: (b, h, K, d').
         bias: (b, 1 or h, m, K) added to the logits, 0 or -inf; every query sees something.
         cap: of the logits, or None.
+        shared: see `_shared`; the keys and values are the same for all h.
 
     Returns:
         (b, h, m, d') and, in float32, (b, h, m).
     """
-    if (
-        cap is None
-        and keys.stride(1) == 0
-        and query.shape[1] * query.shape[2] >= MANY
-        and keys.shape[2] >= MANY
-        and fast(query, keys, values)
-    ):
+    if shared and cap is None and min(query.shape[1] * query.shape[2], keys.shape[2]) >= MANY and fast(query, keys, values):
         out, total = _by_products(query, keys[:, 0], values[:, 0], bias)
     elif cap is None and query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=bias, scale=1.0)

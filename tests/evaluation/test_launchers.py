@@ -33,7 +33,7 @@ def test_a_job_that_fails_on_ray_fails_alone(tiny: Path, tmp_path: Path) -> None
 
 
 def test_two_processes_of_joblib_are_faster_than_one_and_lose_nothing(tmp_path: Path) -> None:
-    rows = ["model=smollm2", "benchmark=ruler", "benchmark.tasks=[niah_single_2]", "benchmark.length=1024", "limit=16", "press=knorm"]
+    rows = ["model=smollm2", "benchmark=ruler", "benchmark.tasks=[niah_single_2]", "benchmark.length=1024", "limit=32", "press=knorm"]
     seconds = {}
     shards = ["shard.count=2", "shard.index=range(2)"]
     for name, arguments in {"single": [], "joblib": ["-m", *shards, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}.items():
@@ -43,6 +43,6 @@ def test_two_processes_of_joblib_are_faster_than_one_and_lose_nothing(tmp_path: 
         seconds[name] = time.perf_counter() - started
         assert done.returncode == 0, done.stdout + done.stderr
     assert content(tmp_path / "joblib") == content(tmp_path / "single")
-    assert len(records(tmp_path / "joblib")) == 32
+    assert len(records(tmp_path / "joblib")) == 64
     print(f"single {seconds['single']:.1f} s, joblib {seconds['joblib']:.1f} s")
     assert seconds["joblib"] < seconds["single"]
