@@ -18,7 +18,7 @@ from evaluation.workers import count_cores
 ROOT = Path(__file__).parent.parent
 
 
-def measure(workers: int = 2, contexts: int = 40, length: int = 1024) -> dict[str, Any]:
+def measure(workers: int = 2, contexts: int = 80, length: int = 1024) -> dict[str, Any]:
     """Run one sweep on the embedded model with one process and with several of one thread each.
 
     Args:
@@ -60,7 +60,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m bench.workers", description=__doc__)
     parser.add_argument("--workers", type=int, default=2, help="processes of the second run")
-    parser.add_argument("--contexts", type=int, default=40, help="RULER samples")
+    parser.add_argument("--contexts", type=int, default=80, help="RULER samples")
     parser.add_argument("--length", type=int, default=1024, help="tokens of each")
     parser.add_argument("--out", type=Path, default=Path("results/speed"), help="folder to write workers.json to")
     asked = parser.parse_args()
