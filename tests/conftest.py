@@ -1,7 +1,11 @@
 """What every test may ask for."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+from browser import chromium
 
 from pipeline.model import LoadedModel, ModelConfig, load_model
 
@@ -12,3 +16,10 @@ torch.set_num_threads(1)
 def smollm2() -> LoadedModel:
     """The embedded model in float32 on the CPU, loaded once per process; do not change it."""
     return load_model(ModelConfig(name="smollm2", dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One headless Chromium for the whole run: Playwright's synchronous driver allows no second one beside it."""
+    with chromium() as started:
+        yield started

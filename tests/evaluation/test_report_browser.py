@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, faint_text, layout_problems, opened
+from browser import faint_text, layout_problems, opened
 from many_records import TOKENS, many_records, write_many
 from test_report import ATTACK, kept_map
 from test_scores import line
@@ -19,12 +18,6 @@ from evaluation.keptmaps import append
 from evaluation.tables import report
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="session")
