@@ -7,7 +7,13 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from functools import wraps
+from typing import NoReturn, ParamSpec
+
+P = ParamSpec("P")
+
+BAD_INPUT = 2
+"""Exit code for what was given or where it lies."""
 
 UNREAD = 128 + 13
 """Exit code of a command whose reader left, as a shell gives it for SIGPIPE."""
@@ -19,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the sentence and exit with 2."""
         print(f"error: {message}; `{self.prog} --help` lists the arguments", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
 
 
 def points(text: str) -> float:
@@ -35,6 +41,23 @@ def points(text: str) -> float:
     if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of points from 0 to 100")
     return number
+
+
+def exit_code(main: Callable[P, None]) -> Callable[P, int]:
+    """`main` with an exit code: 0, or `BAD_INPUT` after one sentence for a `ValueError` or `OSError`."""
+
+    @wraps(main)
+    def answered(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            main(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # see `command`
+        except (ValueError, OSError) as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            return BAD_INPUT
+        return 0
+
+    return answered
 
 
 def command(main: Callable[[], int]) -> NoReturn:

@@ -29,7 +29,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from evaluation.arguments import command
+from evaluation.arguments import command, exit_code
 from evaluation.catalogue import ROOT, find, presses
 from evaluation.config import make_press, register
 
@@ -148,20 +148,16 @@ def _composed(asked: Calibration, entries: Any) -> tuple[Any, dict[str, Any]]:
     return make_press(plain["presses"][asked.press], entries), plain["model"]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command: exit code 0, or 2 with one sentence."""
+@exit_code
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
-        return 0
-    try:
-        asked = Calibration.parse(arguments)
-        note = calibrate(asked)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return
+    asked = Calibration.parse(arguments)
+    note = calibrate(asked)
     own = [one for one in asked.overrides if one.startswith(f"presses.{asked.press}.")]
     print(f"{note['tokens']} tokens in {note['seconds']} s; use them with {' '.join([*own, f'presses.{asked.press}.weights={asked.out}'])}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from evaluation.arguments import command
+from evaluation.arguments import command, exit_code
 
 ROOT = Path(__file__).parent.parent
 ABSTRACT = ("base", "scorer", "wrapper", "from_kvpress")
@@ -199,18 +199,12 @@ def _print(folder: str | None = None) -> None:
             print(f"  {entry.name:<{width}}  {entry.summary}  [{entry.source}]{cost}")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command: exit code 0, or 2 with one sentence."""
-    try:
-        if len(arguments) > 1:
-            raise ValueError(f"one folder with presses of your own can be listed, got {' '.join(arguments)}")
-        _print(*arguments)
-    except BrokenPipeError:
-        raise  # see `command`
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@exit_code
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    if len(arguments) > 1:
+        raise ValueError(f"one folder with presses of your own can be listed, got {' '.join(arguments)}")
+    _print(*arguments)
 
 
 if __name__ == "__main__":

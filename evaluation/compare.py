@@ -8,7 +8,6 @@ With `all` for Y, every other press on the suite's average; p-values are then ad
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import errorbars, significance
-from evaluation.arguments import Parser, command, points
+from evaluation.arguments import Parser, command, exit_code, points
 from evaluation.errorbars import Clusters
 from evaluation.records import BASELINE, FIDELITY, Record, read_records
 from evaluation.scores import averages
@@ -120,24 +119,21 @@ def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: exit code 0, or 2 with one sentence."""
+@exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = Parser(prog="python -m evaluation.compare", description="Compare two presses on the same samples.")
     parser.add_argument("press", metavar="X")
     parser.add_argument("other", metavar="Y", help=f"another press, or {ALL}: every other one")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders")
     parser.add_argument("--margin", type=points, default=MARGIN, help="points that X may lose and still count as no worse (%(default)s)")
     given = parser.parse_args(arguments)
-    try:
-        records = list(read_records(given.folders))
-        everyone = given.other == ALL and ALL not in {record.press for record in records}
-        if everyone:
-            frame = compare_all(records, given.press, given.margin)
-        else:
-            frame = compare(records, given.press, given.other, given.margin).assign(other=given.other)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    records = list(read_records(given.folders))
+    everyone = given.other == ALL and ALL not in {record.press for record in records}
+    if everyone:
+        frame = compare_all(records, given.press, given.margin)
+    else:
+        frame = compare(records, given.press, given.other, given.margin).assign(other=given.other)
     counts = frame["verdict"].value_counts()
     said = ", ".join(f"{verdict} in {counts.get(verdict, 0)}" for verdict in ("better", "worse", "not distinguishable"))
     whom = "every other press" if everyone else given.other
@@ -153,7 +149,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = row["verdict"] + (f", no worse than {given.margin:g} below" if row["not_worse"] else "")
             print(f"  {row['budget']:<14} {row['row']:<{wide}} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {said}")
         _print_measures(part, wide, everyone)
-    return 0
 
 
 def _print_measures(part: pd.DataFrame, wide: int, everyone: bool) -> None:

@@ -10,7 +10,6 @@ Differs: predictions.csv has the columns that records know (no question, answer 
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from benchmarks.base import Benchmark, LeaderboardRun
-from evaluation.arguments import Parser, command
+from evaluation.arguments import Parser, command, exit_code
 from evaluation.catalogue import benchmarks, find
 from evaluation.lines import LINE
 from evaluation.records import BASELINE, Record
@@ -74,8 +73,9 @@ def kvpress(records: Iterable[Record], out: Path, names: Mapping[str, str] | Non
     return sorted(planned)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: exit code 0, or 2 with one sentence."""
+@exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = Parser(prog="python -m evaluation.export", description="Export results to another tool's layout.")
     parser.add_argument("layout", choices=["kvpress"], help="kvpress: the folders that its leaderboard takes")
     parser.add_argument("folder", type=Path, metavar="DIR", help="results folder")
@@ -84,16 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--name", action="append", default=[], metavar="OURS=THEIRS", help="what a press is called there, e.g. mine=its_name"
     )
     given = parser.parse_args(arguments)
-    try:
-        unclear = [name for name in given.name if name.count("=") != 1]
-        if unclear:
-            raise ValueError(f"--name {unclear[0]}: give OURS=THEIRS")
-        written = kvpress(read([given.folder]), given.out, dict(name.split("=") for name in given.name))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    unclear = [name for name in given.name if name.count("=") != 1]
+    if unclear:
+        raise ValueError(f"--name {unclear[0]}: give OURS=THEIRS")
+    written = kvpress(read([given.folder]), given.out, dict(name.split("=") for name in given.name))
     print(*written, sep="\n")
-    return 0
 
 
 def _config(rows: Sequence[Record], names: Mapping[str, str]) -> dict[str, Any]:

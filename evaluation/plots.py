@@ -15,7 +15,6 @@ grey, which the title states.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.arguments import Parser, command
+from evaluation.arguments import Parser, command, exit_code
 from evaluation.fidelity import fidelity, shown_task
 from evaluation.heatmap import heat_maps
 from evaluation.pareto import pareto
@@ -121,19 +120,15 @@ def ranked(part: pd.DataFrame, task: str) -> list[str]:
     return sorted(rows["label"].unique(), key=lambda label: (-float(means.get(label, math.nan)) if label in means.dropna() else 1.0, label))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: exit code 0, or 2 with one sentence."""
+@exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = Parser(prog="python -m evaluation.plots", description="Draw plots from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the plots")
     folders = parser.parse_args(arguments).folders
-    try:
-        records = read(folders)
-        drawn = draw(scores(records), records, folders[0])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    records = read(folders)
+    drawn = draw(scores(records), records, folders[0])
     print(*drawn, sep="\n")
-    return 0
 
 
 def _labels(part: pd.DataFrame) -> list[str]:

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation import costs, fidelity
-from evaluation.arguments import Parser, command
+from evaluation.arguments import Parser, command, exit_code
 from evaluation.costs import Grid, cost_grids
 from evaluation.families import exceeds
 from evaluation.fidelity import fidelity_grids
@@ -65,24 +64,20 @@ def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path]
     return template
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: exit code 0, or 2 with one sentence."""
+@exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = Parser(prog="python -m evaluation.report", description="Write report.html from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the page")
+    folders = parser.parse_args(arguments).folders
+    records = read(folders)
+    text = page(scores(records), records, folders, costs.costs(records), fidelity.fidelity(records))
+    target = folders[0] / "report.html"
     try:
-        folders = parser.parse_args(arguments).folders
-        records = read(folders)
-        text = page(scores(records), records, folders, costs.costs(records), fidelity.fidelity(records))
-        target = folders[0] / "report.html"
-        try:
-            write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"the report cannot be written to {folders[0]}: {error.strerror}") from error
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"the report cannot be written to {folders[0]}: {error.strerror}") from error
     print(target)
-    return 0
 
 
 def _view(view: View, more: Sequence[tuple[str, Mapping[tuple[Any, ...], Grid], str]]) -> dict[str, Any]:

@@ -6,13 +6,12 @@ was measured is overwritten.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.base import Benchmark, Sample
-from evaluation.arguments import Parser, command
+from evaluation.arguments import Parser, command, exit_code
 from evaluation.catalogue import benchmarks, find
 from evaluation.records import Record, RecordWriter, read_records
 from evaluation.tables import report
@@ -41,25 +40,19 @@ def rescore(folder: Path) -> Iterator[Record]:
         yield replace(record, benchmark_version=suite.version, metric=metric, scores=scores, score=scores.get(metric))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(prog="python -m evaluation.rescore", description=__doc__)
     parser.add_argument("folder", type=Path, help="results folder to read")
     parser.add_argument("out", type=Path, help="results folder to write, new or empty")
     given = parser.parse_args(arguments)
-    try:
-        if list(given.out.glob("records/*.jsonl")):
-            raise ValueError(f"{given.out} already holds records; give a new folder")
-        with RecordWriter(given.out) as writer:
-            for record in rescore(given.folder):
-                writer.append(record)
-        report([given.out])
-    except BrokenPipeError:
-        raise  # see `command`
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if list(given.out.glob("records/*.jsonl")):
+        raise ValueError(f"{given.out} already holds records; give a new folder")
+    with RecordWriter(given.out) as writer:
+        for record in rescore(given.folder):
+            writer.append(record)
+    report([given.out])
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from evaluation.arguments import unread
-
-BAD_INPUT = 2
+from evaluation.arguments import BAD_INPUT, unread
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.arguments import Parser, command, points
+from evaluation.arguments import Parser, command, exit_code, points
 from evaluation.costs import cost_grids, costs
 from evaluation.latex import latex
 from evaluation.markdown import MARGIN, markdown, terminal
@@ -82,19 +82,15 @@ def read(folders: Sequence[Path]) -> list[Record]:
     return records
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: exit code 0, or 2 with one sentence."""
+@exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = Parser(prog="python -m evaluation.tables", description="Rebuild the tables from records; needs no model.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the tables")
     parser.add_argument("--margin", type=points, default=MARGIN, help="points of loss that count as lossless (default: %(default)s)")
     parser.add_argument("--no-plots", action="store_true", help="write no plots (they need matplotlib)")
     given = parser.parse_args(arguments)
-    try:
-        report(given.folders, given.margin, plots=not given.no_plots)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    report(given.folders, given.margin, plots=not given.no_plots)
 
 
 def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str, margin: float) -> None:
