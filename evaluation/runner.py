@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import math
 import sys
 import tempfile
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from statistics import fmean as mean
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.base import Sample, group_by_context
 from evaluation.config import Settings
-from evaluation.environment import environment, redacted, without_secrets, write_description, write_memory
+from evaluation.environment import environment, redacted, write_description, write_memory
 from evaluation.interruption import Interruption
 from evaluation.keptmaps import append, kept_map
 from evaluation.plan import Item, Plan, describe
-from evaluation.records import Record, RecordWriter, read_records, record_key
+from evaluation.recording import keys_of, record_of, scored
+from evaluation.records import Record, RecordWriter, read_records
 from evaluation.workers import Workers, starting
 from pipeline import CompressingPipeline, Question, Request
 from pipeline.memory import MemoryPlan, held_memory_bytes, peak_memory_bytes
 from pipeline.model import KnownModel, LoadedModel, ModelConfig, find_model
-from pipeline.prefill import Variant
 from pipeline.results import Failure, Result
 
 PROGRESS = (
@@ -40,9 +35,6 @@ PROGRESS = (
     TextColumn("left"),
     TimeRemainingColumn(),
 )
-
-COUNTING = ("tasks", "samples_per_task")
-"""Options of a benchmark that choose samples without changing any of them: tables do not keep their records apart."""
 
 
 class EvaluationRunner:
@@ -125,7 +117,7 @@ class EvaluationRunner:
             raise ValueError(f"benchmark {name} gives no sample with these options")
         folder = settings.results
         done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
-        keys = {sample.id: self._keys(known, sample) for sample in samples}
+        keys = {sample.id: keys_of(settings, known, sample) for sample in samples}
         counted = Counter[str]()
         for sample in samples:
             counted[sample.task] += 1
@@ -177,7 +169,7 @@ class EvaluationRunner:
         with RecordWriter(settings.results) as writer:
             for results in interruption.guarding(self.pipeline.stream(requests())):
                 asked, missing = item = read.popleft()
-                keys = {sample.id: self._keys(loaded, sample) for sample in asked}
+                keys = {sample.id: keys_of(settings, loaded, sample) for sample in asked}
                 for at, result in zip((at for at in missing for _ in asked), results, strict=True):
                     sample = asked[result.question]
                     if keys[sample.id][at] not in done and result.answer.stop_reason:
@@ -251,137 +243,20 @@ class EvaluationRunner:
         mapped = samples[0].context_id in self.mapped
         return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template, count_kept=mapped)
 
-    def _keys(self, known: KnownModel | LoadedModel, sample: Sample) -> list[str]:
-        """The key of the sample's record under each variant."""
-        benchmark = self.settings.benchmark
-        shared = {
-            "model": [known.name, known.revision, known.dtype],
-            "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
-            "prompt": prompt_hash(sample),
-            "references": sample.references,
-            "query_aware": self.settings.query_aware,
-        }
-        if self.settings.prefill != "shared":
-            shared["prefill"] = prefill_name(self.settings)
-        presses = ([one.press.name, one.press.parameters(), *_budget_key(one), *_bits_key(one)] for _, one in self.settings.variants)
-        return [record_key({**shared, "press": press}) for press in presses]
-
-    def _record(self, loaded: KnownModel | LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str) -> Record:
-        settings = self.settings
-        label, variant = settings.variants[at]
-        scores, error = {}, result.error
-        if error is None:
-            try:
-                scores = settings.benchmark.score(sample, result.answer.text)
-                check_scores(scores)
-            except Exception as raised:
-                scores, error = {}, raised
-        if error is not None:
+    def _record(self, model: KnownModel | LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str) -> Record:
+        """The record of variant `at`; failures are counted, and the first is told."""
+        outcome = scored(self.settings, sample, result)
+        if isinstance(outcome, Exception):
             self.failed += 1
             if self.failed == 1:
-                print(f"failed: {sample.id} under {label}: {type(error).__name__}: {redacted(str(error))}", file=sys.stderr)
-        metric = next(iter(scores), "")  # none where the suite keeps its references to itself
-        return Record(
-            key=key,
-            model=loaded.name,
-            revision=loaded.revision,
-            dtype=loaded.dtype,
-            benchmark=settings.benchmark.name,
-            benchmark_version=settings.benchmark.version,
-            task=sample.task,
-            sample_id=sample.id,
-            context_id=sample.context_id,
-            press=label,
-            press_parameters=variant.press.parameters(),
-            **{"compression_ratio": None, **variant.budget},  # type: ignore[arg-type]
-            cache_bits=variant.cache_bits,
-            query_aware=settings.query_aware,
-            prefill=prefill_name(settings),
-            metric=metric,
-            score=scores.get(metric),
-            scores=scores,
-            weight=sample.weight,
-            prediction=result.answer.text,
-            references=list(sample.references),
-            question_tokens=result.answer.question_tokens,
-            new_tokens=len(result.answer.token_ids),
-            stop_reason=result.answer.stop_reason if error is None else "error",
-            error=None if error is None else redacted("".join(traceback.format_exception(error))),
-            decode_seconds=result.answer.seconds,
-            prompt_hash=prompt_hash(sample),
-            **measured(result, sample),
-            data=dict(sample.metadata),
-            seed=settings.seed,
-            benchmark_parameters=without_secrets(
-                {key: value for key, value in asdict(settings.benchmark).items() if key not in COUNTING}  # type: ignore[call-overload]
-            ),
-        )
-
-
-def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
-    """Fields of a record that say what a variant kept and what it cost; nothing, where it failed before it kept anything."""
-    if isinstance(result, Failure):
-        numbers = ("kept_fraction", "cache_bytes", "full_cache_bytes", "context_tokens")
-        seconds = ("prefill_seconds", "observe_seconds", "compress_seconds")
-        return {**dict.fromkeys(numbers, 0), **dict.fromkeys(seconds, 0.0), "kept_entries": []}
-    kept, sizes = result.context, result.answer.cache_bytes
-    return {
-        "kept_fraction": kept.kept_fraction,
-        "kept_entries": [heads[0] if len(set(heads)) == 1 else heads for heads in kept.entries()],
-        "cache_bytes": kept.bytes,
-        "full_cache_bytes": kept.full_bytes,
-        "context_tokens": kept.tokens,
-        "peak_entries": kept.full_entries if kept.peak_entries is None else kept.peak_entries,
-        "truncated": sample.truncated or result.truncated,
-        "prefill_seconds": result.prefill_seconds,
-        "observe_seconds": result.observe_seconds,
-        "compress_seconds": kept.seconds,
-        "evidence_kept": kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
-        "final_cache_bytes": sizes[-1] if sizes else None,
-        "peak_cache_bytes": max(sizes, default=None),
-        "mean_cache_bytes": mean(sizes) if sizes else None,
-        **result.answer.fidelity,
-    }
-
-
-def _budget_key(variant: Variant) -> list[Any]:
-    """What a record's key says of the budget: the ratio, or another budget by name."""
-    if variant.budget_tokens is None and variant.threshold is None:
-        return [variant.compression_ratio]
-    return [variant.budget]
-
-
-def _bits_key(variant: Variant) -> list[Any]:
-    """What a record's key says of a quantised cache; nothing of one that is not, so that older records keep their keys."""
-    return [] if variant.cache_bits is None else [{"cache_bits": variant.cache_bits}]
-
-
-def prefill_name(settings: Settings) -> str:
-    """How contexts are read, as records say it: "shared", or "chunked/N" with N tokens per chunk."""
-    return settings.prefill if settings.prefill == "shared" else f"{settings.prefill}/{settings.prefill_chunk}"
+                why = f"{type(outcome).__name__}: {redacted(str(outcome))}"
+                print(f"failed: {sample.id} under {self.settings.variants[at][0]}: {why}", file=sys.stderr)
+        return record_of(self.settings, model, sample, at, result, key, outcome)
 
 
 def question_of(sample: Sample) -> Question:
     """What the pipeline is asked for a sample."""
     return Question(sample.question, sample.answer_prefix, sample.max_new_tokens, sample.min_new_tokens, sample.stop, sample.evidence)
-
-
-def prompt_hash(sample: Sample) -> str:
-    """Content hash of everything the model reads, and of when its answer ends."""
-    limits = [sample.max_new_tokens, sample.min_new_tokens, *sample.stop, sample.chat_template]
-    text = json.dumps([sample.context, sample.question, sample.answer_prefix, *limits])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_scores(scores: dict[str, float]) -> None:
-    """Refuse what is no score.
-
-    Raises:
-        ValueError: a score is not a number in [0, 1].
-    """
-    for metric, score in scores.items():
-        if not (math.isfinite(score) and 0 <= score <= 1):
-            raise ValueError(f"the scorer gave {metric}={score!r}, which does not lie in [0, 1]")
 
 
 def check_writable(folder: Path) -> None:

@@ -13,7 +13,7 @@ from tiny_models import tiny_model
 
 from evaluation.catalogue import ROOT
 from evaluation.config import Settings, register, settings
-from evaluation.runner import _bits_key
+from evaluation.recording import _bits_key
 
 
 def checked(*overrides: str) -> Settings:
