@@ -6,7 +6,6 @@ states depend on the press from the second chunk on, so every variant reads the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from kvcache.compressing import Framing
 from kvcache.observation import LayerObservation, attention_modules, is_left_whole, window_of
 from kvcache.reading_on import extended, read_on
 from kvcache.selection import Selection, Threshold
+from pipeline.clock import now
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, keeping_heads, share_kept
 from presses.base import BasePress
 
@@ -112,7 +112,7 @@ def read_in_chunks(
 
         asked = _within(framing.question, start, stop, tokens)
         own = read_on(model, layers, start, token_ids[:, start:stop], tokens, asked, look)
-        started = time.perf_counter()
+        started = now()
         peak = max(peak, sum(sum(kept.entries()) + keys[0, :, :, 0].numel() for kept, (keys, _) in zip(layers, own, strict=True)))
         lossy = (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless
         selections: list[Selection] = []
@@ -136,7 +136,7 @@ def read_in_chunks(
         chunks.append((stop - start, ratio))
         kept_by.append(keeping_heads(selections) if count_kept and selections else None)
         observing += sum(seen.seconds.values())
-        compressing += time.perf_counter() - started
+        compressing += now() - started
     if len(chunks) == 1:
         return replace(context, peak_entries=peak, chunks=chunks), observing
     full = [tokens * kept.storage.keys.shape[0] if at in observed else sum(kept.entries()) for at, kept in enumerate(layers)]

@@ -7,7 +7,6 @@ depend on the rows beside it (in float32: token for token; in bfloat16 within ro
 from __future__ import annotations
 
 import sys
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from kvcache.following import Follower, release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
 from kvcache.products import fast_products
 from kvcache.projections import query_heads
+from pipeline.clock import now
 from pipeline.fidelity import AfterQuestion
 from pipeline.memory import attention_bytes, logits_bytes, return_freed_memory
 from pipeline.prefill import CompressedContext
@@ -158,10 +158,10 @@ class Decoder:
 
     def _write(self) -> None:
         """One step of the batch, after letting rows in."""
-        started = time.perf_counter()
+        started = now()
         self._admit()
         self._step()
-        share = (time.perf_counter() - started) / len(self.alive)
+        share = (now() - started) / len(self.alive)
         for writing in self.alive:
             writing.answer.seconds += share
         self._drop_finished()

@@ -8,7 +8,6 @@ only sees an answer as right or wrong, so far fewer samples tell two presses apa
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.cache import CompressedCache, CompressedLayer
+from pipeline.clock import now
 from pipeline.prefill import CompressedContext
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def measure(decoder: Decoder, full: Answer, answers: Sequence[Answer], reference
         answers: of the variants.
         reference: token ids of the reference answer.
     """
-    started = time.perf_counter()
+    started = now()
     measured = [answer for answer in answers if answer.after is not None]
     if not measured or full.after is None:
         return
@@ -103,7 +103,7 @@ def measure(decoder: Decoder, full: Answer, answers: Sequence[Answer], reference
             for answer, of_row in zip(measured, found, strict=False):
                 answer.fidelity |= {f"{name}_{what}": value for what, value in of_row.items()}
     for answer in measured:
-        answer.fidelity["fidelity_seconds"] = (time.perf_counter() - started) / len(measured)
+        answer.fidelity["fidelity_seconds"] = (now() - started) / len(measured)
 
 
 @torch.no_grad()

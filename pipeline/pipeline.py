@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from kvcache.observation import cache_keyword
 from kvcache.products import fast_products
 from kvcache.selection import Threshold
 from pipeline.chunked import check_prefill, read_in_chunks
+from pipeline.clock import now
 from pipeline.decode import Decoder, Row
 from pipeline.memory import WIDE, MemoryPlan, Shape, check_offload, memory_plan, read_in_place, return_freed_memory, room
 from pipeline.model import eos_token_ids
@@ -323,7 +323,7 @@ class CompressingPipeline:
         watched = [[position for position in positions if position < len(ids) - n_question] for positions in watched]
         context_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)  # type: ignore[operator]
         framing = prompt.framing(min(len(ids), n_question))
-        started = time.perf_counter()
+        started = now()
         measured: list[tuple[Variant, CompressedContext | Exception, float, float]]
         variants = _variants(request.press)
         offload = self._offloads(request)
@@ -331,14 +331,14 @@ class CompressingPipeline:
             measured = [(one, *self._read_alone(context_ids, one, framing, watched, request.count_kept, offload)) for one in variants]
         elif not isinstance(request.press, Sequence):
             cache = self._forward(context_ids, variants[0].press, framing)
-            seconds = time.perf_counter() - started
+            seconds = now() - started
             kept = compressed_cache(self.model, cache, len(ids))
             kept.check_budget(variants[0].press, variants[0].limit(kept.tokens))
             measured = [(variants[0], kept.offloaded() if offload else kept, 0.0, seconds)]
         else:
             onlooker = Onlooker([variant.press for variant in variants])
             self._forward(context_ids, onlooker, framing)
-            seconds = time.perf_counter() - started
+            seconds = now() - started
             found = self._compress(PrefilledContext(onlooker, seconds, offload), variants, watched, request.count_kept)
             measured = [(*one, seconds) for one in found]
         readings = []
@@ -355,14 +355,14 @@ class CompressingPipeline:
     ) -> tuple[CompressedContext | Exception, float, float]:
         """What one variant keeps of a context compressed chunk by chunk, or raised; seconds observing, and of the reading with it."""
         assert self.prefill_chunk is not None
-        started, size = time.perf_counter(), self.prefill_chunk
+        started, size = now(), self.prefill_chunk
         try:
             kept, observing = read_in_chunks(self.model, context_ids, variant, size, self._forward, framing, watched, count_kept)
             kept.check_budget(variant.press, variant.limit(kept.tokens))
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed reading
-            return error, 0.0, time.perf_counter() - started
-        return kept.offloaded() if offload else kept, observing, time.perf_counter() - started - kept.seconds
+            return error, 0.0, now() - started
+        return kept.offloaded() if offload else kept, observing, now() - started - kept.seconds
 
     def _forward(self, context_ids: Tensor, press: BasePress, framing: Framing) -> DynamicCache:
         """One prefill of (1, T) ids under a press; the cache it leaves."""

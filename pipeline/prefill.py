@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from kvcache.observation import LayerObservation, attention_modules, window_of
 from kvcache.quantising import check_bits
 from kvcache.selection import Selection, Threshold, check_ratio, gather, ratio_for
 from kvcache.storage import Kept, Storage, offloaded
+from pipeline.clock import now
 from presses.base import BasePress, check_positions
 
 
@@ -200,7 +200,7 @@ class Onlooker(BasePress):
         for identity, press in self.presses.items():
             if identity in self.failures:
                 continue
-            started = time.perf_counter()
+            started = now()
             try:
                 seen[identity] = press.observe(layer)
             except Exception as error:
@@ -210,7 +210,7 @@ class Onlooker(BasePress):
                 traceback.clear_frames(error.__traceback__)  # they hold the layer's tensors
                 self.failures[identity] = failure
                 self.evidence[identity].clear()
-            self.seconds[identity] += time.perf_counter() - started
+            self.seconds[identity] += now() - started
         return seen
 
     def compress(self, layer: LayerObservation, prefill: Prefill) -> None:
@@ -272,7 +272,7 @@ class PrefilledContext:
         """
         if press.identity() in self.onlooker.failures:
             raise self.onlooker.failures[press.identity()]
-        started = time.perf_counter()
+        started = now()
         lossy = [ratio for ratio in ratios if (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless]
         sizes = list(bits or [None] * len(ratios))
         follows = {ratio: press.while_decoding(ratio) is not None for ratio in ratios}
@@ -293,7 +293,7 @@ class PrefilledContext:
                 kept_here = self._at_rest(self._apply(press, index, chosen, notes, in_place))
                 for variant, kept in zip(mine, kept_here, strict=True):
                     layers[variant][index] = kept
-        seconds = (time.perf_counter() - started) / len(ratios)
+        seconds = (now() - started) / len(ratios)
         return [
             CompressedContext(
                 layers[variant],

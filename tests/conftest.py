@@ -1,5 +1,6 @@
 """What every test may ask for."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from browser import chromium
 from pipeline.model import LoadedModel, ModelConfig, load_model
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background deaf to it, and so would be all below
 
 
 @pytest.fixture(scope="session")
