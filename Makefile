@@ -8,7 +8,7 @@ PEER := .venv-kvpress
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo bench test test-slow test-latex test-browser test-cluster check format
+.PHONY: help setup demo bench bench-gpu test test-slow test-latex test-browser test-cluster check format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -28,6 +28,12 @@ demo: setup ## a sweep on the embedded model: five presses, three ratios, RULER 
 
 bench: setup $(PEER)/.installed ## measure longpress beside kvpress and the machine's limit: half an hour, writes results/speed/
 	$(BIN)/python -m bench --peer $(PEER)/bin/python
+
+bench-gpu: setup $(PEER)/.installed ## the same on a GPU of 80 GB: Llama 3.1 8B and 3.2 1B with random weights, 4k to 128k tokens
+	for shape in llama-3.1-8b llama-3.2-1b; do \
+	  $(BIN)/python -m bench --peer $(PEER)/bin/python --peer-presses 2 --model $$shape --device cuda --dtype bfloat16 --wide \
+	    --lengths 4096 32768 131072 --growth 0 --out results/speed-$$shape || exit 1; \
+	done
 
 $(PEER)/.installed: constraints.txt
 	$(PYTHON) -m venv $(PEER)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from bench.sweep import load
 from kvcache.attention import attending
 from kvcache.observation import cache_keyword
 from kvcache.products import fast_products
-from pipeline.model import load_model
+from pipeline.clock import now
 from pipeline.prompt import Prompt
 
 BATCHES = (1, 8, 16, 32, 64, 128, 256)
@@ -46,19 +45,19 @@ AttentionInterface.register("without_attention", without_attention)
 def plain_prefill(model: Any, ids: Tensor) -> float:
     """Seconds of one forward pass of transformers over (1, T) ids with its own cache and its fastest attention."""
     cache = DynamicCache(config=model.config)
-    started = time.perf_counter()
+    started = now()
     model.model(input_ids=ids, **{cache_keyword(model.model): cache})
-    return time.perf_counter() - started
+    return now() - started
 
 
 def pass_seconds(model: Any, rows: int, tokens: int, repeats: int = 3) -> float:
     """Best seconds of `repeats` passes over (rows, tokens) ids without attention, with the logits of each row's last token."""
-    ids = torch.randint(100, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(100, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     best = float("inf")
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = now()
         model.lm_head(model.model(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
-        best = min(best, time.perf_counter() - started)
+        best = min(best, now() - started)
     return best
 
 
@@ -77,11 +76,11 @@ def parts(model: Any, ids: Sequence[Tensor]) -> dict[str, Any]:
 def main() -> None:
     """Measure and write `parts` with PyTorch's products, and as `fast` with those of longpress."""
     source, target = map(Path, sys.argv[1:])
-    rows, _ = load(source)
-    loaded = load_model()
+    subject, rows, _ = load(source)
+    loaded = subject.load()
     model: Any = loaded.model
     prompt = Prompt(loaded.tokenizer, True)
-    ids = [torch.tensor([prompt.context_ids(row.context)]) for row in rows]
+    ids = [torch.tensor([prompt.context_ids(row.context)], device=model.device) for row in rows]
     with torch.no_grad():
         measured = parts(model, ids)
         with attending(model), fast_products():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 from bench.sweep import Point, Row, load
 from evaluation.catalogue import find, presses
 from pipeline import CompressingPipeline, Question, Request, Variant
+from pipeline.clock import now
 from pipeline.memory import peak_memory_bytes
-from pipeline.model import load_model
 
 
 def variants(points: Sequence[Point]) -> list[Variant]:
@@ -33,9 +32,9 @@ def sweep(pipe: CompressingPipeline, rows: Sequence[Row], points: Sequence[Point
         ValueError: an answer failed, e.g. because a row is longer than the model's window.
     """
     requests = [Request(row.context, [Question(row.question, row.answer_prefix, row.max_new_tokens)], variants(points)) for row in rows]
-    started = time.perf_counter()
+    started = now()
     results = list(pipe.stream(requests))
-    seconds = time.perf_counter() - started
+    seconds = now() - started
     every = [result for of_row in results for result in of_row]
     for failed in (result for result in every if result.error is not None):
         raise ValueError(f"{failed.variant} failed: {failed.error}")
@@ -54,10 +53,10 @@ def sweep(pipe: CompressingPipeline, rows: Sequence[Row], points: Sequence[Point
 
 
 def main() -> None:
-    """Load the embedded model, sweep, write."""
+    """Load the model, sweep, write."""
     source, target = map(Path, sys.argv[1:])
-    rows, points = load(source)
-    loaded = load_model()
+    subject, rows, points = load(source)
+    loaded = subject.load()
     pipe = CompressingPipeline(loaded.model, loaded.tokenizer, window=loaded.window)
     pipe(rows[0].context[:2000], question="Why?", max_new_tokens=2)  # first calls allocate and choose kernels
     measured = sweep(pipe, rows, points)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +13,8 @@ import kvpress
 from transformers import pipeline
 
 from bench.sweep import load
+from pipeline.clock import now
 from pipeline.memory import peak_memory_bytes
-from pipeline.model import load_model
 
 MAKE: dict[str, Callable[[float], Any]] = {
     "none": lambda ratio: None,
@@ -26,15 +25,17 @@ MAKE: dict[str, Callable[[float], Any]] = {
     "tova": lambda ratio: kvpress.TOVAPress(ratio),
     "expected_attention": lambda ratio: kvpress.ExpectedAttentionPress(ratio),
     "pyramidkv": lambda ratio: kvpress.PyramidKVPress(ratio),
+    "lagkv": lambda ratio: kvpress.LagKVPress(ratio),
+    "leverage": lambda ratio: kvpress.LeverageScorePress(ratio),
     "adakv": lambda ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio)),
 }
 
 
 def main() -> None:
-    """Load the embedded model, answer, write seconds and answers per row and variant."""
+    """Load the model, answer, write seconds and answers per row and variant."""
     source, target = map(Path, sys.argv[1:])
-    rows, points = load(source)
-    loaded = load_model()
+    subject, rows, points = load(source)
+    loaded = subject.load()
     pipe = pipeline("kv-press-text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
 
     pipe(rows[0].context[:2000], question="Why?", max_new_tokens=2)
@@ -42,9 +43,9 @@ def main() -> None:
     for row in rows:
         options = {"question": row.question, "answer_prefix": row.answer_prefix, "max_new_tokens": row.max_new_tokens}
         for point in points:
-            started = time.perf_counter()
+            started = now()
             answers.append(pipe(row.context, press=MAKE[point.press](point.ratio), **options)["answer"])
-            seconds.append(time.perf_counter() - started)
+            seconds.append(now() - started)
     n = len(points)
     measured = {
         "seconds": [seconds[start : start + n] for start in range(0, len(seconds), n)],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from bench.limit import plain_prefill
 from benchmarks.haystack import load
 from evaluation.catalogue import presses
 from kvcache.observation import LayerObservation, cache_keyword, observing
+from pipeline.clock import now
 from pipeline.model import load_model
 from presses.base import BasePress
 
@@ -44,10 +44,10 @@ def seconds(press: BasePress, layers: Sequence[LayerObservation], repeats: int) 
     best = float("inf")
     for _ in range(repeats):
         fresh = [replace(layer, _memo={}) for layer in layers]
-        started = time.perf_counter()
+        started = now()
         for layer in fresh:
             press.observe(layer)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, now() - started)
     return best
 
 

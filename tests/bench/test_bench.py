@@ -1,12 +1,18 @@
-"""The arithmetic of the bench, on figures made up so that the answer is known."""
+"""The arithmetic of the bench, on figures made up so that the answer is known, and what it measures on a tiny model."""
 
 import json
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.__main__ import different_answers, limit_seconds, peer_seconds, summary
+from bench.__main__ import different_answers, limit_seconds, peer_seconds, ruler_rows, summary
+from bench.limit import parts
+from bench.ours import sweep
 from bench.plot import draw
-from bench.sweep import PRESSES, RATIOS, Row, grid, load, peer_grid, save
+from bench.subject import SHAPES, Subject
+from bench.sweep import PRESSES, RATIOS, WIDE, Row, grid, load, peer_grid, save
+from pipeline import CompressingPipeline
 
 ROW = Row("vt", "context", "question", "", 30)
 
@@ -27,7 +33,7 @@ def measured(answers: list[str]) -> dict:
 
 def test_the_grid_is_the_full_cache_and_every_press_at_every_ratio() -> None:
     assert len(grid()) == len(set(grid())) == 1 + len(PRESSES) * len(RATIOS) == 33
-    assert set(peer_grid()) <= set(grid()) and {point.press for point in peer_grid()} == {"none", *PRESSES}
+    assert set(peer_grid(8)) <= set(grid()) and {point.press for point in peer_grid(8)} == {"none", *PRESSES}
     assert [point.press for point in peer_grid(2)] == ["none", PRESSES[0], PRESSES[4]]
 
 
@@ -42,16 +48,44 @@ def test_kvpress_is_extrapolated_from_the_mean_of_its_presses() -> None:
 
 def test_answers_that_differ_are_listed_with_both() -> None:
     ours = [f"{point.press}{point.ratio}" for point in grid()]
-    theirs = [f" {point.press}{point.ratio}\n" for point in peer_grid()]
-    assert different_answers(measured(ours), {"answers": [theirs]}, [ROW], peer_grid()) == []
+    theirs = [f" {point.press}{point.ratio}\n" for point in peer_grid(8)]
+    assert different_answers(measured(ours), {"answers": [theirs]}, [ROW], grid(), peer_grid(8)) == []
     theirs[2] = "something else"
-    (one,) = different_answers(measured(ours), {"answers": [theirs]}, [ROW], peer_grid())
-    assert (one["press"], one["peer"]) == (peer_grid()[2].press, "something else")
+    (one,) = different_answers(measured(ours), {"answers": [theirs]}, [ROW], grid(), peer_grid(8))
+    assert (one["press"], one["peer"]) == (peer_grid(8)[2].press, "something else")
 
 
 def test_rows_and_points_survive_a_file(tmp_path) -> None:
-    save(tmp_path / "in.json", [ROW], grid())
-    assert load(tmp_path / "in.json") == ([ROW], grid())
+    save(tmp_path / "in.json", Subject.of("llama-3.2-1b", "bfloat16", "cuda"), [ROW], grid())
+    assert load(tmp_path / "in.json") == (Subject.of("llama-3.2-1b", "bfloat16", "cuda"), [ROW], grid())
+
+
+TINY = {"model_type": "llama", "vocab_size": 49152, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2} | {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "eos_token_id": None,
+}
+
+
+def test_shapes_have_the_size_of_the_models_they_are_named_after() -> None:
+    with torch.device("meta"):
+        sizes = {name: AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).num_parameters() for name, shape in SHAPES.items()}
+    assert sizes == {"llama-3.1-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_shape_is_measured_like_the_embedded_model(dtype: str) -> None:
+    loaded = Subject("tiny", TINY, dtype).load()
+    again = Subject("tiny", TINY, dtype).load()
+    assert all(torch.equal(one, other) for one, other in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+    pipe = CompressingPipeline(loaded.model, loaded.tokenizer, window=loaded.window)
+    rows = ruler_rows(Subject("tiny", TINY), 512, ("vt", "niah_single_3"))
+    found = sweep(pipe, rows, grid(*WIDE))
+    assert [len(answers) for answers in found["answers"]] == [51, 51]
+    assert found["new_tokens"] == 51 * sum(row.max_new_tokens for row in rows)
+    measured = parts(loaded.model, [torch.zeros(1, 600, dtype=torch.long)])
+    assert limit_seconds(measured, found) > 0 and found["seconds"] > found["prefill"] > 0
 
 
 def test_summary_and_plots_show_what_was_measured(tmp_path) -> None:
