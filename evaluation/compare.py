@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation import errorbars, significance
+from evaluation import clusters, errorbars, significance
 from evaluation.arguments import Parser, command, exit_code, points
-from evaluation.errorbars import Clusters
+from evaluation.clusters import Clusters
 from evaluation.records import BASELINE, FIDELITY, Record, read_records
 from evaluation.scores import averages
 
@@ -194,7 +194,7 @@ def _changes(left: Sequence[Record], right: Sequence[Record]) -> dict[str, Clust
         known = [(ours - theirs, one.weight, one.context_id) for ours, theirs, one in pairs if ours is not None and theirs is not None]
         if len(known) > 1:
             change, weights, ids = zip(*known, strict=True)
-            changes[measure] = errorbars.cluster(change, weights, ids, bounded=False)
+            changes[measure] = clusters.cluster(change, weights, ids, bounded=False)
     return changes
 
 
@@ -208,7 +208,7 @@ def _needed(cells: Sequence[Mapping[str, Clusters]], shares: Sequence[float]) ->
         counts = sum(len(part.sums) for part in parts), sum(part.n for part in parts)
         needed[f"needed_{measure}"] = significance.samples_needed(mean, error, *counts)
         if measure in FIDELITY:
-            p_value = float(significance.p_values([errorbars.joint(parts, list(shares))])[0])
+            p_value = float(significance.p_values([clusters.joint(parts, list(shares))])[0])
             needed |= {f"delta_{measure}": mean, f"p_{measure}": p_value}
     return needed
 
@@ -225,12 +225,12 @@ def _row(key: tuple[Any, ...], samples: dict[str, Record], others: dict[str, Rec
     ids = sorted(samples.keys() & others.keys())
     left, right = [samples[name] for name in ids], [others[name] for name in ids]
     hashes = ([record.prompt_hash for record in side] for side in (left, right))
-    errorbars.pair(ids, next(hashes), ids, next(hashes))
+    clusters.pair(ids, next(hashes), ids, next(hashes))
     ours, theirs = (np.array([record.score for record in side], dtype=float) for side in (left, right))
     change = ours - theirs
     found = errorbars.difference(ours, theirs, [record.weight for record in left], [record.context_id for record in left])
     kept, kept_other = (sum(record.kept_fraction for record in side) / len(ids) for side in (left, right))
-    summed = errorbars.cluster(change, [record.weight for record in left], [record.context_id for record in left])
+    summed = clusters.cluster(change, [record.weight for record in left], [record.context_id for record in left])
     measured = {"delta": 100 * found.mean, "ci_low": 100 * found.low, "ci_high": 100 * found.high, "p_value": found.p_value}
     counts = {"n": found.n, "wins": found.wins, "ties": found.ties, "losses": found.losses}
     changes = _changes(left, right)
@@ -259,7 +259,7 @@ def _average(part: pd.DataFrame) -> list[dict[str, Any]]:
     inside = [one is not None for one in drawn]
     total = np.sum(known, axis=0) if known else None
     mean, _, low, high = errorbars.macro(cells, part["ci_low"] / 100, part["ci_high"] / 100, shares, total, inside, paired=True)
-    p_value = float(significance.p_values([errorbars.joint(cells, list(shares))])[0])
+    p_value = float(significance.p_values([clusters.joint(cells, list(shares))])[0])
     kept, kept_other = (float(shares @ part[name].to_numpy()) for name in ("kept", "kept_other"))
     counts = {name: int(part[name].sum()) for name in ("n", "wins", "ties", "losses")}
     measured = {"delta": 100 * mean, "ci_low": 100 * low, "ci_high": 100 * high, "p_value": p_value}

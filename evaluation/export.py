@@ -21,10 +21,10 @@ from omegaconf import OmegaConf
 from benchmarks.base import Benchmark, LeaderboardRun
 from evaluation.arguments import Parser, command, exit_code
 from evaluation.catalogue import benchmarks, find
+from evaluation.folders import read
 from evaluation.lines import LINE
 from evaluation.records import BASELINE, Record
 from evaluation.scores import TABLE
-from evaluation.tables import read
 
 NO_PRESS = "no_press"
 """What kvpress calls the full cache."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from evaluation import errorbars, significance
-from evaluation.errorbars import Clusters
+from evaluation import clusters, significance
+from evaluation.clusters import Clusters
 from evaluation.records import BASELINE
 
 SLACK = 0.02
@@ -33,7 +33,7 @@ def adjust_differences(
     for line in dict.fromkeys(line for line, _ in single):
         for name, share in shares.items():
             if all((line, task) in single for task in share):
-                joint[line, f"\0{name}"] = errorbars.joint([single[line, task] for task in share], list(share.values()))
+                joint[line, f"\0{name}"] = clusters.joint([single[line, task] for task in share], list(share.values()))
     for family in (single, joint):
         p = significance.p_values(list(family.values()), seed)
         for key, raw, holm, bh in zip(family, p, significance.holm(p), significance.benjamini_hochberg(p), strict=True):
@@ -65,7 +65,7 @@ def adjust_leads(
                     first, second = ranked[:2]
                     apart = [cells[first, task].minus(cells[second, task]).samples for task in share]
                     if all(one.n for one in apart):
-                        races[first, column] = errorbars.joint(apart, list(share.values()))
+                        races[first, column] = clusters.joint(apart, list(share.values()))
         p = significance.holm(significance.p_values(list(races.values()), seed))
         for (key, race), adjusted in zip(races.items(), p, strict=True):
             rows[key].update(lead=race.mean, p_lead=float(adjusted))
@@ -108,7 +108,7 @@ def _behind(
     for at in known:
         apart = [cells[at, task].minus(cells[best, task]).samples for task in share]
         if at != best and all(one.n for one in apart):
-            gaps[at] = errorbars.joint(apart, list(share.values()))
+            gaps[at] = clusters.joint(apart, list(share.values()))
     p = significance.holm(significance.p_values(list(gaps.values()), seed))
     found = {best: (0.0, 1.0)} | {at: (gap.mean, float(adjusted)) for (at, gap), adjusted in zip(gaps.items(), p, strict=True)}
     for at, (gap, adjusted) in found.items():

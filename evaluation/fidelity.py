@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from evaluation.costs import Grid
+from evaluation.folders import write_whole
 from evaluation.lines import LINE
 from evaluation.markdown import grid
 from evaluation.records import FIDELITY, Record
 from evaluation.scores import POINTS, TABLE, averages, scores
-from evaluation.tables import write_whole
 from evaluation.views import MISSING, line_budget, line_label
 
 RENAMED = {"score": "value", "metric": "measure"}

@@ -24,12 +24,12 @@ import pandas as pd
 
 from evaluation.arguments import Parser, command, exit_code
 from evaluation.fidelity import fidelity, shown_task
+from evaluation.folders import read
 from evaluation.heatmap import heat_maps
 from evaluation.pareto import pareto
 from evaluation.ranking import ranking
 from evaluation.records import BASELINE, FIDELITY, Record
 from evaluation.scores import TABLE, averages, scores, table_of
-from evaluation.tables import read
 from evaluation.views import line_label
 
 TOP = 8

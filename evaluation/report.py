@@ -23,12 +23,12 @@ from evaluation.arguments import Parser, command, exit_code
 from evaluation.costs import Grid, cost_grids
 from evaluation.families import exceeds
 from evaluation.fidelity import fidelity_grids
+from evaluation.folders import read, write_whole
 from evaluation.keptmaps import read_kept_maps
 from evaluation.markdown import difference_cell, score_cell
 from evaluation.records import Record
 from evaluation.report_samples import samples
 from evaluation.scores import scores
-from evaluation.tables import read, write_whole
 from evaluation.views import MISSING, SIGNIFICANT, Line, View, views
 
 HALF = 0.5

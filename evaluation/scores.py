@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from evaluation import errorbars
+from evaluation import clusters, errorbars
 from evaluation.catalogue import benchmarks
-from evaluation.errorbars import Array, Clusters
+from evaluation.clusters import Array, Clusters
 from evaluation.families import adjust_differences, adjust_leads
 from evaluation.lines import ABSENT, LINE, baseline_of, lines_of
 from evaluation.records import FIDELITY, Record, columns
@@ -80,11 +80,11 @@ class _Cell:
     def minus(self, other: _Cell) -> _Paired:
         """Paired differences to another cell on the common samples."""
         try:
-            left, right = errorbars.pair(self.ids, self.hashes, other.ids, other.hashes)
+            left, right = clusters.pair(self.ids, self.hashes, other.ids, other.hashes)
         except ValueError as error:
             raise ValueError(f"{self.label} against {other.label}: {error}") from None
         change, weights, contexts = self.values[left] - other.values[right], self.weights[left], self.contexts[left]
-        samples = errorbars.cluster(change, weights, contexts, self.bounded)
+        samples = clusters.cluster(change, weights, contexts, self.bounded)
         return _Paired(samples, int((change > 0).sum()), int((change < 0).sum()))
 
 
@@ -258,7 +258,7 @@ def _cell(part: Mapping[str, Any], label: str, bounded: bool) -> _Cell:
         raise ValueError(f"{label}: scores of different metrics ({', '.join(sorted(metrics))}) cannot be averaged; rescore the records")
     good = part["failed"] == 0
     values, weights, contexts = part["score"][good], part["weight"][good], part["context_id"][good].astype(str)
-    samples = errorbars.cluster(values, weights, contexts, bounded)
+    samples = clusters.cluster(values, weights, contexts, bounded)
     return _Cell(label, ids[good], part["prompt_hash"][good].astype(str), values, weights, contexts, samples, bounded)
 
 
@@ -279,7 +279,7 @@ def _measured(part: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_NOTHING = _Paired(errorbars.cluster([]), 0, 0)
+_NOTHING = _Paired(clusters.cluster([]), 0, 0)
 
 
 def _outcome(change: _Paired) -> dict[str, int]:

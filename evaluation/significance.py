@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-if TYPE_CHECKING:
-    from evaluation.errorbars import Array, Clusters
+from evaluation.clusters import Array, Clusters
 
 FLIPS = 49_999
 """Random sign flips of a permutation test; the smallest p-value is 1 / (FLIPS + 1)."""

@@ -8,21 +8,21 @@ measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints t
 from __future__ import annotations
 
 import gc
-import os
 import shutil
-import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from evaluation import fidelity
 from evaluation.arguments import Parser, command, exit_code, points
 from evaluation.costs import cost_grids, costs
+from evaluation.folders import read, write_whole
 from evaluation.latex import latex
 from evaluation.markdown import MARGIN, markdown, terminal
-from evaluation.records import Record, read_records, record_files
+from evaluation.plots import available, draw
+from evaluation.report import page
 from evaluation.scores import scores
 from evaluation.views import views
 
@@ -43,10 +43,6 @@ def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False)
     """
     records = read(folders)
     frame = scores(records)
-    from evaluation import fidelity
-    from evaluation.plots import available, draw  # all read what is written here, so they import this module
-    from evaluation.report import page
-
     spent, moved = costs(records), fidelity.fidelity(records)
     try:
         _write(folders[0], frame, spent, page(frame, records, folders, spent, moved), margin)
@@ -57,29 +53,6 @@ def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False)
         raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
     print(terminal(frame, shutil.get_terminal_size((120, 24)).columns, margin))
     return frame
-
-
-def read(folders: Sequence[Path]) -> list[Record]:
-    """All records under `folders`, each key once.
-
-    Raises:
-        ValueError: a folder has no records, or cannot be read.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise ValueError(f"no folder at {folder}; give the results folder of a run")
-        try:
-            if not record_files(folder):
-                raise ValueError(f"{folder} has no records (records/*.jsonl); give the results folder of a run")
-        except OSError as error:
-            raise ValueError(f"{folder} cannot be read: {error.strerror}") from error
-    damaged: Counter[Path] = Counter()
-    records = list(read_records(folders, damaged))
-    if not records:
-        raise ValueError(f"no line under {', '.join(str(folder / 'records') for folder in folders)} is a record; run the benchmark again")
-    for path, lines in damaged.items():
-        print(f"note: {path}: damaged lines left out: {lines}; the command that wrote them answers again", file=sys.stderr)
-    return records
 
 
 @exit_code
@@ -106,16 +79,6 @@ def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str, ma
     }
     for name, write in files.items():
         write_whole(folder / name, write)
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` fill a file beside `path`, and put it in its place when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.following import Follower, release
+from kvcache.following import release
 from kvcache.observation import attention_modules, cache_keyword, decoder_of
 from kvcache.products import fast_products
 from kvcache.projections import query_heads
 from pipeline.clock import now
-from pipeline.fidelity import AfterQuestion
 from pipeline.memory import attention_bytes, logits_bytes, return_freed_memory
 from pipeline.prefill import CompressedContext
-from pipeline.prompt import Prompt, Question
+from pipeline.prompt import Prompt
+from pipeline.rows import AfterQuestion, Answer, Row
 
 NAN = "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
 
@@ -36,64 +36,6 @@ RESERVED = 32
 
 QUESTION_STEP = 8
 """Questions whose lengths lie within one step of so many tokens are padded to the longest and read together."""
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One answer to write.
-
-    Attributes:
-        context: what the variant keeps.
-        question_ids: tokens read after the context.
-        question: with its limits; its text is not looked at again.
-        follower: makes what acts on one compressed layer while the answer is written, or None.
-    """
-
-    context: CompressedContext
-    question_ids: list[int]
-    question: Question
-    follower: Callable[[], Follower | None] = lambda: None
-
-    def followers(self) -> list[Follower | None]:
-        """One per layer of the model; layers left whole have none."""
-        layers = range(len(self.context.layers))
-        return [self.follower() if at in self.context.observed else None for at in layers]
-
-
-@dataclass
-class Answer:
-    """What a row wrote.
-
-    Attributes:
-        text: the answer, without stop string and special tokens.
-        token_ids: generated tokens, without the one that ended the answer.
-        stop_reason: "eos", "stop_string", "length" or "error"; empty while the answer is being written.
-        seconds: the row's share of its batch: step by step, the step's time over the rows alive.
-        question_tokens: tokens read after the context.
-        error: why the answer could not be written.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    stop_reason: str = ""
-    seconds: float = 0.0
-    question_tokens: int = 0
-    cache_bytes: list[int] = field(default_factory=list)
-    """Bytes of the row's cache, what was written included, after the question and after each token read since."""
-    error: Exception | None = None
-    after: AfterQuestion | None = None
-    """The row after its question, where the decoder was asked to keep it and nothing acts on the row while it is written."""
-    fidelity: dict[str, float] = field(default_factory=dict)
-    """See `pipeline.fidelity.measure`; empty where it was not asked for."""
-
-    def restart(self) -> None:
-        """Forget what was written."""
-        self.text, self.token_ids, self.seconds, self.cache_bytes, self.after = "", [], 0.0, [], None
-
-    def fail(self, error: Exception) -> None:
-        """End the answer without a text."""
-        self.restart()
-        self.stop_reason, self.error = "error", error
 
 
 @dataclass(eq=False)

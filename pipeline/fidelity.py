@@ -9,71 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kvcache.cache import CompressedCache, CompressedLayer
 from pipeline.clock import now
-from pipeline.prefill import CompressedContext
-
-if TYPE_CHECKING:
-    from pipeline.decode import Answer, Decoder
+from pipeline.decode import Decoder
+from pipeline.rows import Answer
 
 TOKENS = 64
 """Of a known answer, the first so many tokens are read."""
 
 LOGIT_BYTES = 2**27
 """Bound on the logits held while comparing, which are made in blocks of positions (of one position at least)."""
-
-
-@dataclass(frozen=True, eq=False)
-class AfterQuestion:
-    """A row whose question has been read and whose answer has not begun: known answers can be read from here.
-
-    Attributes:
-        context: what the variant keeps.
-        tails: per layer, keys and values (H, q, d) of the question.
-        hidden: (D,) last hidden state of the question's last token.
-    """
-
-    context: CompressedContext
-    tails: list[tuple[Tensor, Tensor]]
-    hidden: Tensor
-
-    @classmethod
-    def of_rows(cls, contexts: Sequence[CompressedContext], cache: CompressedCache, hidden: Tensor) -> list[AfterQuestion | None]:
-        """The rows of a cache whose tails hold their questions, with `hidden` (R, D).
-
-        None for a row with followers: they act pass by pass, so an answer read in one pass is not what they would have made of it.
-        """
-        layers: list[CompressedLayer] = cache.layers
-        lengths = layers[0].lengths.tolist()
-        rows: list[AfterQuestion | None] = []
-        for row, (context, n) in enumerate(zip(contexts, lengths, strict=True)):
-            tails = [(layer.tail_keys[row, :, :n].clone(), layer.tail_values[row, :, :n].clone()) for layer in layers]
-            rows.append(None if any(layer.followers[row] for layer in layers) else cls(context, tails, hidden[row]))
-        return rows
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the question's keys and values."""
-        return sum(part.nbytes for pair in self.tails for part in pair)
-
-    @staticmethod
-    def cache(rows: Sequence[AfterQuestion], capacity: int) -> CompressedCache:
-        """The cache of rows that have read questions of equal length q, with room for `capacity` tokens behind the context."""
-        starts = [row.context.next_position for row in rows]
-        layers = []
-        for index in range(len(rows[0].tails)):
-            layer = CompressedLayer([row.context.layers[index] for row in rows], starts, capacity)
-            keys, values = (torch.stack([row.tails[index][part] for row in rows]) for part in (0, 1))
-            layer.tail_keys[:, :, : keys.shape[2]], layer.tail_values[:, :, : keys.shape[2]] = keys, values
-            layer.set_lengths([keys.shape[2]] * len(rows))
-            layers.append(layer)
-        return CompressedCache(layers)
 
 
 def measure(decoder: Decoder, full: Answer, answers: Sequence[Answer], reference: Sequence[int]) -> None:

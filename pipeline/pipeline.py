@@ -21,12 +21,13 @@ from kvcache.products import fast_products
 from kvcache.selection import Threshold
 from pipeline.chunked import check_prefill, read_in_chunks
 from pipeline.clock import now
-from pipeline.decode import Decoder, Row
+from pipeline.decode import Decoder
 from pipeline.memory import WIDE, MemoryPlan, Shape, check_offload, memory_plan, read_in_place, return_freed_memory, room
 from pipeline.model import eos_token_ids
 from pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
 from pipeline.prompt import Prompt, Question
 from pipeline.results import Answers, ContextResults, Failure, Request, Result
+from pipeline.rows import Row
 from presses.base import BasePress
 from presses.none import NonePress
 

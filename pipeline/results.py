@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.decode import Answer, Decoder
+from pipeline.decode import Decoder
 from pipeline.fidelity import measure
 from pipeline.prefill import CompressedContext, Variant
 from pipeline.prompt import Question
+from pipeline.rows import Answer
 from presses.base import BasePress
 
 

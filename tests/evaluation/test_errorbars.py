@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation import errorbars, significance
+from evaluation import clusters, errorbars, significance
 
 
 def test_mean_and_standard_error_by_hand() -> None:
@@ -101,7 +101,7 @@ def test_bootstrap_is_seeded_and_close_to_the_normal_interval_for_many_samples()
 
 def test_bootstrap_in_chunks_and_of_weighted_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
-    cell = errorbars.cluster(generator.random(90), generator.integers(1, 4, 90), np.repeat(np.arange(30), 3))
+    cell = clusters.cluster(generator.random(90), generator.integers(1, 4, 90), np.repeat(np.arange(30), 3))
     monkeypatch.setattr(errorbars, "_CHUNK", 1000)
     replicates = errorbars.bootstrap([cell, cell], resamples=3000)
     assert (replicates[0] == replicates[1]).all()
@@ -173,10 +173,10 @@ def test_clustered_differences_are_tested_by_cluster() -> None:
 
 
 def test_pairs_are_the_common_ids_and_prompts_must_agree() -> None:
-    left, right = errorbars.pair(["b", "a", "c"], ["2", "1", "3"], ["c", "d", "a"], ["3", "4", "1"])
+    left, right = clusters.pair(["b", "a", "c"], ["2", "1", "3"], ["c", "d", "a"], ["3", "4", "1"])
     assert (left.tolist(), right.tolist()) == ([1, 2], [2, 0])
     with pytest.raises(ValueError, match=r"sample 'c' \(1 of 2\) was asked with different prompts"):
-        errorbars.pair(["b", "a", "c"], ["2", "1", "3"], ["c", "d", "a"], ["X", "4", "1"])
+        clusters.pair(["b", "a", "c"], ["2", "1", "3"], ["c", "d", "a"], ["X", "4", "1"])
     with pytest.raises(ValueError, match="cannot be paired"):
         errorbars.difference([1.0], [1.0, 0.0])
 
@@ -195,7 +195,7 @@ def test_non_inferiority() -> None:
 
 
 def test_macro_average_by_hand() -> None:
-    cells = [errorbars.cluster([5.0, 7.0], bounded=False), errorbars.cluster([1.0, 3.0], bounded=False)]
+    cells = [clusters.cluster([5.0, 7.0], bounded=False), clusters.cluster([1.0, 3.0], bounded=False)]
     mean, se, low, high = errorbars.macro(cells, [5.94, 1.92], [6.06, 2.08], [0.5, 0.5], None, [False, False])
     assert mean == pytest.approx(4)
     assert se == pytest.approx(math.hypot(1, 1) / 2)
@@ -203,23 +203,23 @@ def test_macro_average_by_hand() -> None:
 
 
 def test_macro_average_of_perfect_tasks_is_that_of_all_their_samples() -> None:
-    cells = [errorbars.cluster(np.ones(500))] * 13
+    cells = [clusters.cluster(np.ones(500))] * 13
     mean, se, low, high = errorbars.macro(cells, [0.99] * 13, [1.0] * 13, [1 / 13] * 13, None, [False] * 13)
     assert (mean, se, high) == pytest.approx((1, 0, 1))
     assert low == pytest.approx(float(errorbars.wilson(1.0, 6500)[0])), "thirteen times 500 of 500 are 6500 of 6500"
-    unchanged = [errorbars.cluster(np.zeros(500))] * 13
+    unchanged = [clusters.cluster(np.zeros(500))] * 13
     _, _, low, high = errorbars.macro(unchanged, [-0.01] * 13, [0.01] * 13, [1 / 13] * 13, None, [False] * 13, paired=True)
     assert (-low, high) == pytest.approx([1 - float(errorbars.wilson(1.0, 6500)[0])] * 2)
 
 
 def test_macro_of_one_task_is_the_task() -> None:
-    cell = errorbars.cluster([0.0, 1.0, 1.0])
+    cell = clusters.cluster([0.0, 1.0, 1.0])
     assert errorbars.macro([cell], [0.2], [0.9], [1.0], None, [False])[2:] == (0.2, 0.9)
 
 
 def test_macro_bootstrap_agrees_with_its_standard_error() -> None:
     generator = np.random.default_rng(5)
-    cells = [errorbars.cluster(generator.random(60)) for _ in range(4)]
+    cells = [clusters.cluster(generator.random(60)) for _ in range(4)]
     replicates = np.sum([errorbars.bootstrap([cell], seed)[0] / 4 for seed, cell in enumerate(cells)], axis=0)
     mean, se, low, high = errorbars.macro(cells, [0.0] * 4, [1.0] * 4, [0.25] * 4, replicates, [True] * 4)
     assert (low, high) == pytest.approx((mean - 1.96 * se, mean + 1.96 * se), abs=0.004)
@@ -229,7 +229,7 @@ def _coverage(draw: Callable[[np.random.Generator], tuple[Any, Any]], true: floa
     generator, hits = np.random.default_rng(0), 0
     for _ in range(trials):
         values, ids = draw(generator)
-        samples = errorbars.cluster(values, None, ids)
+        samples = clusters.cluster(values, None, ids)
         replicates = errorbars.bootstrap([samples], resamples=1000)[0] if samples.resampled else None
         if paired:
             low, high = errorbars.difference_interval(samples, replicates)
@@ -287,7 +287,7 @@ def test_coverage_in_full(draw: Any, true: float, least: float, paired: bool) ->
 @pytest.mark.slow
 def test_p_values_hold_their_level() -> None:
     generator = np.random.default_rng(0)
-    cells = [errorbars.cluster(generator.choice([-0.5, -0.25, 0, 0.25, 0.5], 80)) for _ in range(2000)]
+    cells = [clusters.cluster(generator.choice([-0.5, -0.25, 0, 0.25, 0.5], 80)) for _ in range(2000)]
     assert 0.035 <= (significance.p_values(cells) < 0.05).mean() <= 0.065
 
 
@@ -295,14 +295,14 @@ def test_p_values_hold_their_level() -> None:
 @pytest.mark.parametrize("true", [0.0, 1.0])
 def test_intervals_at_0_and_100_percent_cover_and_are_open(true: float, n: int) -> None:
     assert _coverage(_flips(n, true), true, 20) == 1.0
-    low, high = errorbars.score_interval(errorbars.cluster(np.full(n, true)), None)
+    low, high = errorbars.score_interval(clusters.cluster(np.full(n, true)), None)
     assert high - low == pytest.approx(errorbars.Z**2 / (n + errorbars.Z**2)), "Wilson: what n equal answers leave open"
 
 
 def _macro_coverage(draws: Sequence[Callable[[np.random.Generator], tuple[Any, Any]]], true: float, trials: int, paired: bool) -> float:
     generator, hits, shares = np.random.default_rng(1), 0, np.full(len(draws), 1 / len(draws))
     for trial in range(trials):
-        cells = [errorbars.cluster(draw(generator)[0]) for draw in draws]
+        cells = [clusters.cluster(draw(generator)[0]) for draw in draws]
         drawn = [errorbars.bootstrap([cell], 100 * trial + at, 1000)[0] if cell.resampled else None for at, cell in enumerate(cells)]
         interval = errorbars.difference_interval if paired else errorbars.score_interval
         ends = [interval(cell, one) for cell, one in zip(cells, drawn, strict=True)]
@@ -342,7 +342,7 @@ def test_coverage_of_averages_in_full(draws: Any, true: float, paired: bool) -> 
 
 def test_adjusted_p_values_hold_the_level_of_their_family() -> None:
     generator, families, size = np.random.default_rng(2), 400, 12
-    cells = [errorbars.cluster(generator.choice([-1.0, 0.0, 1.0], 60)) for _ in range(families * size)]
+    cells = [clusters.cluster(generator.choice([-1.0, 0.0, 1.0], 60)) for _ in range(families * size)]
     p = significance.p_values(cells).reshape(families, size)
     for adjust in (significance.holm, significance.benjamini_hochberg):
         wrong = np.mean([(adjust(row) < 0.05).any() for row in p])
@@ -354,7 +354,7 @@ def test_a_loss_as_large_as_the_margin_is_rarely_called_lossless() -> None:
     generator, said = np.random.default_rng(3), 0
     for _ in range(300):
         values = generator.choice([-1.0, 0.0, 1.0], 100, p=[0.15, 0.8, 0.05])  # a loss of 10 points
-        samples = errorbars.cluster(values)
+        samples = clusters.cluster(values)
         replicates = errorbars.bootstrap([samples], resamples=1000)[0]
         low, _ = errorbars.difference_interval(samples, replicates)
         said += bool(significance.non_inferior(low, 0.1))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_scores import line
 
-from evaluation import compare, errorbars, significance
+from evaluation import clusters, compare, errorbars, significance
 from evaluation.fidelity import fidelity, markdown
 from evaluation.records import Record, RecordWriter
 from evaluation.scores import scores
@@ -68,11 +68,11 @@ def test_intervals_without_bounds_cover(scale: float) -> None:
     draws = np.random.default_rng(0).exponential(scale, (600, 40))
     covered = []
     for values in draws:
-        cell = errorbars.cluster(values, bounded=False)
+        cell = clusters.cluster(values, bounded=False)
         low, high = errorbars.score_interval(cell, errorbars.bootstrap([cell], resamples=1000)[0])
         covered.append(low <= scale <= high)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
-    few = [errorbars.score_interval(errorbars.cluster(values[:5], bounded=False), None) for values in draws - scale]
+    few = [errorbars.score_interval(clusters.cluster(values[:5], bounded=False), None) for values in draws - scale]
     assert np.mean([low <= 0 <= high for low, high in few]) == pytest.approx(0.9, abs=0.05)  # t on five skewed values
 
 
@@ -81,16 +81,16 @@ def needed(cell: errorbars.Clusters) -> float:
 
 
 def test_samples_needed_find_the_difference_with_the_power_stated() -> None:
-    seen = needed(errorbars.cluster(np.tile([0.0, 1.0], 500) - 0.25, bounded=False))  # mean 0.25, deviation 0.5
+    seen = needed(clusters.cluster(np.tile([0.0, 1.0], 500) - 0.25, bounded=False))  # mean 0.25, deviation 0.5
     assert seen == math.ceil((1.959964 + 0.841621) ** 2 * 0.25 / 0.0625 * 1000 / 999) == 32
     draws = 0.25 + 0.5 * np.random.default_rng(1).standard_normal((2000, int(seen)))
     found = np.abs(draws.mean(1)) > 1.959964 * 0.5 / math.sqrt(seen)
     assert found.mean() == pytest.approx(0.8, abs=0.03)
-    double = errorbars.cluster(np.repeat(np.tile([0.0, 1.0], 500) - 0.25, 2), None, np.repeat(np.arange(1000), 2), bounded=False)
+    double = clusters.cluster(np.repeat(np.tile([0.0, 1.0], 500) - 0.25, 2), None, np.repeat(np.arange(1000), 2), bounded=False)
     assert needed(double) == 2 * seen  # two questions of a context that say the same are one
-    assert needed(errorbars.cluster([0.5, 0.5, 0.5])) == significance.FEWEST
-    assert math.isinf(needed(errorbars.cluster([0.5, -0.5])))
-    assert math.isnan(needed(errorbars.cluster([0.5])))
+    assert needed(clusters.cluster([0.5, 0.5, 0.5])) == significance.FEWEST
+    assert math.isinf(needed(clusters.cluster([0.5, -0.5])))
+    assert math.isnan(needed(clusters.cluster([0.5])))
 
 
 def test_compare_says_how_many_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

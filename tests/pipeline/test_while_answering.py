@@ -8,8 +8,9 @@ from byte_tokenizer import VOCABULARY, byte_tokenizer
 from tiny_models import tiny_model
 
 from pipeline import CompressingPipeline
-from pipeline.decode import Row, row_bytes
+from pipeline.decode import row_bytes
 from pipeline.prompt import Question
+from pipeline.rows import Row
 from presses import (
     CAMPress,
     DecodingPress,
