@@ -8,7 +8,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -57,6 +59,21 @@ class Command:
         self._process.join()
         assert self._process.exitcode is not None
         return self._process.exitcode
+
+
+def completed(program: str, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    """What came of a command, as `subprocess.run` would tell.
+
+    Raises:
+        TimeoutExpired: it is still at work after so many seconds; it is killed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = Command(Path(folder), program, *arguments)
+        code = run.wait(seconds)
+        if code is None:
+            run.kill()
+            raise subprocess.TimeoutExpired([program, *arguments], seconds, run.stdout, run.stderr)
+        return subprocess.CompletedProcess([program, *arguments], code, run.stdout, run.stderr)
 
 
 @cache

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from byte_tokenizer import VOCABULARY, byte_tokenizer
 from tiny_models import tiny_model
+from warm_command import completed
 
 from evaluation.keptmaps import read_kept_maps
 
@@ -32,7 +33,7 @@ def command(model_folder: Path, results: Path, *arguments: str) -> list[str]:
 
 
 def run(model_folder: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(model_folder, results, *arguments), capture_output=True, text=True, check=False, timeout=300)
+    done = completed(*command(model_folder, results, *arguments)[1:])
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -58,7 +59,9 @@ def table(results: Path) -> str:
 @pytest.fixture(scope="session")
 def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     results = tmp_path_factory.mktemp("finished")
-    return results, run(model_folder, results).stdout
+    done = subprocess.run(command(model_folder, results), capture_output=True, text=True, check=False, timeout=300)  # as users start it
+    assert done.returncode == 0, done.stdout + done.stderr
+    return results, done.stdout
 
 
 def test_a_run_fills_the_folder_and_prints_the_table(finished: tuple[Path, str]) -> None:
@@ -181,7 +184,7 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_input_gets_one_sentence_and_loses_nothing(model_folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    done = subprocess.run(command(model_folder, tmp_path, *arguments), capture_output=True, text=True, check=False, timeout=120)
+    done = completed(*command(model_folder, tmp_path, *arguments)[1:])
     assert done.returncode != 0
     assert sentence in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ from byte_tokenizer import VOCABULARY, byte_tokenizer
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_runner import ROOT, content, records, table
 from tiny_models import tiny_model
+from warm_command import completed
 
 from evaluation.sweeper import fold
 
@@ -63,7 +64,7 @@ def sweep_command(tiny: Path, results: Path, *arguments: str) -> list[str]:
 
 
 def evaluate(tiny: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(sweep_command(tiny, results, *arguments), capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    done = completed(*sweep_command(tiny, results, *arguments)[1:])
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
