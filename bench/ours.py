@@ -26,7 +26,7 @@ def sweep(pipe: CompressingPipeline, rows: Sequence[Row], points: Sequence[Point
 
     Returns:
         `seconds` of the whole; `prefill`, `observe`, `compress`, `decode` seconds; `answers[row][point]`; `new_tokens` and
-        `question_tokens`, summed over rows and variants; `context_tokens` per row; `cache_bytes`, of the largest row, all variants.
+        `question_tokens`, summed over rows and variants; `context_tokens` per row.
 
     Raises:
         ValueError: an answer failed, e.g. because a row is longer than the model's window.

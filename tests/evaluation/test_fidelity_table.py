@@ -76,7 +76,7 @@ def test_intervals_without_bounds_cover(scale: float) -> None:
     assert np.mean([low <= 0 <= high for low, high in few]) == pytest.approx(0.9, abs=0.05)  # t on five skewed values
 
 
-def needed(cell: errorbars.Clusters) -> float:
+def needed(cell: clusters.Clusters) -> float:
     return significance.samples_needed(cell.mean, cell.standard_error, len(cell.sums), cell.n)
 
 
