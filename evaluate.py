@@ -8,9 +8,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from evaluation.config import check_flags, help_text, register, settings
-from evaluation.sentences import one_sentence
-from evaluation.workers import starting
+from longpress.errors import one_sentence
+from longpress.evaluation.config import check_flags, help_text, register, settings
+from longpress.evaluation.workers import starting
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
@@ -19,7 +19,7 @@ def main(config: DictConfig) -> None:
     with one_sentence():
         checked = settings(config)
         with starting(checked) as workers:
-            from evaluation.runner import EvaluationRunner
+            from longpress.evaluation.runner import EvaluationRunner
 
             runner = EvaluationRunner(checked)
             runner.run(workers)

@@ -16,10 +16,10 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from kvcache.cache import Block, CompressedLayer
-from kvcache.following import follow
+from kvcache.decode_hooks import follow
 from kvcache.logits import cap_of, capped, sinks_of, softmax
+from kvcache.matmul import fast, product
 from kvcache.observation import Witness, attention_modules, block_size, decoder_of, rotary_factors, window_of
-from kvcache.products import fast, product
 from kvcache.storage import Storage
 
 NAME = "longpress"

@@ -91,7 +91,7 @@ class CompressedLayer(CacheLayerMixin):
             rows: what each row keeps of its context.
             next_position: at which the tokens after the context continue, one for all rows or one each.
             capacity: tokens of tail to reserve; the tail grows by itself beyond it.
-            followers: per row the `kvcache.following.Follower` that acts while its answer is written, or None.
+            followers: per row the `kvcache.decode_hooks.Follower` that acts while its answer is written, or None.
         """
         self.followers: list[Any] = [None] * len(rows) if followers is None else list(followers)
         self.notes = [row.notes for row in rows]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from kvcache.architecture import check_model
 from kvcache.attention import attending
 from kvcache.cache import CompressedLayer
-from kvcache.following import Follower
+from kvcache.decode_hooks import Follower
 from kvcache.observation import LayerObservation, attention_modules, decoder_of, observing, window_of
-from kvcache.quantising import rows_at
+from kvcache.quantization import rows_at
 from kvcache.selection import Selection, Threshold, gather
 from kvcache.storage import Kept, Storage
 

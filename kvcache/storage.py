@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kvcache.quantising import Packed, pack, rows_at
+from kvcache.quantization import Packed, pack, rows_at
 
 HOST = torch.device("cpu")
 """Where offloaded entries lie."""

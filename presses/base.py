@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from kvcache.compressing import Framing, Prefill, compressing
+from kvcache.decode_hooks import Follower
 from kvcache.devices import moved, together
-from kvcache.following import Follower
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, Threshold, budget, gather
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvcache.following import DecodingObservation, Follower
+from kvcache.decode_hooks import DecodingObservation, Follower
 from kvcache.selection import Selection, Threshold, gather
 from presses.decoding import DecodingPress, ScoreFollower
 from presses.scorer import ScorerPress, mean_over_group

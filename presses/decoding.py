@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache.following import DecodingObservation, Follower
+from kvcache.decode_hooks import DecodingObservation, Follower
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, Threshold, gather, ratio_for
 from presses.base import BasePress

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcache.following import DecodingObservation, Follower
+from kvcache.decode_hooks import DecodingObservation, Follower
 from kvcache.selection import Selection, Threshold, budget
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress, pin

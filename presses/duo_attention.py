@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, budget, check_ratio, ends, shorten
-from kvcache.weights import checked, last_part, model_name, read, show
 from presses.base import BasePress
 from presses.scorer import mean_over_group
+from presses.support.weights import checked, last_part, model_name, read, show
 
 ADDRESS = "https://raw.githubusercontent.com/mit-han-lab/duo-attention/{revision}/attn_patterns/{pattern}"
 _SHORT, _LONG = (f"lr%3D0.02-reg%3D0.05-ctx%3D1000_{length}-multi_passkey10" for length in (32000, 128000))

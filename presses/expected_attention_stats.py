@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
-from kvcache.weights import model_name, named, read, show
 from presses.expected_attention import ExpectedAttentionPress, attention_of_normal_queries
+from presses.support.weights import model_name, named, read, show
 
 FILE = "model.safetensors"
 

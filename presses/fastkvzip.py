@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, check_ratio
-from kvcache.weights import last_part, model_name, named, read
 from presses.base import BasePress
 from presses.kvzip import globally_highest, globally_kept
 from presses.scorer import pin
+from presses.support.weights import last_part, model_name, named, read
 
 HUB = "Jang-Hyun/Fast-KVzip"
 CHANNELS, VECTORS = 16, 16

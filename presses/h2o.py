@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvcache.following import DecodingObservation
+from kvcache.decode_hooks import DecodingObservation
 from kvcache.observation import LayerObservation
 from kvcache.selection import Threshold, budget
 from presses.decoding import ConstantFollower

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, apportion, budget
-from kvcache.weights import checked, last_part, model_name, read, show
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
+from presses.support.weights import checked, last_part, model_name, read, show
 from presses.wrapper import ScoreWrapperPress
 
 ADDRESS = "https://raw.githubusercontent.com/FYYFU/HeadKV/{revision}/Important_Head/head_score"

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kvcache.observation import LayerObservation
-from kvcache.weights import last_part, model_name, named, prefilled, read
 from presses.kvzip import KVzipPress
 from presses.scorer import ScorerPress
+from presses.support.weights import last_part, model_name, named, prefilled, read
 
 RIDGE = 1e-4
 """Added to the diagonal of the normal equations, as a share of its mean."""

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection
-from kvcache.weights import checked, last_part, model_name, read, show
 from presses.chunk import part
 from presses.expected_attention import ExpectedAttentionPress
 from presses.kvzip import output_norms
 from presses.scorer import ScorerPress
+from presses.support.weights import checked, last_part, model_name, read, show
 from presses.wrapper import ScoreWrapperPress
 
 PUBLISHED = {

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache.following import DecodingObservation
+from kvcache.decode_hooks import DecodingObservation
 from kvcache.observation import LayerObservation
 from kvcache.selection import Threshold
 from presses.decoding import ConstantFollower

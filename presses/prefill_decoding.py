@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kvcache.following import Follower
+from kvcache.decode_hooks import Follower
 from kvcache.selection import Threshold
 from presses.base import BasePress
 from presses.decoding import DecodingPress

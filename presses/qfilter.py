@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
-from kvcache.weights import last_part, model_name, named, read, show
 from presses.scorer import ScorerPress
+from presses.support.weights import last_part, model_name, named, read, show
 
 FILE = "model.safetensors"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvcache.following import Follower
+from kvcache.decode_hooks import Follower
 from kvcache.selection import Threshold, budget
 from presses.decoding import PrefillLeftWhole, ScoreFollower, check_scorer
 from presses.knorm import KnormPress

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.compressing import Prefill
-from kvcache.lora import adapted, read_adapter
 from kvcache.observation import LayerObservation, attention_modules
 from kvcache.replay import replay
 from kvcache.selection import Selection, gather
-from kvcache.weights import last_part, model_name, read
 from presses.kvzip import KVzipPress, globally_highest, globally_kept
+from presses.support.lora import adapted, read_adapter
+from presses.support.weights import last_part, model_name, read
 
 
 class Evidence(NamedTuple):

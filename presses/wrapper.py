@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kvcache.compressing import Prefill
-from kvcache.following import Follower
+from kvcache.decode_hooks import Follower
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, Threshold, check_ratio
 from presses.base import BasePress

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from browser import chromium
 
-from pipeline.model import LoadedModel, ModelConfig, load_model
+from longpress.models.loading import LoadedModel, ModelConfig, load_model
+from tests.support.browser import chromium
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background deaf to it, and so would be all below

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import LAYERS, tiny_ids, tiny_model
 from transformers import DynamicCache
 
 from kvcache.observation import cache_keyword
-from pipeline import CompressingPipeline
+from longpress.pipeline import CompressingPipeline
 from presses import SnapKVPress
 from presses.base import BasePress
 from presses.scorer import ScorerPress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import LAYERS, tiny_ids, tiny_model
 
 CONTEXT = "The quick brown fox jumps over the lazy dog. " * 6
 

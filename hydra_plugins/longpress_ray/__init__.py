@@ -1,7 +1,7 @@
 """Sweeps on Ray, where Hydra looks for plugins."""
 
-from evaluation.ray_launcher import OnRay
+from longpress.evaluation.launch.ray import OnRay
 
 
 class RayLauncher(OnRay):
-    """`evaluation.ray_launcher.OnRay`, under the only package whose classes Hydra takes for launchers."""
+    """`longpress.evaluation.launch.ray.OnRay`, under the only package whose classes Hydra takes for launchers."""

@@ -1,7 +1,7 @@
 """Multirun without repeated prefills, where Hydra looks for plugins."""
 
-from evaluation.sweeper import Folding
+from longpress.evaluation.launch.sweeper import Folding
 
 
 class FoldingSweeper(Folding):
-    """`evaluation.sweeper.Folding`, under the only package whose classes Hydra takes for sweepers."""
+    """`longpress.evaluation.launch.sweeper.Folding`, under the only package whose classes Hydra takes for sweepers."""

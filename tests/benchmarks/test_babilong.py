@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from suite_laws import check, prompt, take
 
 from benchmarks.__main__ import score_file
 from benchmarks.babilong import TASKS, BabilongBenchmark, data, find_facts
 from benchmarks.base import Sample
+from tests.support.suite_laws import check, prompt, take
 
 OFFICIAL = Path(__file__).parent / "data" / "babilong" / "predictions.jsonl"
 STORY = "It rained. Mary went to the kitchen. John moved to the office. All was still.\nMary journeyed to the garden. It snowed."

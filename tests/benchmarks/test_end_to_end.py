@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from evaluation.catalogue import benchmarks
-from evaluation.config import register, settings
-from evaluation.records import read_records
-from evaluation.runner import EvaluationRunner
+from longpress.analysis.records import read_records
+from longpress.catalogue import benchmarks
+from longpress.evaluation.config import register, settings
+from longpress.evaluation.runner import EvaluationRunner
 
 CONF = Path(__file__).parents[2] / "conf"
 

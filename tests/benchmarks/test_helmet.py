@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from byte_tokenizer import byte_tokenizer
-from suite_laws import check, prompt, take
 
 from benchmarks.base import Sample
 from benchmarks.helmet import TASKS, HelmetBenchmark, balanced, cut_end, parse_label, permutation
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.suite_laws import check, prompt, take
 
 CTXS = [{"title": "Bob", "text": "Bob lives in Paris."}, {"title": "Ann", "text": "Ann lives in Rome."}]
 

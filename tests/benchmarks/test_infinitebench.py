@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from byte_tokenizer import byte_tokenizer
-from suite_laws import check, prompt, take
 
 from benchmarks.__main__ import score_file
 from benchmarks.base import Sample
 from benchmarks.infinitebench import TASKS, InfinitebenchBenchmark, fill, prompts, typed_labels
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.suite_laws import check, prompt, take
 
 SCORED = json.loads((Path(__file__).parent / "data" / "infinitebench" / "scored_predictions.json").read_text(encoding="utf-8"))["rows"]
 OFFICIAL = {  # prompt.py (first 16 digits of the SHA-256, gaps named as here), eval_utils.py

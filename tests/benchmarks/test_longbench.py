@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from byte_tokenizer import byte_tokenizer
-from suite_laws import check, prompt, take
 
 from benchmarks import metrics
 from benchmarks.__main__ import score_file
 from benchmarks.base import Sample
 from benchmarks.longbench import LongbenchBenchmark
 from benchmarks.longbench_tasks import ALL_21, COLUMNS, ENGLISH_16, EXTENDED_13, prompts
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.suite_laws import check, prompt, take
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "longbench" / "scored_predictions.json").read_text(encoding="utf-8"))["rows"]
 OFFICIAL = {  # config/dataset2prompt.json (first 16 digits of the prompt's SHA-256), dataset2maxlen.json, eval.py

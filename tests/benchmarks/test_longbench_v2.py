@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from byte_tokenizer import byte_tokenizer
-from suite_laws import check, prompt, take
 
 from benchmarks.__main__ import score_file
 from benchmarks.base import Sample
 from benchmarks.longbench_v2 import LongbenchV2Benchmark, extract
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.suite_laws import check, prompt, take
 
 JUDGED = Path(__file__).parent / "data" / "longbench_v2" / "judged_predictions.json"
 TEMPLATE = (  # prompts/0shot.txt

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from byte_tokenizer import byte_tokenizer
-from suite_laws import check, prompt, take
 
 from benchmarks.base import Sample
 from benchmarks.loogle import LoogleBenchmark, bleu, parse_literal, rouge_recall, score_cloze
 from benchmarks.sources import cut_middle, find_spans
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.suite_laws import check, prompt, take
 
 TEXT = "Ada Lovelace was born in London. She wrote notes on the engine of Charles Babbage.\nHe lived in Devonshire Street."
 QA = [

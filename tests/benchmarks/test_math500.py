@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from suite_laws import check, prompt, take
 
 from benchmarks.aime25 import Aime25Benchmark, integer
 from benchmarks.base import Benchmark, Sample
 from benchmarks.math500 import Math500Benchmark, normalize
 from benchmarks.metrics import last_boxed
+from tests.support.suite_laws import check, prompt, take
 
 PROBLEMS = [
     {"problem": "What is $1/2 + 1$?", "answer": "\\frac{3}{2}", "subject": "Algebra", "level": 1, "unique_id": "made/1"},

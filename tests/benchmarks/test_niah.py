@@ -5,10 +5,10 @@ import string
 from typing import Any
 
 import pytest
-from word_tokenizer import WordTokenizer
 
 from benchmarks.base import Sample
 from benchmarks.niah import ANSWER, NEEDLE, NiahBenchmark, insert, rouge1_f
+from tests.support.word_tokenizer import WordTokenizer
 
 WIDE = 10**6
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from word_tokenizer import WordTokenizer
 
 from benchmarks.base import Sample
 from benchmarks.ruler import RulerBenchmark
@@ -17,6 +16,7 @@ from benchmarks.ruler_fit import Draft, Meter, Recipe, fit
 from benchmarks.ruler_prompts import NOISE, TASKS, find_evidence, split_prompt
 from benchmarks.ruler_questions import load as load_questions
 from benchmarks.ruler_words import word_lists
+from tests.support.word_tokenizer import WordTokenizer
 
 DATA = Path(__file__).parent / "data" / "ruler"
 LENGTHS = (512, 1024, 2048, 4096, 16384)

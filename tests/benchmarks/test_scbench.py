@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from byte_tokenizer import byte_tokenizer
-from suite_laws import check, prompt, take
 
 from benchmarks.base import Sample
 from benchmarks.scbench import COLUMNS, TASKS, ScbenchBenchmark, data
 from benchmarks.scbench_metrics import first_function, similarity
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.suite_laws import check, prompt, take
 
 ONE = "def add(left, right):\n    total = left + right\n    return total"
 TWO = "def sub(left, right):\n    result = left - right\n    print(left, right)\n    return result"

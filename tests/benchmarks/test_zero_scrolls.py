@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from byte_tokenizer import byte_tokenizer
-from suite_laws import check, prompt, take
 
 from benchmarks.base import Sample
 from benchmarks.zero_scrolls import MAX_NEW_TOKENS, ZeroScrollsBenchmark, accuracy, concordance, exp_similarity, f1
 from benchmarks.zero_scrolls_submission import main
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.suite_laws import check, prompt, take
 
 GOLD = {"quality": "(B) No", "space_digest": "80%", "book_sum_sort": "2, 4, 1, 3", "qasper": "in Zürich, the city"}
 GOLD |= {task: f"A long enough answer to {task}." for task in MAX_NEW_TOKENS if task not in GOLD}

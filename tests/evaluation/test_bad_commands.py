@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from test_faults import small_model
-from test_records import make
-from warm_command import ROOT, Command
 
-from evaluation.catalogue import presses
-from evaluation.config import make_press
-from evaluation.records import read_records
+from longpress.analysis.records import read_records
+from longpress.catalogue import presses
+from longpress.evaluation.config import make_press
+from tests.analysis.test_records import make
+from tests.evaluation.test_faults import small_model
+from tests.support.warm_command import ROOT, Command
 
 __all__ = ["small_model"]
 
@@ -428,69 +428,69 @@ MODELS = (
 )
 
 COMMANDS = """
-evaluation.tables
-evaluation.tables /nowhere
-evaluation.tables {bad}/empty
-evaluation.tables {bad}/file
-evaluation.tables {bad}/newer
-evaluation.tables {bad}/good --margin x
-evaluation.tables {bad}/good --margin nan
-evaluation.tables {bad}/good --margin -1
-evaluation.tables {bad}/good --nosuch
-evaluation.tables {bad}/good /nowhere
-evaluation.tables {bad}/blocked
-evaluation.report
-evaluation.report /nowhere
-evaluation.report {bad}/good --nosuch
-evaluation.report {bad}/blocked
-evaluation.plots
-evaluation.plots /nowhere
-evaluation.plots {bad}/blocked
-evaluation.compare
-evaluation.compare knorm
-evaluation.compare knorm none
-evaluation.compare knorm nosuch {bad}/good
-evaluation.compare knorm none /nowhere
-evaluation.compare knorm none {bad}/good --margin x
-evaluation.compare knorm none {bad}/good --margin nan
-evaluation.compare knorm none {bad}/file
-evaluation.export
-evaluation.export nosuch {bad}/good {out}
-evaluation.export kvpress /nowhere {out}
-evaluation.export kvpress {bad}/good {out} --name knorm
-evaluation.export kvpress {bad}/good {out} --name a=b=c
-evaluation.export kvpress {bad}/good {bad}/file
-evaluation.export kvpress {bad}/good /proc/nowhere
-evaluation.export kvpress {bad}/foreign {out}
-evaluation.rescore
-evaluation.rescore /nowhere {out}
-evaluation.rescore {bad}/good {bad}/good
-evaluation.rescore {bad}/good {bad}/file
-evaluation.rescore {bad}/good /proc/nowhere
-evaluation.rescore {bad}/foreign {out}
-evaluation.rescore {bad}/newer {out}
-evaluation.calibrate knorm
-evaluation.calibrate text={bad}/text.txt out={out}
-evaluation.calibrate nosuch text={bad}/text.txt out={out}
-evaluation.calibrate knorm text={bad}/text.txt out={out}
-evaluation.calibrate qfilter text=/nowhere out={out}
-evaluation.calibrate qfilter text={bad}/empty out={out}
-evaluation.calibrate qfilter text={bad}/empty.txt out={out} {tiny}
-evaluation.calibrate qfilter text={bad}/binary.txt out={out} {tiny}
-evaluation.calibrate qfilter text={bad}/text.txt out={out} length=0 {tiny}
-evaluation.calibrate qfilter text={bad}/text.txt out={out} pieces=x {tiny}
-evaluation.calibrate qfilter text={bad}/text.txt out={bad}/file {tiny}
-evaluation.calibrate qfilter text={bad}/text.txt out=/proc/nowhere {tiny}
-evaluation.calibrate qfilter text={bad}/text.txt out={out} model=nosuch
-evaluation.calibrate qfilter text={bad}/text.txt out={out} model=hub model.path=/nowhere
-evaluation.calibrate qfilter text={bad}/text.txt out={out} nosuch=5 {tiny}
-evaluation.calibrate qfilter text={bad}/text.txt out={out} presses.qfilter.nosuch=5 {tiny}
-evaluation.calibrate qfilter text={bad}/text.txt out={out} presses_dir=/nowhere {tiny}
-evaluation.calibrate qfilter snapkv text={bad}/text.txt out={out}
-evaluation.catalogue /nowhere
-evaluation.catalogue {bad}/file
-evaluation.catalogue {bad}/presses/syntax
-evaluation.catalogue a b
+longpress.analysis.tables.write
+longpress.analysis.tables.write /nowhere
+longpress.analysis.tables.write {bad}/empty
+longpress.analysis.tables.write {bad}/file
+longpress.analysis.tables.write {bad}/newer
+longpress.analysis.tables.write {bad}/good --margin x
+longpress.analysis.tables.write {bad}/good --margin nan
+longpress.analysis.tables.write {bad}/good --margin -1
+longpress.analysis.tables.write {bad}/good --nosuch
+longpress.analysis.tables.write {bad}/good /nowhere
+longpress.analysis.tables.write {bad}/blocked
+longpress.analysis.report.page
+longpress.analysis.report.page /nowhere
+longpress.analysis.report.page {bad}/good --nosuch
+longpress.analysis.report.page {bad}/blocked
+longpress.analysis.plots.draw
+longpress.analysis.plots.draw /nowhere
+longpress.analysis.plots.draw {bad}/blocked
+longpress.analysis.compare
+longpress.analysis.compare knorm
+longpress.analysis.compare knorm none
+longpress.analysis.compare knorm nosuch {bad}/good
+longpress.analysis.compare knorm none /nowhere
+longpress.analysis.compare knorm none {bad}/good --margin x
+longpress.analysis.compare knorm none {bad}/good --margin nan
+longpress.analysis.compare knorm none {bad}/file
+longpress.analysis.kvpress_export
+longpress.analysis.kvpress_export nosuch {bad}/good {out}
+longpress.analysis.kvpress_export kvpress /nowhere {out}
+longpress.analysis.kvpress_export kvpress {bad}/good {out} --name knorm
+longpress.analysis.kvpress_export kvpress {bad}/good {out} --name a=b=c
+longpress.analysis.kvpress_export kvpress {bad}/good {bad}/file
+longpress.analysis.kvpress_export kvpress {bad}/good /proc/nowhere
+longpress.analysis.kvpress_export kvpress {bad}/foreign {out}
+longpress.evaluation.rescore
+longpress.evaluation.rescore /nowhere {out}
+longpress.evaluation.rescore {bad}/good {bad}/good
+longpress.evaluation.rescore {bad}/good {bad}/file
+longpress.evaluation.rescore {bad}/good /proc/nowhere
+longpress.evaluation.rescore {bad}/foreign {out}
+longpress.evaluation.rescore {bad}/newer {out}
+longpress.evaluation.calibrate knorm
+longpress.evaluation.calibrate text={bad}/text.txt out={out}
+longpress.evaluation.calibrate nosuch text={bad}/text.txt out={out}
+longpress.evaluation.calibrate knorm text={bad}/text.txt out={out}
+longpress.evaluation.calibrate qfilter text=/nowhere out={out}
+longpress.evaluation.calibrate qfilter text={bad}/empty out={out}
+longpress.evaluation.calibrate qfilter text={bad}/empty.txt out={out} {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/binary.txt out={out} {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={out} length=0 {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={out} pieces=x {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={bad}/file {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out=/proc/nowhere {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={out} model=nosuch
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={out} model=hub model.path=/nowhere
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={out} nosuch=5 {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={out} presses.qfilter.nosuch=5 {tiny}
+longpress.evaluation.calibrate qfilter text={bad}/text.txt out={out} presses_dir=/nowhere {tiny}
+longpress.evaluation.calibrate qfilter snapkv text={bad}/text.txt out={out}
+longpress.catalogue /nowhere
+longpress.catalogue {bad}/file
+longpress.catalogue {bad}/presses/syntax
+longpress.catalogue a b
 benchmarks
 benchmarks ruler
 benchmarks ruler/vt /nowhere

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from byte_tokenizer import VOCABULARY, byte_tokenizer
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_runner import run
-from tiny_models import tiny_model
 
-from evaluation.catalogue import ROOT
-from evaluation.config import Settings, register, settings
-from evaluation.recording import _bits_key
+from longpress.catalogue import ROOT
+from longpress.evaluation.config import Settings, register, settings
+from longpress.evaluation.record_builder import _bits_key
+from tests.evaluation.test_runner import run
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
 
 
 def checked(*overrides: str) -> Settings:

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model
 
-from evaluation.calibrate import Calibration, calibrate, main
-from evaluation.catalogue import ROOT, presses
-from kvcache.weights import prefilled, show
-from pipeline import CompressingPipeline
+from longpress.catalogue import ROOT, presses
+from longpress.evaluation.calibrate import Calibration, calibrate, main
+from longpress.pipeline import CompressingPipeline
 from presses.base import BasePress
 from presses.expected_attention import query_statistics
 from presses.headkv import repeated_attention
 from presses.kvzap import KVzapPress, fitted
 from presses.kvzip import KVzipPress
 from presses.lukv import concave, pruned_shares
+from presses.support.weights import prefilled, show
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
 
 ABLE = sorted(name for name, entry in presses().items() if entry.load().calibrate is not BasePress.calibrate)
 TEXT = "the keeper of the lamp wrote down in march that 4711 ships had passed, and in june that none had come back. " * 30

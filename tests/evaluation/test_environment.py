@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evaluation.environment import command_line, git_state, redacted, without_secrets
+from longpress.evaluation.environment import command_line, git_state, redacted, without_secrets
 
 
 def test_secrets_are_replaced_by_form_by_name_and_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,15 +17,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from test_records import make
-from test_runner import ROOT, command, content, records
-from warm_command import Command, completed
 
 from benchmarks.ruler import RulerBenchmark
-from evaluation.config import register, settings
-from evaluation.records import RecordWriter, read_records
-from evaluation.runner import EvaluationRunner
-from evaluation.sweeper import _in_a_sweep
+from longpress.analysis.records import RecordWriter, read_records
+from longpress.evaluation.config import register, settings
+from longpress.evaluation.launch.sweeper import _in_a_sweep
+from longpress.evaluation.runner import EvaluationRunner
+from tests.analysis.test_records import make
+from tests.evaluation.test_runner import ROOT, command, content, records
+from tests.support.warm_command import Command, completed
 
 BROKEN = '''"""Broken: raises from layer {layer} on, in long contexts.
 
@@ -49,8 +49,8 @@ SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]"]
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from byte_tokenizer import VOCABULARY, byte_tokenizer
-    from tiny_models import tiny_model
+    from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+    from tests.support.tiny_models import tiny_model
 
     folder = tmp_path_factory.mktemp("small")
     tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder)

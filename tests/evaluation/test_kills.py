@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_faults import small_model
-from test_runner import command
-from warm_command import Command
 
-from evaluation.records import read_records
+from longpress.analysis.records import read_records
+from tests.evaluation.test_faults import small_model
+from tests.evaluation.test_runner import command
+from tests.support.warm_command import Command
 
 __all__ = ["small_model"]
 SWEEP = ["benchmark.length=1024", "limit=4", "max_batch_gb=0.002"]  # few rows decoded together: records come context by context

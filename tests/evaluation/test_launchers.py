@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_runner import ROOT, content, records, table
-from test_sweeper import evaluate, tiny
+
+from tests.evaluation.test_runner import ROOT, content, records, table
+from tests.evaluation.test_sweeper import evaluate, tiny
 
 __all__ = ["tiny"]
 pytestmark = pytest.mark.cluster

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.records import Record, read_records
-from evaluation.rescore import main, rescore
+from longpress.analysis.records import Record, read_records
+from longpress.evaluation.rescore import main, rescore
 
 RECORD = Record(
     key="k",

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import tiny_model
-from warm_command import completed
 
-from evaluation.keptmaps import read_kept_maps
+from longpress.analysis.kept_maps import read_kept_maps
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
+from tests.support.warm_command import completed
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ["press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "benchmark=ruler", "benchmark.tasks=[niah_single_1,vt]", "limit=3"]
@@ -151,7 +151,7 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
     for path in (finished[0] / "records").iterdir():
         (tmp_path / "records" / path.name).write_bytes(path.read_bytes()[:-100])
     run(model_folder, tmp_path)
-    from evaluation.records import read_records
+    from longpress.analysis.records import read_records
 
     assert {record.key for record in read_records([tmp_path])} == {key for key, *_ in content(finished[0])}
 
@@ -192,7 +192,7 @@ def test_bad_input_gets_one_sentence_and_loses_nothing(model_folder: Path, tmp_p
 
 
 def test_help_names_every_press_and_benchmark_within_a_second() -> None:
-    from evaluation.catalogue import benchmarks, presses
+    from longpress.catalogue import benchmarks, presses
 
     check = (
         "import sys, time, runpy; sys.argv = ['evaluate.py', '--help', 'press=[tova,cap]']\n"

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_runner import ROOT, content, records, table
-from test_sweeper import evaluate, sweep_command, tiny
+
+from tests.evaluation.test_runner import ROOT, content, records, table
+from tests.evaluation.test_sweeper import evaluate, sweep_command, tiny
 
 __all__ = ["tiny"]
 pytestmark = pytest.mark.cluster

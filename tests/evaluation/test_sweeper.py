@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from byte_tokenizer import VOCABULARY, byte_tokenizer
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_runner import ROOT, content, records, table
-from tiny_models import tiny_model
-from warm_command import completed
 
-from evaluation.sweeper import fold
+from longpress.evaluation.launch.sweeper import fold
+from tests.evaluation.test_runner import ROOT, content, records, table
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
+from tests.support.warm_command import completed
 
 FOLDED = frozenset({"press", "compression_ratio"})
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from test_runner import ROOT, command, content, model_folder, records, run, table
 
-from evaluation.config import register, settings
-from evaluation.runner import EvaluationRunner
-from evaluation.workers import device_of, threads_of
+from longpress.evaluation.config import register, settings
+from longpress.evaluation.runner import EvaluationRunner
+from longpress.evaluation.workers import device_of, threads_of
+from tests.evaluation.test_runner import ROOT, command, content, model_folder, records, run, table
 
 __all__ = ["model_folder"]
 DEADLY = '''"""Deadly: takes its process with it, once, and in long contexts always.

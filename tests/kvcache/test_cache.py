@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import tiny_ids, tiny_model
 from transformers import DynamicCache
 
 from kvcache.attention import attending, attention_forward
@@ -11,6 +10,7 @@ from kvcache.compressing import stack_nested
 from kvcache.observation import cache_keyword
 from kvcache.selection import Selection, budget, check_ratio
 from presses import AdaKVPress, KnormPress, SnapKVPress
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 H, G, D = 2, 3, 8
 

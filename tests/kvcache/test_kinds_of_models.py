@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import FAMILIES, fill, tiny_ids, tiny_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from kvcache import architecture
@@ -15,9 +13,11 @@ from kvcache.architecture import TESTED, TRIED, check_model
 from kvcache.attention import attending
 from kvcache.observation import LayerObservation, cache_keyword, observing
 from kvcache.rotary import NONE
-from pipeline import CompressingPipeline
+from longpress.pipeline import CompressingPipeline
 from presses import AdaKVPress, CriticalKVPress, ExpectedAttentionPress, KeyRerotationPress, KnormPress, KVzipPress, NonePress, SnapKVPress
 from presses.base import BasePress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import FAMILIES, fill, tiny_ids, tiny_model
 
 KNOWN = sorted(kind for kind in TESTED if kind in CONFIG_MAPPING)
 REST = [kind for kind in KNOWN if kind.removesuffix("_text") not in FAMILIES]

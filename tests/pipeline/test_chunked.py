@@ -5,20 +5,20 @@ from functools import cache
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from learned_weights import with_weights
-from tiny_models import FAMILIES, KV_HEADS, LAYERS, tiny_ids, tiny_model
 
-from evaluation.catalogue import presses
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.compressing import Framing
 from kvcache.observation import cache_keyword
 from kvcache.selection import budget
-from pipeline import CompressingPipeline, Variant
-from pipeline.chunked import read_in_chunks
-from pipeline.prefill import CompressedContext
+from longpress.catalogue import presses
+from longpress.pipeline import CompressingPipeline, Variant
+from longpress.pipeline.chunked import read_in_chunks
+from longpress.pipeline.prefill import CompressedContext
 from presses import AdaKVPress, ExpectedAttentionPress, FinchPress, KeyRerotationPress, KnormPress, NonePress, SnapKVPress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.learned_weights import with_weights
+from tests.support.tiny_models import FAMILIES, KV_HEADS, LAYERS, tiny_ids, tiny_model
 
 TOKENS, SIZE = 203, 64
 CHUNKS = [64, 64, 64, 11]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import pipeline
-from pipeline.clock import now
+from longpress.pipeline import clock
+from longpress.pipeline.clock import now
 
 
 def test_it_waits_for_the_cards_in_use_and_touches_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_without_cards_it_is_the_steady_clock() -> None:
 
 
 def test_the_pipeline_reads_no_other_clock() -> None:
-    folder = Path(pipeline.__file__).parent
+    folder = Path(clock.__file__).parent
     others = {
         path.name for path in folder.glob("*.py") if re.search(r"perf_counter|monotonic|time\.time", path.read_text(encoding="utf-8"))
     }

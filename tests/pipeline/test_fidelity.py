@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import tiny_model
 from torch.nn import functional
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.observation import cache_keyword
-from pipeline import CompressingPipeline, Question, Request, Variant, fidelity
+from longpress.pipeline import CompressingPipeline, Question, Request, Variant, fidelity
 from presses import AdaKVPress, DecodingPress, KeyRerotationPress, KnormPress, NonePress, SnapKVPress, ThinKPress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
 
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
 QUESTIONS = [
@@ -173,7 +173,7 @@ def test_what_scales_or_caps_logits_is_respected() -> None:
 
 
 def test_a_failure_leaves_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.fidelity.LOGIT_BYTES", None)
+    monkeypatch.setattr("longpress.pipeline.fidelity.LOGIT_BYTES", None)
     with pytest.warns(UserWarning, match="fidelity is missing"):
         results = pipeline_of()(CONTEXT, questions=QUESTIONS, press=VARIANTS[:3]).results
     assert all(result.answer.text and not result.answer.error for result in results)

@@ -7,21 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_model
 
-from pipeline.memory import Shape, memory_plan
-from pipeline.pipeline import MAX_BATCH_BYTES, MAX_CONTEXT_BYTES
-from pipeline.prefill import Variant
+from longpress.pipeline.facade import MAX_BATCH_BYTES, MAX_CONTEXT_BYTES
+from longpress.pipeline.memory import Shape, memory_plan
+from longpress.pipeline.prefill import Variant
 from presses import AdaKVPress, KnormPress, MergingPress, NonePress, SnapKVPress
+from tests.support.tiny_models import tiny_model
 
+ROOT = Path(__file__).parents[2]
 SHAPE = Shape.of(tiny_model("llama"))
 BOUNDS = {"max_batch_bytes": MAX_BATCH_BYTES, "max_context_bytes": MAX_CONTEXT_BYTES}
+
+ROOT = Path(__file__).parents[2]
 
 
 def measured(tokens: int, variants: int, *options: str, timeout: int = 900) -> dict[str, float]:
     """Bytes that a sweep in a process of its own planned and took beside what was held before it."""
-    script = Path(__file__).with_name("memory_of_a_sweep.py")
-    folders = os.pathsep.join(str(script.parents[up]) for up in (2, 1))
+    script = ROOT / "tests" / "support" / "memory_of_a_sweep.py"
+    folders = str(ROOT)
     command = [sys.executable, str(script), str(tokens), str(variants), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": folders})
     assert done.returncode == 0, done.stderr[-2000:]

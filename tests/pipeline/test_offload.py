@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from made_up_devices import Placed, made_up_devices, place
-from tiny_models import tiny_model
 
 from kvcache.storage import Storage
-from pipeline import CompressingPipeline, Question, Request, Variant
-from pipeline.memory import Shape, memory_plan, room
-from pipeline.pipeline import MAX_BATCH_BYTES, MAX_CONTEXT_BYTES
+from longpress.pipeline import CompressingPipeline, Question, Request, Variant
+from longpress.pipeline.facade import MAX_BATCH_BYTES, MAX_CONTEXT_BYTES
+from longpress.pipeline.memory import Shape, memory_plan, room
 from presses import AdaKVPress, DecodingPress, KeyRerotationPress, KnormPress, KVzipPress, MergingPress, NonePress, SnapKVPress, ThinKPress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.made_up_devices import Placed, made_up_devices, place
+from tests.support.tiny_models import tiny_model
 
 SHAPE = Shape.of(tiny_model("llama"))
 BOUNDS = {"max_batch_bytes": MAX_BATCH_BYTES, "max_context_bytes": MAX_CONTEXT_BYTES}

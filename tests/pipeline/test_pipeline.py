@@ -5,17 +5,17 @@ from functools import cache
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import FAMILIES, tiny_ids, tiny_model
 from transformers import DynamicCache
 
-from evaluation.catalogue import presses
 from kvcache.attention import attending
 from kvcache.compressing import chunking
 from kvcache.observation import cache_keyword
-from pipeline import CompressingPipeline, Question, Request, Variant
-from pipeline.prompt import Prompt
+from longpress.catalogue import presses
+from longpress.pipeline import CompressingPipeline, Question, Request, Variant
+from longpress.pipeline.prompt import Prompt
 from presses import AdaKVPress, KeyRerotationPress, KnormPress, NonePress, PyramidKVPress, SnapKVPress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
 QUESTIONS = ["Who jumps?", "Over what does the fox jump, and why does it do so?"]

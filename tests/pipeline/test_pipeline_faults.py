@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import tiny_model
 
-from pipeline import CompressingPipeline, Question, Request, Variant
-from pipeline.decode import Decoder
-from pipeline.results import ContextResults, Failure
+from longpress.pipeline import CompressingPipeline, Question, Request, Variant
+from longpress.pipeline.decode import Decoder
+from longpress.pipeline.results import ContextResults, Failure
 from presses import DecodingPress, KnormPress, NonePress, SnapKVPress
 from presses.scorer import ScorerPress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
 
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
 QUESTIONS = [Question(text, "", 6) for text in ("Who jumps?", "Over what?", "Where is the dog, and why?", "When?")]

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import tiny_model
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.observation import cache_keyword
-from pipeline import CompressingPipeline
-from pipeline.model import LoadedModel
-from pipeline.prefill import Onlooker, PrefilledContext, Variant
+from longpress.models.loading import LoadedModel
+from longpress.pipeline import CompressingPipeline
+from longpress.pipeline.prefill import Onlooker, PrefilledContext, Variant
 from presses import H2OPress, KnormPress, NonePress, SnapKVPress
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
 
 CONTEXT = "the quick brown fox jumps over the lazy dog while nine wizards pack my box with five dozen jugs. " * 2
 QUESTIONS = ["who jumps?", "what does the wizard pack, and with how many of the jugs?"]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.ruler import RulerBenchmark
-from evaluation.catalogue import presses
-from pipeline import CompressingPipeline, Question
-from pipeline.model import LoadedModel
+from longpress.catalogue import presses
+from longpress.models.loading import LoadedModel
+from longpress.pipeline import CompressingPipeline, Question
 
 NAMES = ("knorm", "keydiff", "streaming_llm", "snapkv", "tova", "expected_attention", "observed_attention", "adakv")
 

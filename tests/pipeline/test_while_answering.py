@@ -4,13 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_models import tiny_model
 
-from pipeline import CompressingPipeline
-from pipeline.decode import row_bytes
-from pipeline.prompt import Question
-from pipeline.rows import Row
+from longpress.pipeline import CompressingPipeline
+from longpress.pipeline.decode import row_bytes
+from longpress.pipeline.prompt import Question
+from longpress.pipeline.rows import Row
 from presses import (
     CAMPress,
     DecodingPress,
@@ -23,6 +21,8 @@ from presses import (
     SnapKVPress,
     StreamingLLMPress,
 )
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.tiny_models import tiny_model
 
 CONTEXT = "the quick brown fox jumps over the lazy dog while nine wizards pack my box with five dozen jugs. " * 2
 QUESTIONS = ["who jumps?", "what does the wizard pack, and with how many of the jugs?"]

@@ -1,4 +1,4 @@
-"""Kept positions equal those that kvpress 0.5.5 keeps, recorded by tests/peer/record_kvpress.py on the models of tests/tiny_models.py.
+"""Kept positions equal those that kvpress 0.5.5 keeps, recorded by tests/support/peer/record_kvpress.py on tiny models.
 
 Where the two differ, kvpress chose among equal scores (`tied`), or rounding decides (`unstable`, counted when the numbers were recorded).
 Gemma3's sliding layer is left whole here; kvpress compresses it as if its attention were full.
@@ -8,15 +8,15 @@ from functools import cache
 
 import pytest
 import torch
-from peer.goldens import SMOLLM2, Case, Goldens, load_goldens
-from tiny_models import FAMILIES, smollm2_ids, tiny_ids, tiny_model
 from transformers import DynamicCache
 
 from kvcache.observation import cache_keyword
 from kvcache.selection import Selection
-from pipeline.model import LoadedModel
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.models.loading import LoadedModel
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses.base import BasePress
+from tests.support.peer.goldens import SMOLLM2, Case, Goldens, load_goldens
+from tests.support.tiny_models import FAMILIES, smollm2_ids, tiny_ids, tiny_model
 
 GOLDENS = load_goldens()
 LABELS = sorted({case.label for case in GOLDENS})

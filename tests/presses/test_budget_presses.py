@@ -6,15 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from learned_weights import with_weights
-from peer.goldens import Case, load_goldens
-from test_against_kvpress import WINDOW, build, prefilled
-from tiny_models import FAMILIES, tiny_ids, tiny_model
 from torch.nn import functional
 from transformers import DynamicCache
 
-from evaluation.config import register, settings
 from kvcache.observation import LayerObservation, cache_keyword, observing
+from longpress.evaluation.config import register, settings
 from presses import (
     BlockPress,
     ChunkPress,
@@ -36,6 +32,10 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.lukv import head_budgets
+from tests.presses.test_against_kvpress import WINDOW, build, prefilled
+from tests.support.learned_weights import with_weights
+from tests.support.peer.goldens import Case, load_goldens
+from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 WRONG = ("Chunk(SnapKV",)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_laws import NAMES, make, read
-from tiny_models import KV_HEADS, LAYERS, tiny_model
 
 from kvcache.selection import Threshold, budget, ratio_for
-from pipeline.prefill import Variant
+from longpress.pipeline.prefill import Variant
 from presses import AdaKVPress, CompactorPress, KnormPress, NonePress, PyramidKVPress, SnapKVPress
 from presses.base import BasePress
+from tests.presses.test_laws import NAMES, make, read
+from tests.support.tiny_models import KV_HEADS, LAYERS, tiny_model
 
 TOKENS = 203
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from learned_weights import with_weights
-from test_laws import RATIOS, TOKENS, logits_after, model_of, read
-from tiny_models import tiny_ids
 
-from evaluation.catalogue import benchmarks, find, presses
-from evaluation.config import make_press
+from longpress.catalogue import benchmarks, find, presses
+from longpress.evaluation.config import make_press
+from tests.presses.test_laws import RATIOS, TOKENS, logits_after, model_of, read
+from tests.support.learned_weights import with_weights
+from tests.support.tiny_models import tiny_ids
 
 ROOT = Path(__file__).parents[2]
 MINE = '''"""Mine: keep the values of largest norm.
@@ -44,7 +44,12 @@ class OneFilePress(ScorerPress):
 
 def listing(*arguments: str, code: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "evaluation.catalogue", *arguments], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60
+        [sys.executable, "-m", "longpress.catalogue", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=60,
     )
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
@@ -116,7 +121,7 @@ def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "one_file" in python("-m", "evaluation.catalogue")
+    assert "one_file" in python("-m", "longpress.catalogue")
     assert "one_file" in python("evaluate.py", "--help")
     laws = python("-m", "pytest", "-q", "tests/presses/test_laws.py", "-k", "one_file", "-p", "no:cacheprovider")
     passed = re.search(r"(\d+) passed", laws)

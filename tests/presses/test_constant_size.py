@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tiny_models import tiny_ids, tiny_model
 from transformers import DynamicCache
 
-from kvcache.following import DecodingObservation
+from kvcache.decode_hooks import DecodingObservation
 from kvcache.observation import cache_keyword, observing
 from presses import AdaKVPress, H2OPress, MorphKVPress, PrefillDecodingPress, SnapKVPress
 from presses.h2o import HeavyHitters
 from presses.morphkv import MovingWindow, fuse
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 PREFILL, STEPS = 12, 5
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from byte_tokenizer import VOCABULARY, byte_tokenizer
-from made_up_devices import Placed, made_up_devices, place
-from test_laws import NAMES, logits_after, make
-from tiny_models import tiny_ids, tiny_model
 
-from pipeline import CompressingPipeline, Variant
+from longpress.pipeline import CompressingPipeline, Variant
+from tests.presses.test_laws import NAMES, logits_after, make
+from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.made_up_devices import Placed, made_up_devices, place
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 
 def divided(**shape: int) -> torch.nn.Module:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_laws import TOKENS, logits_after, observations, read
-from tiny_models import KV_HEADS, LAYERS, tiny_ids, tiny_model
 
-from evaluation.catalogue import presses
-from evaluation.config import make_press
 from kvcache.selection import budget
+from longpress.catalogue import presses
+from longpress.evaluation.config import make_press
 from presses import KnormPress
 from presses.from_kvpress import FromKVPress
+from tests.presses.test_laws import TOKENS, logits_after, observations, read
+from tests.support.tiny_models import KV_HEADS, LAYERS, tiny_ids, tiny_model
 
 CALLS: list[int] = []
 

@@ -7,16 +7,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from learned_weights import with_weights
-from tiny_models import FAMILIES, tiny_ids, tiny_model
 from transformers import DynamicCache
 
-from evaluation.catalogue import presses
 from kvcache.observation import LayerObservation, cache_keyword, observing
 from kvcache.selection import budget
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.catalogue import presses
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses.base import BasePress
 from presses.scorer import ScorerPress
+from tests.support.learned_weights import with_weights
+from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 RATIOS = (0.25, 0.5, 0.9)
 TOKENS = 203

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_laws import NAMES, make
-from tiny_models import tiny_ids, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from kvcache.compressing import chunking
 from kvcache.observation import LOGITS, cache_keyword
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
+from tests.presses.test_laws import NAMES, make
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 TOKENS = 16384
 LARGEST = 4 * LOGITS + 2**20

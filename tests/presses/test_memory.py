@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_laws import NAMES, make, model_of, read
 
 from kvcache.selection import budget, ends, shorten
+from tests.presses.test_laws import NAMES, make, model_of, read
 
 RATIOS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9)
 CLAIMING = [name for name in NAMES if make(name).claims_ratio and not (make(name).lossless or make(name).own_budget)]

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import smollm2_ids
 from transformers import DynamicCache
 
-from evaluation.catalogue import presses
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.observation import cache_keyword
-from pipeline.model import LoadedModel
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.catalogue import presses
+from longpress.models.loading import LoadedModel
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses.base import BasePress
+from tests.support.tiny_models import smollm2_ids
 
 RATIOS, TOKENS = (0.25, 0.5, 0.75, 0.9), 300
 

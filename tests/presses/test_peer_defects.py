@@ -9,14 +9,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from learned_weights import with_weights
-from tiny_models import tiny_ids, tiny_model
 from transformers import DynamicCache
 
-from evaluation.catalogue import presses
 from kvcache.observation import cache_keyword
 from kvcache.selection import budget
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.catalogue import presses
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses import (
     AdaKVPress,
     ChunkKVPress,
@@ -34,6 +32,8 @@ from presses import (
     ThinKPress,
 )
 from presses.base import BasePress
+from tests.support.learned_weights import with_weights
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 TOKENS = 150
 

@@ -5,9 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from byte_tokenizer import byte_tokenizer
-from peer.goldens import MORE, load_goldens
-from tiny_models import FAMILIES, KV_HEADS, tiny_ids, tiny_model
 from transformers import DynamicCache
 
 import presses
@@ -18,11 +15,14 @@ from kvcache.observation import attention_modules, cache_keyword
 from kvcache.projections import output_weight
 from kvcache.replay import replay
 from kvcache.selection import budget
-from pipeline.pipeline import CompressingPipeline
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.pipeline.facade import CompressingPipeline
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses import KeyRerotationPress, KVComposePress, KVgradPress, KVzipPress
 from presses.base import BasePress
 from presses.kvzip import chunks
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.peer.goldens import MORE, load_goldens
+from tests.support.tiny_models import FAMILIES, KV_HEADS, tiny_ids, tiny_model
 
 GOLDENS = load_goldens(MORE)
 LABELS = [label for label in GOLDENS.metadata["presses"] if label.startswith(("KVzip", "KVgrad", "KVCompose"))]

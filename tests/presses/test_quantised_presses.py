@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_laws import NAMES, TOKENS, make, model_of, read
-from test_while_decoding import ACTIVE, forced, prefilled
-from test_while_decoding import make as make_busy
-from tiny_models import FAMILIES, tiny_ids, tiny_model
 
 from presses import AdaKVPress, KnormPress, SnapKVPress, ThinKPress
+from tests.presses.test_laws import NAMES, TOKENS, make, model_of, read
+from tests.presses.test_while_decoding import ACTIVE, forced, prefilled
+from tests.presses.test_while_decoding import make as make_busy
+from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 PER_NUMBER = {8: 8 + 4, 4: 4 + 4, 2: 2 + 4}
 """Bits of a number with its share of scales, at most: groups here are as small as the 16 channels of a head, or half filled."""

@@ -6,12 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from byte_tokenizer import byte_tokenizer
-from learned_weights import with_weights
-from peer.goldens import FIRST, MORE, REST, Case, load_goldens
-from test_laws import model_of, read
-from test_score_presses import padded_attention, their_sketches
-from tiny_models import FAMILIES, KV_HEADS, LAYERS
 
 import presses
 from kvcache.compressing import Framing
@@ -51,6 +45,12 @@ from presses import (
     TOVAPress,
 )
 from presses.base import BasePress
+from tests.presses.test_laws import model_of, read
+from tests.presses.test_score_presses import padded_attention, their_sketches
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.learned_weights import with_weights
+from tests.support.peer.goldens import FIRST, MORE, REST, Case, load_goldens
+from tests.support.tiny_models import FAMILIES, KV_HEADS, LAYERS
 
 EA = ExpectedAttentionPress(epsilon=1e-2)
 REGISTRY: dict[str, tuple[BasePress, str]] = {

@@ -5,10 +5,6 @@ from functools import cache
 
 import pytest
 import torch
-from learned_weights import with_weights
-from peer.goldens import Case, load_goldens
-from test_against_kvpress import WINDOW, build, prefilled
-from tiny_models import FAMILIES, tiny_ids, tiny_model
 from torch.nn import functional
 from transformers import DynamicCache
 
@@ -27,6 +23,10 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.non_causal_attention import attention_within_chunks
+from tests.presses.test_against_kvpress import WINDOW, build, prefilled
+from tests.support.learned_weights import with_weights
+from tests.support.peer.goldens import Case, load_goldens
+from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 SAME = [

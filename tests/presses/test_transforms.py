@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from byte_tokenizer import byte_tokenizer
-from peer.goldens import MORE, Case, load_goldens
-from tiny_models import FAMILIES, tiny_ids, tiny_model
 from transformers import DynamicCache
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer, Kept, Storage
 from kvcache.observation import cache_keyword, observing
 from kvcache.selection import Selection
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses import (
     AdaKVPress,
     ComposedPress,
@@ -24,6 +21,9 @@ from presses import (
     ThinKPress,
 )
 from presses.base import BasePress
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.peer.goldens import MORE, Case, load_goldens
+from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 GOLDENS = load_goldens(MORE)
 QUESTION = 20
@@ -369,7 +369,7 @@ def test_a_second_press_of_statistics_sees_the_whole_context() -> None:
 
 
 def test_finch_takes_the_question_from_the_pipeline() -> None:
-    from pipeline.pipeline import CompressingPipeline
+    from longpress.pipeline.facade import CompressingPipeline
 
     pipeline = CompressingPipeline(tiny_model("llama"), byte_tokenizer())
     seen = []

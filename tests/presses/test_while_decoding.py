@@ -5,18 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from learned_weights import with_weights
-from peer.goldens import MORE, REST, Goldens, load_goldens
-from tiny_models import FAMILIES, tiny_ids, tiny_model
 from transformers import DynamicCache
 
-from evaluation.catalogue import presses
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.following import DecodingObservation, Follower
+from kvcache.decode_hooks import DecodingObservation, Follower
 from kvcache.observation import LayerObservation, cache_keyword
 from kvcache.selection import Selection
-from pipeline.prefill import Onlooker, PrefilledContext
+from longpress.catalogue import presses
+from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses import (
     AdaKVPress,
     CAMPress,
@@ -34,6 +31,9 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.cam import coins
+from tests.support.learned_weights import with_weights
+from tests.support.peer.goldens import MORE, REST, Goldens, load_goldens
+from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 FILES = [load_goldens(name) for name in (MORE, REST)]
 SMALL = {"compression_interval": 4, "target_size": 40, "sliding_window_size": 16, "decoding": True}

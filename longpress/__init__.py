@@ -1,0 +1,1 @@
+"""A benchmark harness for KV-cache compression in long-context language models."""

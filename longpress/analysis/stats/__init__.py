@@ -1,0 +1,1 @@
+"""Error bars and tests of paired samples."""

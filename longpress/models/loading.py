@@ -1,0 +1,239 @@
+"""From a configuration to a model and its tokenizer, ready to answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from kvcache.architecture import TESTED, check_structure
+from longpress.models.configs import ModelConfig, check_model, is_own, one_sentence, quiet
+from longpress.models.gguf_file import GGUFFile
+from longpress.models.gguf_tokenizer import gguf_tokenizer
+from longpress.models.host_memory import keep_freed_memory
+
+__all__ = ["KnownModel", "LoadedModel", "ModelConfig", "check_model", "eos_token_ids", "find_model", "fingerprint", "load_model"]
+
+SAMPLE = 2**20
+"""Bytes of a weight file that `fingerprint` reads at each of three places."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model at work.
+
+    Attributes:
+        model: of transformers, in evaluation mode.
+        tokenizer: of transformers.
+        name: in tables.
+        revision: what exactly was loaded: commit on the hub, fingerprint of a local folder, or SHA-256 of a GGUF file; followed by
+            what the configuration changed in the model's answers.
+        dtype: of the weights, e.g. "float32".
+        device: of the embeddings.
+        window: longest prompt with answer, in tokens.
+    """
+
+    model: nn.Module = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    name: str
+    revision: str
+    dtype: str
+    device: torch.device
+    window: int
+
+
+@dataclass(frozen=True, eq=False)
+class KnownModel:
+    """A model whose weights are not loaded yet: enough to make prompts, and to see which of them have been answered.
+
+    Attributes:
+        config: where it comes from.
+        tokenizer: of transformers.
+        name: in tables.
+        revision: as of `LoadedModel`.
+        dtype: that the weights will have, as far as the checkpoint's configuration tells.
+        window: longest prompt with answer, in tokens.
+    """
+
+    config: ModelConfig
+    tokenizer: Any = field(repr=False)
+    name: str
+    revision: str
+    dtype: str
+    window: int
+    _architecture: Any = field(repr=False)
+    _own: GGUFFile | None = field(repr=False)
+
+    def skeleton(self) -> Any:
+        """The model without its weights, on the meta device."""
+        with quiet(), one_sentence(self.config), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self._architecture, dtype=getattr(torch, self.dtype))
+
+    def load(self) -> LoadedModel:
+        """Load the weights, in a process that from then on keeps freed memory for itself (`keep_freed_memory`).
+
+        Raises:
+            ValueError: the checkpoint cannot be read, lacks weights, or is of a kind that cannot be compressed.
+        """
+        if self._architecture.get_text_config().model_type not in TESTED and not self.config.trust_remote_code:
+            check_structure(self.skeleton())
+        keep_freed_memory()
+        with quiet(), one_sentence(self.config):
+            model, lacking = _load(self.config, self._architecture, self._own)
+        if lacking:
+            path, n = self.config.path, len(lacking)
+            raise ValueError(f"model.path={path} lacks {n} weights of its architecture, e.g. {lacking[0]}; it cannot answer")
+        if self.config.device_map is None:
+            model = model.to(self.config.torch_device())
+        return LoadedModel(
+            model=model.eval(),
+            tokenizer=self.tokenizer,
+            name=self.name,
+            revision=self.revision,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=model.get_input_embeddings().weight.device,
+            window=self.window,
+        )
+
+
+def find_model(config: ModelConfig) -> KnownModel:
+    """Read everything of a model but its weights.
+
+    Raises:
+        ValueError: one sentence about what is missing and what to do.
+    """
+    check_model(config)
+    path = config.gguf_path()
+    gguf = GGUFFile(path) if path else None
+    with quiet(), one_sentence(config):
+        own = gguf if gguf and is_own(gguf) else None
+        architecture = own.config() if own else AutoConfig.from_pretrained(**config.source())
+        window = rescale(architecture.get_text_config(), config.rope_scaling)
+        tokenizer: Any = gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
+    _settle(tokenizer, config)
+    if tokenizer.chat_template:
+        with one_sentence(config):
+            tokenizer.apply_chat_template([{"role": "user", "content": "benchmark"}], tokenize=False, add_generation_prompt=True)
+    revision = gguf.sha256 if gguf else (getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path))
+    stored = None if own else getattr(architecture.get_text_config(), "dtype", None) or getattr(architecture, "dtype", None)
+    return KnownModel(
+        config=config,
+        tokenizer=tokenizer,
+        name=config.name or str(config.path),
+        revision=revision + _changes(config),
+        dtype=str(stored or "float32").removeprefix("torch.") if config.dtype == "auto" else config.dtype,
+        window=config.window or window,
+        _architecture=architecture,
+        _own=own,
+    )
+
+
+def load_model(config: ModelConfig | str | None = None) -> LoadedModel:
+    """Load model and tokenizer.
+
+    Args:
+        config: a configuration, or just its `path`; by default the embedded model.
+
+    Raises:
+        ValueError: one sentence about what is missing and what to do.
+    """
+    return find_model(config if isinstance(config, ModelConfig) else ModelConfig(path=config or "smollm2")).load()
+
+
+def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
+    """All ids that end an answer, ascending: those of the generation config and the tokenizer's own."""
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = {*(listed if isinstance(listed, list | tuple) else [listed]), getattr(tokenizer, "eos_token_id", None)}
+    return sorted(token for token in ids if token is not None)
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a local checkpoint: name, size, and 1 MiB at three places of every file that model or tokenizer may be read from."""
+    hashed = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".jinja", ".txt", ".model", ".safetensors", ".bin"} and path.is_file():
+            size = path.stat().st_size
+            hashed.update(f"{path.name}\0{size}\0".encode())
+            with path.open("rb") as file:
+                for start in (0, max(size - SAMPLE, 0) // 2, max(size - SAMPLE, 0)):
+                    file.seek(start)
+                    hashed.update(file.read(SAMPLE))
+    return hashed.hexdigest()
+
+
+def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
+    """Replace RoPE parameters in the configuration of a text model that is about to be built.
+
+    Args:
+        text: of transformers; changed.
+        rope_scaling: the parameters, `rope_type` among them; None leaves everything as it is.
+
+    Returns:
+        The window, in tokens.
+    """
+    window = int(getattr(text, "max_position_embeddings", None) or sys.maxsize)
+    if not rope_scaling:
+        return window
+    own = dict(text.rope_parameters or {})
+    nested = "full_attention" in own  # one set per kind of layer; the sliding ones never see far
+    replaced = own["full_attention"] if nested else own
+    scaled = {key: replaced[key] for key in ("rope_theta", "partial_rotary_factor") if key in replaced} | dict(rope_scaling)
+    trained = getattr(text, "original_max_position_embeddings", None) or replaced.get("original_max_position_embeddings") or window
+    original = int(rope_scaling.get("original_max_position_embeddings") or trained)
+    if scaled["rope_type"] in ("yarn", "llama3", "longrope"):
+        scaled["original_max_position_embeddings"] = original
+    if hasattr(text, "original_max_position_embeddings"):  # Phi-3, where it takes precedence
+        text.original_max_position_embeddings = original
+    window = int(original * (scaled.get("factor") or window / original))
+    text.rope_parameters = {**own, "full_attention": scaled} if nested else scaled
+    text.max_position_embeddings = original if scaled["rope_type"] == "dynamic" else window  # dynamic: length from which on to scale
+    return window
+
+
+def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple[Any, list[str]]:
+    """Model, and the names of weights that the checkpoint lacks."""
+    dtype: Any = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    options: dict[str, Any] = {"config": architecture, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if config.attention_implementation:
+        options["attn_implementation"] = config.attention_implementation
+    if config.device_map is not None:
+        options["device_map"] = dict(config.device_map) if isinstance(config.device_map, Mapping) else config.device_map
+    if own:
+        dtype = torch.float32 if dtype == "auto" else dtype
+        model, report = LlamaForCausalLM.from_pretrained(None, state_dict=own.weights(dtype), dtype=dtype, **options)
+    else:
+        if "gguf_file" not in config.source():
+            options["use_safetensors"] = True  # other files of weights are pickles, which can hold code
+        model, report = AutoModelForCausalLM.from_pretrained(dtype=dtype, **config.source(), **options)
+    return model, sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
+
+
+def _settle(tokenizer: Any, config: ModelConfig) -> None:
+    """Apply the choice of chat template, and refuse the empty tokenizer that transformers makes up where there is none.
+
+    Raises:
+        ValueError: no tokenizer, or no chat template where one is wanted.
+    """
+    if set(tokenizer("benchmark", add_special_tokens=False).input_ids) <= {tokenizer.unk_token_id}:
+        raise ValueError(f"model.path={config.path} has no tokenizer files; save the tokenizer beside the model")
+    if config.chat_template in ("on", True) and not tokenizer.chat_template:
+        raise ValueError(f"model.chat_template=on, but the tokenizer of {config.path} has no chat template; use off or auto")
+    if config.chat_template in ("off", False):
+        tokenizer.chat_template = None
+
+
+def _changes(config: ModelConfig) -> str:
+    """What of a configuration changes answers, as a suffix of the revision."""
+    text = ""
+    if config.rope_scaling:
+        canonical = json.dumps(dict(config.rope_scaling), sort_keys=True, default=list)
+        text += f"+rope-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+    return text + ("+no-template" if config.chat_template in ("off", False) else "")

@@ -1,0 +1,291 @@
+"""How much memory a sweep takes: an upper bound, stated before anything is allocated.
+
+Reading a context holds its full cache, what presses remember of it, the work of one layer, and what the variants keep of it. Contexts
+whose answers are still being written stay beside it as long as both fit `max_context_bytes`. A decode batch holds the tails of its rows
+and one layer's attention. Every part is linear in the length of the context: nothing of size T x T exists.
+
+Where a context does not fit a GPU beside the weights, what variants keep of it lies in host memory (`offload`), and each layer's entries
+are moved to the device when the layer reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvcache.observation import LOGITS, QUERY_BLOCK, attention_modules, decoder_of
+from kvcache.projections import head_size, kv_heads, query_heads
+from kvcache.replay import PIECE
+from kvcache.selection import Threshold
+from kvcache.storage import HOST
+from longpress.pipeline.prefill import Variant
+
+WIDE = 192
+"""Unfinished rows that are decoded at a model's best rate: with fewer, the next context is read first if memory allows."""
+
+WINDOW_QUERIES = 512
+"""Queries of the context's end whose attention presses may hold at once, all windows together."""
+
+GRADIENT = 1024
+"""Tokens of a chunk that is read again with gradients."""
+
+SLACK = 1.1
+"""What an allocator needs beside what was asked of it,"""
+SMALL = 96 * 2**20
+"""and for what does not grow with the context: thread pools, tables of kernels, prompts."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides over memory.
+
+    Attributes:
+        layers: L.
+        heads: H.
+        query_heads: H * G.
+        head_size: d.
+        hidden: D.
+        inner: channels of the feed-forward part.
+        vocabulary: tokens.
+        element: bytes of a number in the cache.
+        weights: bytes of all parameters.
+    """
+
+    layers: int
+    heads: int
+    query_heads: int
+    head_size: int
+    hidden: int
+    inner: int
+    vocabulary: int
+    element: int
+    weights: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Shape:
+        """Of a model of transformers; one on the meta device will do."""
+        modules = attention_modules(model)
+        config: Any = model.config
+        text = config.get_text_config()
+        given = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        inner = max(int(max(given) if isinstance(given, list | tuple) else given), 1)  # Gemma 3n names one per layer
+        parameters = {id(one): one for one in model.parameters()}
+        return cls(
+            len(modules),
+            max(kv_heads(module) for module in modules),
+            max(query_heads(module) for module in modules),
+            max(head_size(module) for module in modules),
+            int(text.hidden_size),
+            inner,
+            int(text.vocab_size),
+            next(decoder_of(model).parameters()).element_size(),
+            sum(one.numel() * one.element_size() for one in parameters.values()),
+        )
+
+    @property
+    def token(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return 2 * self.layers * self.heads * self.head_size * self.element
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Upper bounds in bytes; all but `on_host` of the device that computes.
+
+    Attributes:
+        weights: of the model.
+        reading: of one context: `full_cache`, `evidence`, `work` and `stored` together.
+        full_cache: keys and values of the whole context.
+        evidence: what presses remember of it: scores, and what they select.
+        work: activations of the prefill, and of presses looking at one layer.
+        stored: what the variants keep of it; with `on_host`, their masks and the copies that one variant makes before they are moved.
+        contexts: of all contexts held at once, the one being read included.
+        decoding: of the batch of answers.
+        on_host: of one context, full cache and copies in host memory while answers are written; 0 where nothing is offloaded.
+    """
+
+    weights: int
+    full_cache: int
+    evidence: int
+    work: int
+    stored: int
+    contexts: int
+    decoding: int
+    on_host: int = 0
+
+    @property
+    def reading(self) -> int:
+        """Bytes of one context while it is read."""
+        return self.full_cache + self.evidence + self.work + self.stored
+
+    @property
+    def beside_weights(self) -> int:
+        """Everything but the weights, with what the allocator takes."""
+        return int(SLACK * (self.contexts + self.decoding)) + SMALL
+
+    @property
+    def total(self) -> int:
+        """The bound of a sweep."""
+        return self.weights + self.beside_weights
+
+    def __str__(self) -> str:
+        """One line for people."""
+        parts = ("weights", "full_cache", "evidence", "work", "stored", "decoding")
+        told = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / 2**20:,.0f}" for name in parts)
+        away = f"; in host memory, of each context {self.on_host / 2**20:,.0f}" if self.on_host else ""
+        return f"at most {self.total / 2**20:,.0f} MiB: {told}; contexts held together {self.contexts / 2**20:,.0f}{away}"
+
+
+def memory_plan(
+    shape: Shape,
+    tokens: int,
+    variants: Sequence[Variant],
+    tail: int,
+    *,
+    questions: int = 1,
+    contexts: int = 1,
+    query_aware: bool = False,
+    max_batch_bytes: int,
+    max_context_bytes: int,
+    prefill_chunk: int | None = None,
+    chunked: bool = False,
+    offload: bool = False,
+) -> MemoryPlan:
+    """The bound of a sweep over contexts of at most `tokens`.
+
+    Args:
+        shape: of the model.
+        tokens: T, of the longest context.
+        variants: of every context.
+        tail: most tokens of a question and its answer together.
+        questions: asked about each context.
+        contexts: how many there are.
+        query_aware: whether every question needs a compressed context of its own.
+        max_batch_bytes: as of the pipeline.
+        max_context_bytes: as of the pipeline.
+        prefill_chunk: tokens per chunk of the prefill.
+        chunked: whether every variant compresses chunk by chunk.
+        offload: whether what variants keep lies in host memory.
+    """
+    full = shape.token * (min(tokens, prefill_chunk) if chunked and prefill_chunk else tokens)
+    distinct = {variant.press.identity(): variant.press for variant in variants}
+    per_press = [[one.limit(tokens) for one in variants if one.press.identity() == identity] for identity in distinct]
+    entries = shape.layers * shape.heads * tokens
+    # per press three tensors of scores at most; of one press at a time its selections: masks, positions, and the sort of all layers
+    selecting = max((len(set(limits)) for limits in per_press), default=0) * 9 + 40
+    hidden = 4 * shape.layers * tokens * shape.hidden * sum(press.has("holds_hidden") for press in distinct.values())
+    evidence = entries * (12 * len(distinct) + selecting) + hidden
+    readings, whole = questions if query_aware else 1, shape.token * tokens
+    copies = int(full_kept(variants, tokens, chunked) * whole) * readings + whole * (readings - 1)
+    stored = entries * len(variants) * readings + (min(copies, whole) if offload else copies)
+    again = any(press.has("whole_context") for press in distinct.values())
+    work = _work(shape, tokens, prefill_chunk) + (_again(shape, tokens) if again else 0)
+    reading = full + evidence + stored + work
+    rows, row = len(variants) * questions, row_bytes(shape, tokens, tail)
+    most = min(contexts * rows, WIDE + rows)
+    batch = min(max(max_batch_bytes, row), most * row)
+    asking = min(max_batch_bytes, most * tail * attention_bytes(shape.query_heads, tokens + tail)) + most * tail * 4 * _per_token(shape)
+    following = [one for one in variants if one.press.while_decoding(one.limit(tokens)) is not None]
+    own = 2 * len(following) * questions * min(contexts, 1 + WIDE // rows) * shape.token * (tokens + tail)
+    together = max(reading, min(contexts * reading, max_context_bytes))
+    decoding = batch + asking + own + 2 * whole // shape.layers
+    return MemoryPlan(shape.weights, full, evidence, work, stored, together, decoding, full + copies if offload else 0)
+
+
+def check_offload(offload: str) -> None:
+    """Refuse what is no choice of `offload`.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if offload not in ("auto", "always", "never"):
+        raise ValueError(
+            f"offload={offload!r} must be 'auto' (caches lie in host memory where a context does not fit the GPU), 'always' or 'never'"
+        )
+
+
+def room(model: nn.Module, offload: str) -> float:
+    """Bytes that a plan may total before caches are offloaded: those of the GPUs that hold the model; none for "always".
+
+    Infinite for "never", where "auto" finds no GPU, and for a model that lies on the CPU, whose memory is the host's, or is not loaded.
+    """
+    devices = {one.device for one in model.parameters()}
+    if offload == "never" or devices <= {HOST, torch.device("meta")}:
+        return math.inf
+    memory = sum(torch.cuda.get_device_properties(device).total_memory for device in devices if device.type == "cuda")
+    return 0 if offload == "always" else memory or math.inf
+
+
+def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
+    """Whether copies of what the presses keep of a context would take more memory, and more to read, than the full cache itself."""
+    plain = [variant for variant in variants if variant.cache_bits is None]  # a quantised cache is a copy in any case
+    limits = [(variant.press.identity(), variant.press.lossless, variant.limit(tokens)) for variant in plain]
+    if any(lossless or limit == 0 for _, lossless, limit in limits):
+        return True  # the full cache is read anyway
+    most: dict[Hashable, float] = {}
+    for identity, _, limit in limits:
+        kept = 1.0 if isinstance(limit, Threshold) else 1 - limit
+        most[identity] = max(kept, most.get(identity, 0.0))
+    return sum(most.values()) > 1
+
+
+def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
+    """Share of the full cache that copies take, of what variants keep.
+
+    Variants whose kept sets are nested share the largest; none is copied where the full cache is read in place; where each variant
+    reads alone, each has its own.
+    """
+    in_place = not alone and read_in_place(variants, tokens)
+    shares: dict[Any, list[float]] = {}
+    nested = {}
+    for variant in variants:
+        limit, press = variant.limit(tokens), variant.press
+        lossless = press.lossless and not alone
+        follows = press.while_decoding(limit) is not None
+        there = variant.cache_bits is None and (lossless or (in_place and press.gathers and not follows))
+        kept = 0.0 if there else 1.0 if isinstance(limit, Threshold) else press.entries(1, 1, tokens, limit)[1] / tokens
+        shares.setdefault((press.identity(), variant.cache_bits), []).append(min(1.0, kept))
+        nested[press.identity(), variant.cache_bits] = (
+            variant.cache_bits is None and press.has_threshold and press.gathers and not follows and not alone
+        )
+    return sum(max(kept) if nested[identity] else sum(kept) for identity, kept in shares.items())
+
+
+def row_bytes(shape: Shape, entries: int, tail: int) -> int:
+    """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits."""
+    masks = shape.layers * shape.heads * entries * shape.element
+    return masks + tail * shape.token + attention_bytes(shape.query_heads, entries + tail) + logits_bytes(shape.vocabulary)
+
+
+def attention_bytes(query_heads: int, length: int) -> int:
+    """Bytes of one query's attention in one layer: logits, their copy, weights in float32 and in the model's dtype."""
+    return 16 * query_heads * length
+
+
+def logits_bytes(vocabulary: int) -> int:
+    """Bytes of a row's logits, in the model's dtype and in float32."""
+    return 8 * vocabulary
+
+
+def _again(shape: Shape, tokens: int) -> int:
+    """Bytes of reading on top of the full cache: what is read again, one layer twice, and the gradients of a chunk in all layers."""
+    return 2 * shape.token * tokens + 4 * _per_token(shape) * (PIECE + shape.layers * 2 * GRADIENT) + 5 * 4 * LOGITS
+
+
+def _per_token(shape: Shape) -> int:
+    """Numbers per token in one decoder layer at work: norms, queries, keys, values, their rotation, the feed-forward part."""
+    return 6 * shape.hidden + 4 * shape.query_heads * shape.head_size + 8 * shape.heads * shape.head_size + 4 * shape.inner
+
+
+def _work(shape: Shape, tokens: int, prefill_chunk: int | None) -> int:
+    """Bytes of activations: one layer reading (a chunk of) the context, and presses looking at that layer as a whole."""
+    at_once = min(tokens, prefill_chunk or tokens)
+    reading = 4 * (at_once * _per_token(shape) + 4 * tokens * shape.hidden + 6 * tokens * shape.head_size)
+    copies = 6 * shape.query_heads * shape.head_size + 16 * shape.heads * shape.head_size + 3 * shape.hidden
+    looking = 4 * tokens * (copies + WINDOW_QUERIES * shape.query_heads) + 5 * 4 * min(LOGITS, QUERY_BLOCK * shape.query_heads * tokens)
+    return max(reading, looking) + 4 * tokens * shape.hidden * 3

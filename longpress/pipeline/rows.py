@@ -1,0 +1,119 @@
+"""What the decoder is given and what it gives: a row is one question to one compressed context, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.decode_hooks import Follower
+from longpress.pipeline.prefill import CompressedContext
+from longpress.pipeline.prompt import Question
+
+
+@dataclass(frozen=True, eq=False)
+class AfterQuestion:
+    """A row whose question has been read and whose answer has not begun: known answers can be read from here.
+
+    Attributes:
+        context: what the variant keeps.
+        tails: per layer, keys and values (H, q, d) of the question.
+        hidden: (D,) last hidden state of the question's last token.
+    """
+
+    context: CompressedContext
+    tails: list[tuple[Tensor, Tensor]]
+    hidden: Tensor
+
+    @classmethod
+    def of_rows(cls, contexts: Sequence[CompressedContext], cache: CompressedCache, hidden: Tensor) -> list[AfterQuestion | None]:
+        """The rows of a cache whose tails hold their questions, with `hidden` (R, D).
+
+        None for a row with followers: they act pass by pass, so an answer read in one pass is not what they would have made of it.
+        """
+        layers: list[CompressedLayer] = cache.layers
+        lengths = layers[0].lengths.tolist()
+        rows: list[AfterQuestion | None] = []
+        for row, (context, n) in enumerate(zip(contexts, lengths, strict=True)):
+            tails = [(layer.tail_keys[row, :, :n].clone(), layer.tail_values[row, :, :n].clone()) for layer in layers]
+            rows.append(None if any(layer.followers[row] for layer in layers) else cls(context, tails, hidden[row]))
+        return rows
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the question's keys and values."""
+        return sum(part.nbytes for pair in self.tails for part in pair)
+
+    @staticmethod
+    def cache(rows: Sequence[AfterQuestion], capacity: int) -> CompressedCache:
+        """The cache of rows that have read questions of equal length q, with room for `capacity` tokens behind the context."""
+        starts = [row.context.next_position for row in rows]
+        layers = []
+        for index in range(len(rows[0].tails)):
+            layer = CompressedLayer([row.context.layers[index] for row in rows], starts, capacity)
+            keys, values = (torch.stack([row.tails[index][part] for row in rows]) for part in (0, 1))
+            layer.tail_keys[:, :, : keys.shape[2]], layer.tail_values[:, :, : keys.shape[2]] = keys, values
+            layer.set_lengths([keys.shape[2]] * len(rows))
+            layers.append(layer)
+        return CompressedCache(layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One answer to write.
+
+    Attributes:
+        context: what the variant keeps.
+        question_ids: tokens read after the context.
+        question: with its limits; its text is not looked at again.
+        follower: makes what acts on one compressed layer while the answer is written, or None.
+    """
+
+    context: CompressedContext
+    question_ids: list[int]
+    question: Question
+    follower: Callable[[], Follower | None] = lambda: None
+
+    def followers(self) -> list[Follower | None]:
+        """One per layer of the model; layers left whole have none."""
+        layers = range(len(self.context.layers))
+        return [self.follower() if at in self.context.observed else None for at in layers]
+
+
+@dataclass
+class Answer:
+    """What a row wrote.
+
+    Attributes:
+        text: the answer, without stop string and special tokens.
+        token_ids: generated tokens, without the one that ended the answer.
+        stop_reason: "eos", "stop_string", "length" or "error"; empty while the answer is being written.
+        seconds: the row's share of its batch: step by step, the step's time over the rows alive.
+        question_tokens: tokens read after the context.
+        error: why the answer could not be written.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    stop_reason: str = ""
+    seconds: float = 0.0
+    question_tokens: int = 0
+    cache_bytes: list[int] = field(default_factory=list)
+    """Bytes of the row's cache, what was written included, after the question and after each token read since."""
+    error: Exception | None = None
+    after: AfterQuestion | None = None
+    """The row after its question, where the decoder was asked to keep it and nothing acts on the row while it is written."""
+    fidelity: dict[str, float] = field(default_factory=dict)
+    """See `longpress.pipeline.fidelity.measure`; empty where it was not asked for."""
+
+    def restart(self) -> None:
+        """Forget what was written."""
+        self.text, self.token_ids, self.seconds, self.cache_bytes, self.after = "", [], 0.0, [], None
+
+    def fail(self, error: Exception) -> None:
+        """End the answer without a text."""
+        self.restart()
+        self.stop_reason, self.error = "error", error
