@@ -24,7 +24,10 @@ def main(config: DictConfig) -> None:
             runner = EvaluationRunner(checked)
             runner.run(workers)
     if runner.failed:
-        print(f"error: {runner.failed} answers failed; their records say why, and the same command tries them again", file=sys.stderr)
+        print(
+            f"error: {runner.failed} answers failed; their records say why, and the same command tries them again",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

@@ -26,7 +26,11 @@ def find_benchmarks() -> dict[str, str]:
     """Name -> class of every benchmark beside this file, that is, of every file with a class `…Benchmark`; nothing is imported."""
     found = {}
     for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        classes = [node.name for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+        classes = [
+            node.name
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ClassDef)
+        ]
         own = [name for name in classes if name.endswith("Benchmark")]
         if own and file.stem != "base":
             found[file.stem] = own[-1]
@@ -65,15 +69,24 @@ def score_file(benchmark: Benchmark, task: str | None, file: str) -> dict[str, A
         raise ValueError(f"{file} holds no prediction")
     means = {name: _mean(rows) for name, rows in values.items()}
     tasks = {
-        name: {**{metric: _rounded(value) for metric, value in mean.items()}, "n": len(values[name]), "empty": empty[name]}
+        name: {
+            **{metric: _rounded(value) for metric, value in mean.items()},
+            "n": len(values[name]),
+            "empty": empty[name],
+        }
         for name, mean in means.items()
     }
-    headline = {name: mean.get(benchmark.metrics.get(name, ""), next(iter(mean.values()))) for name, mean in means.items()}
+    headline = {
+        name: mean.get(benchmark.metrics.get(name, ""), next(iter(mean.values())))
+        for name, mean in means.items()
+    }
     averages = {name: _average(headline, groups) for name, groups in benchmark.averages().items()}
     return {"benchmark": benchmark.name, "version": benchmark.version, "tasks": tasks, "averages": averages}
 
 
-def _scored(benchmark: Benchmark, task: str | None, file: str) -> Iterator[tuple[Sample, str, dict[str, float]]]:
+def _scored(
+    benchmark: Benchmark, task: str | None, file: str
+) -> Iterator[tuple[Sample, str, dict[str, float]]]:
     name, line = Path(file).name, 0
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,7 +102,9 @@ def _scored(benchmark: Benchmark, task: str | None, file: str) -> Iterator[tuple
         raise ValueError(str(error) if name in str(error) else f"{name}, {error}") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{name}, line {line}: not a row of {benchmark.name} predictions ({reason})") from error
+        raise ValueError(
+            f"{name}, line {line}: not a row of {benchmark.name} predictions ({reason})"
+        ) from error
 
 
 def _mean(rows: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
@@ -118,7 +133,10 @@ def main(arguments: Sequence[str]) -> int:
         if {"-h", "--help"} & set(arguments):
             print(f"usage: {USAGE}\nbenchmarks: {', '.join(find_benchmarks())}")
             return 0
-        print(f"error: give a benchmark and a file: {USAGE}; benchmarks: {', '.join(find_benchmarks())}", file=sys.stderr)
+        print(
+            f"error: give a benchmark and a file: {USAGE}; benchmarks: {', '.join(find_benchmarks())}",
+            file=sys.stderr,
+        )
         return 2
     name, _, task = arguments[0].partition("/")
     try:

@@ -1,10 +1,13 @@
 r"""AIME 2025: 30 competition problems (I and II) whose answers are integers from 0 to 999; long answers, for compression while decoding.
 
-Source: MAA, American Invitational Mathematics Examination 2025; rows opencompass/AIME2025 (configs AIME2025-I, AIME2025-II; columns
-    question, answer; not verified); prompt of QwenLM/Qwen2.5-Math README at a45202b.
-Differs: as MATH-500, see there. One problem is 3.3 points, so draw several answers a problem where decoding is sampled.
+Source: MAA, American Invitational Mathematics Examination 2025; rows opencompass/AIME2025 (configs
+    AIME2025-I, AIME2025-II; columns question, answer; not verified); prompt of QwenLM/Qwen2.5-Math README at
+    a45202b.
+Differs: as MATH-500, see there. One problem is 3.3 points, so draw several answers a problem where decoding
+is sampled.
 
-`path=` is a `.jsonl` or table file with the columns question (or problem) and answer (or true_answer), or a folder with `aime25.jsonl`.
+`path=` is a `.jsonl` or table file with the columns question (or problem) and answer (or true_answer), or a
+folder with `aime25.jsonl`.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Aime25Benchmark(Benchmark):
             rows, file = sources.local_rows(self.path, ("aime25", "test"), "aime25")
             origin = {"source": file.name, "revision": None}
         else:
-            parts = [sources.hub_rows(self.hub, config, "test", self.revision, "aime25") for config in CONFIGS]
+            parts = [
+                sources.hub_rows(self.hub, config, "test", self.revision, "aime25") for config in CONFIGS
+            ]
             rows = [row for part, _ in parts for row in part]
             origin = {"source": self.hub, "revision": parts[0][1]}
         if not rows:
@@ -73,7 +78,9 @@ class Aime25Benchmark(Benchmark):
         """Whether the integer in the last box is the reference; `boxed` counts answers with a box alone, see `Math500Benchmark.score`."""
         return math500.score_boxed(sample, prediction, integer)
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows with `prediction` (or predicted_answer, output, model_output, response) and `answer`."""
         return math500.read_rows(rows, task, "aime25")
 

@@ -1,11 +1,13 @@
 """BABILong: facts of the bAbI tasks hidden in book text; where things and people are, who gave what to whom.
 
-Source: Kuratov et al. 2024, arXiv 2406.10149; booydar/babilong at 7a6efee (Apache-2.0): prompts.py, metrics.py, run_model_on_babilong.py.
-Differs: the answer is scored twice, see `BabilongBenchmark.score`; supporting facts are found again in the text (qa1, qa4, qa5).
+Source: Kuratov et al. 2024, arXiv 2406.10149; booydar/babilong at 7a6efee (Apache-2.0): prompts.py,
+metrics.py, run_model_on_babilong.py. Differs: the answer is scored twice, see `BabilongBenchmark.score`;
+supporting facts are found again in the text (qa1, qa4, qa5).
 
-Rows have the columns input, question, target: a local folder with `<length>/<task>.jsonl` (or .json, .parquet, .csv), or the hub sets
-RMT-team/babilong (100 rows a task) and RMT-team/babilong-1k-samples (configs are lengths, splits are tasks). Rows longer than the
-model's window are refused: the suite has no rule to cut them.
+Rows have the columns input, question, target: a local folder with `<length>/<task>.jsonl` (or .json,
+.parquet, .csv), or the hub sets RMT-team/babilong (100 rows a task) and RMT-team/babilong-1k-samples (configs
+are lengths, splits are tasks). Rows longer than the model's window are refused: the suite has no rule to cut
+them.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class BabilongBenchmark(Benchmark):
         """Refuse what cannot be run before a model loads."""
         check_tasks(self.tasks, TASKS[:10], "babilong")
         if self.length not in LENGTHS:
-            raise ValueError(f"babilong: length={self.length!r} is not known; choose one of {', '.join(LENGTHS)}")
+            raise ValueError(
+                f"babilong: length={self.length!r} is not known; choose one of {', '.join(LENGTHS)}"
+            )
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the rows task by task; see `Benchmark.samples`."""
@@ -74,39 +78,59 @@ class BabilongBenchmark(Benchmark):
             for position, row in enumerate(rows[:limit]):
                 sample = self._sample(task, position, row, origin)
                 prompt = (sample.context, sample.question)
-                sources.check_window(f"{what}, row {position},", prompt, MAX_NEW_TOKENS, tokenizer, window, "choose a shorter length")
+                sources.check_window(
+                    f"{what}, row {position},",
+                    prompt,
+                    MAX_NEW_TOKENS,
+                    tokenizer,
+                    window,
+                    "choose a shorter length",
+                )
                 yield sample
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Whether the answer names the target and no other label; labels of the question do not count.
 
-        `accuracy` is the official rule: the first sentence, before "<context>" and "<example>", lower-cased, labels found anywhere in
-        it. Two of its oddities lose right answers, so that `accuracy_repaired` differs: it also cuts at "Question" (officially
-        searched with a capital letter after lower-casing, hence never found), and finds labels as whole words ("none" holds "one").
+        `accuracy` is the official rule: the first sentence, before "<context>" and "<example>", lower-cased,
+        labels found anywhere in
+        it. Two of its oddities lose right answers, so that `accuracy_repaired` differs: it also cuts at
+        "Question" (officially searched with a capital letter after lower-casing, hence never found), and
+        finds labels as whole words ("none" holds "one").
         """
         if not sample.references:
             return {"accuracy": 0.0, "accuracy_repaired": 0.0}
         target, question = str(sample.references[0]), str(sample.metadata.get("question", sample.question))
         sentence = prediction.lower().split(".")[0].split("<context>")[0].split("<example>")[0]
         labels = [label.lower() for label in data()["labels"][sample.task]]
-        official = {label for label in labels if label in sentence} - {label for label in labels if label in question.lower()}
+        official = {label for label in labels if label in sentence} - {
+            label for label in labels if label in question.lower()
+        }
         repaired = _words(sentence.split("question")[0], labels) - _words(question.lower(), labels)
         wanted = _parts(target)
         return {"accuracy": float(official == wanted), "accuracy_repaired": float(repaired == wanted)}
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of the suite's prediction tables: target, output (empty where the model said nothing), question."""
         for line, row in rows:
             name = task if task is not None else row.get("task")
             if name not in TASKS:
-                given = "no field 'task'; name it on the command line: babilong/TASK" if name is None else f"babilong has no task {name!r}"
+                given = (
+                    "no field 'task'; name it on the command line: babilong/TASK"
+                    if name is None
+                    else f"babilong has no task {name!r}"
+                )
                 raise ValueError(f"line {line}: {given}; its tasks are {', '.join(TASKS)}")
             if "output" not in row:
                 raise ValueError(f"line {line}: the field 'output' is missing")
             target = sources.text_field(row, ["target"], f"line {line}")
             question = sources.text_field(row, ["question"], f"line {line}")
             output = row["output"] if isinstance(row["output"], str) else ""
-            yield Sample(f"{name}/{line}", name, "", question, (target,), metadata={"question": question}), output
+            yield (
+                Sample(f"{name}/{line}", name, "", question, (target,), metadata={"question": question}),
+                output,
+            )
 
     def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
         """The mean over the chosen tasks, and the suite's headline, the mean over qa1 … qa5."""
@@ -114,8 +138,13 @@ class BabilongBenchmark(Benchmark):
 
     def _sample(self, task: str, position: int, row: Mapping[str, Any], origin: Mapping[str, Any]) -> Sample:
         where = f"babilong {task}, row {position}"
-        text, question, target = (sources.text_field(row, [name], where) for name in ("input", "question", "target"))
-        head, tail = f"{data()['template'].format(**data()['prompts'][task])}\n\n<context>\n".lstrip(), "\n</context>\n\n"
+        text, question, target = (
+            sources.text_field(row, [name], where) for name in ("input", "question", "target")
+        )
+        head, tail = (
+            f"{data()['template'].format(**data()['prompts'][task])}\n\n<context>\n".lstrip(),
+            "\n</context>\n\n",
+        )
         text = text.strip()
         return Sample(
             id=f"{task}/{position}",
@@ -124,7 +153,10 @@ class BabilongBenchmark(Benchmark):
             question=f"Question: {question}".strip(),
             references=(target,),
             max_new_tokens=MAX_NEW_TOKENS,
-            evidence=tuple((len(head) + start, len(head) + end) for start, end in find_facts(task, text, question, target)),
+            evidence=tuple(
+                (len(head) + start, len(head) + end)
+                for start, end in find_facts(task, text, question, target)
+            ),
             chat_template=self.chat_template,
             metadata={"question": question, "length": self.length, **origin},
         )
@@ -133,21 +165,28 @@ class BabilongBenchmark(Benchmark):
 @cache
 def data() -> dict[str, Any]:
     """Prompts and labels of the suite, `data/babilong.json`."""
-    read: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "babilong.json").read_text(encoding="utf-8"))
+    read: dict[str, Any] = json.loads(
+        (Path(__file__).parent / "data" / "babilong.json").read_text(encoding="utf-8")
+    )
     return read
 
 
 def find_facts(task: str, text: str, question: str, target: str) -> list[tuple[int, int]]:
     """The sentence that answers a question of qa1, qa4 or qa5, as a span of the text; none where it was not found or for other tasks.
 
-    The rows do not name their supporting facts. These three tasks have one each: the last sentence that says it.
+    The rows do not name their supporting facts. These three tasks have one each: the last sentence that says
+    it.
     """
     if task == "qa1" and (asked := re.match(r"Where is (\w+)\?", question)):
         found = rf"\b{asked[1]} (?:\w+ ){{1,2}}to the {re.escape(target)}\."
-    elif task == "qa4" and (asked := re.match(r"What is (?:the (\w+) (\w+) of|(\w+) of the (\w+))\?", question)):
+    elif task == "qa4" and (
+        asked := re.match(r"What is (?:the (\w+) (\w+) of|(\w+) of the (\w+))\?", question)
+    ):
         one, side, other_side, other = asked.groups()
         left, side, right = (one, side, target) if one else (target, other_side, other)
-        found = rf"The (?:{left} is {side} of the {right}|{right} is {OPPOSITE.get(side, side)} of the {left})\."
+        found = (
+            rf"The (?:{left} is {side} of the {right}|{right} is {OPPOSITE.get(side, side)} of the {left})\."
+        )
     else:
         found = _giving(question, target) if task == "qa5" else ""
     spans = [match.span() for match in re.finditer(found, text)] if found else []

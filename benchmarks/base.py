@@ -1,10 +1,12 @@
 """What a benchmark is: samples (a context, a question, references) and a score for a prediction. No tensors, no torch.
 
-A benchmark file defines one frozen dataclass that inherits `Benchmark`; its fields are its options on the command line
-(`benchmark=NAME benchmark.FIELD=VALUE`), its file name is its name. Nothing else has to be edited to add one.
+A benchmark file defines one frozen dataclass that inherits `Benchmark`; its fields are its options on the
+command line (`benchmark=NAME benchmark.FIELD=VALUE`), its file name is its name. Nothing else has to be
+edited to add one.
 
-The prompt of a sample is `context + question + answer_prefix`: the context may be compressed, the question is read after it,
-and the answer prefix stands inside the assistant's turn. Together they are the official prompt of the suite.
+The prompt of a sample is `context + question + answer_prefix`: the context may be compressed, the question is
+read after it, and the answer prefix stands inside the assistant's turn. Together they are the official prompt
+of the suite.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ class Benchmark(ABC):
 
         Args:
             tokenizer: of the model under test; measures and cuts text, never builds tensors.
-            window: context window of the model in tokens; longer prompts are cut by the suite's own rule (`truncated=True`).
+            window: context window of the model in tokens; longer prompts are cut by the suite's own rule
+                (`truncated=True`).
             limit: samples per task, None for all. A smaller limit gives a prefix of what a larger one gives.
 
         Raises:
@@ -116,7 +119,9 @@ class Benchmark(ABC):
         return first if isinstance(first, str) else ""
 
     @abstractmethod
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Turn `(line number, row)` of an official predictions file into (sample to score against, prediction).
 
         Raises:
@@ -133,7 +138,9 @@ class Benchmark(ABC):
         Raises:
             ValueError: kvpress has no such data set, or metrics that a mean score cannot give.
         """
-        raise ValueError(f"the kvpress leaderboard takes no {self.name} scores as they are recorded here; it takes ruler and longbench")
+        raise ValueError(
+            f"the kvpress leaderboard takes no {self.name} scores as they are recorded here; it takes ruler and longbench"
+        )
 
     def headings(self) -> Mapping[str, Sequence[str]]:
         """Groups of tasks for the heads of tables: name -> tasks. No average is taken over them."""
@@ -165,7 +172,9 @@ def check_tasks(tasks: Sequence[str], allowed: Sequence[str], benchmark: str) ->
     """
     unknown = [task for task in tasks if task not in allowed]
     if unknown:
-        raise ValueError(f"{benchmark} has no task {', '.join(map(repr, unknown))}; its tasks are {', '.join(allowed)}")
+        raise ValueError(
+            f"{benchmark} has no task {', '.join(map(repr, unknown))}; its tasks are {', '.join(allowed)}"
+        )
     if not tasks:
         raise ValueError(f"{benchmark} was given no task; its tasks are {', '.join(allowed)}")
     repeated = sorted({task for task in tasks if tasks.count(task) > 1})

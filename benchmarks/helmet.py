@@ -1,11 +1,12 @@
 """HELMET: recall, retrieval-augmented answers and many-shot classification, at five lengths, from the suite's own data files.
 
-Source: Yen et al. 2024, arXiv 2410.02694; princeton-nlp/HELMET at 4526dfb (MIT): data.py, utils.py, model_utils.py, configs/*.yaml.
-Differs: of the seven categories these three; questions are drawn by `random.Random(seed)`, officially by the state that earlier data sets
-    left behind; trec, banking77, clinic150 and nlu are read from local files instead of the hub's script data sets.
+Source: Yen et al. 2024, arXiv 2410.02694; princeton-nlp/HELMET at 4526dfb (MIT): data.py, utils.py,
+model_utils.py, configs/*.yaml. Differs: of the seven categories these three; questions are drawn by
+    `random.Random(seed)`, officially by the state that earlier data sets left behind; trec, banking77,
+    clinic150 and nlu are read from local files instead of the hub's script data sets.
 
-`path=` is the unpacked data folder: json_kv/, ruler/, kilt/ as in the suite's archive, and for classification `icl/<name>/train.jsonl` and
-`test.jsonl` with the columns text and label (an integer).
+`path=` is the unpacked data folder: json_kv/, ruler/, kilt/ as in the suite's archive, and for classification
+`icl/<name>/train.jsonl` and `test.jsonl` with the columns text and label (an integer).
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class HelmetBenchmark(Benchmark):
         """Refuse what cannot be run before a model loads."""
         check_tasks(self.tasks, TASKS, "helmet")
         if self.length not in LENGTHS:
-            raise ValueError(f"helmet: length={self.length} is not known; choose one of {', '.join(map(str, LENGTHS))}")
+            raise ValueError(
+                f"helmet: length={self.length} is not known; choose one of {', '.join(map(str, LENGTHS))}"
+            )
         for name, value, least in (("shots", self.shots, 0), ("samples_per_task", self.samples_per_task, 1)):
             if value < least:
                 raise ValueError(f"helmet: {name}={value} must be at least {least}")
@@ -100,7 +103,9 @@ class HelmetBenchmark(Benchmark):
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the rows task by task; see `Benchmark.samples`."""
         if not self.path:
-            raise ValueError("helmet: no path; set benchmark.path to the suite's data folder (unpacked data.tar.gz)")
+            raise ValueError(
+                "helmet: no path; set benchmark.path to the suite's data folder (unpacked data.tar.gz)"
+            )
         for task in self.tasks:
             make = self._examples if task in _ICL else self._questions if task in _DEMOS else self._recall
             new_tokens = _NEW_TOKENS.get(task, 20)
@@ -116,11 +121,18 @@ class HelmetBenchmark(Benchmark):
                     references=references,
                     answer_prefix=prefix,
                     max_new_tokens=new_tokens,
-                    evidence=sources.find_spans(head + kept, references) if task in CATEGORIES["recall"] else (),
+                    evidence=sources.find_spans(head + kept, references)
+                    if task in CATEGORIES["recall"]
+                    else (),
                     chat_template=self.chat_template,
                     stop=() if task in CATEGORIES["recall"] else ("\n",),
                     truncated=kept != context,
-                    metadata={"length": self.length, "seed": self.seed, "source": "local files", "revision": None},
+                    metadata={
+                        "length": self.length,
+                        "seed": self.seed,
+                        "source": "local files",
+                        "revision": None,
+                    },
                 )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
@@ -129,8 +141,14 @@ class HelmetBenchmark(Benchmark):
         if not prediction.strip() or not references:
             return {metric: 0.0}
         if metric == "ruler_recall":
-            return {metric: sum(reference.lower() in prediction.lower() for reference in references) / len(references)}
-        wanted, given = [" ".join(english_words(reference)) for reference in references], " ".join(english_words(prediction))
+            return {
+                metric: sum(reference.lower() in prediction.lower() for reference in references)
+                / len(references)
+            }
+        wanted, given = (
+            [" ".join(english_words(reference)) for reference in references],
+            " ".join(english_words(prediction)),
+        )
         if metric == "substring_exact_match":
             return {metric: float(any(answer in given for answer in wanted))}
         return {metric: float(" ".join(english_words(parse_label(prediction))) in wanted)}
@@ -140,12 +158,18 @@ class HelmetBenchmark(Benchmark):
         wanted = sample.references if self.metrics[sample.task] == "ruler_recall" else sample.references[:1]
         return ", ".join(map(str, wanted))
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of the `data` list of the suite's result files: output, answer (a text or a list); rows without an output are left out."""
         for line, row in rows:
             name, where = task if task is not None else row.get("task"), f"line {line}"
             if name not in TASKS:
-                given = "no field 'task'; name it on the command line: helmet/TASK" if name is None else f"helmet has no task {name!r}"
+                given = (
+                    "no field 'task'; name it on the command line: helmet/TASK"
+                    if name is None
+                    else f"helmet has no task {name!r}"
+                )
                 raise ValueError(f"{where}: {given}; its tasks are {', '.join(TASKS)}")
             answer = sources.field(row, ["answer"], where)
             if row.get("output") is not None:
@@ -161,7 +185,11 @@ class HelmetBenchmark(Benchmark):
         return self._read(name.format(sizes[LENGTHS.index(self.length)]), task)
 
     def _read(self, name: str, task: str) -> sources.Rows:
-        file = local_file(Path(self.path).expanduser() / name, f"helmet {task}", "path must be the suite's unpacked data folder")
+        file = local_file(
+            Path(self.path).expanduser() / name,
+            f"helmet {task}",
+            "path must be the suite's unpacked data folder",
+        )
         return sources.file_rows(file)
 
     def _recall(self, task: str, limit: int | None) -> Iterator[tuple[str, str, str, str, tuple[str, ...]]]:
@@ -171,7 +199,10 @@ class HelmetBenchmark(Benchmark):
             context = sources.text_field(row, ["context"], where)
             references = _texts(sources.field(row, ["answer", "outputs"], where))
             if task == "json_kv":
-                demos = "".join(f"Key: {key}\nCorresponding value: {value}\n\n" for key, value in row["demos"][: self.shots])
+                demos = "".join(
+                    f"Key: {key}\nCorresponding value: {value}\n\n"
+                    for key, value in row["demos"][: self.shots]
+                )
                 ask = f"\n\nExtract the value corresponding to the specified key in the JSON object below.\n\n{demos}Key: {row['question']}"
                 yield "", context, ask, "\nCorresponding value:", references
                 continue
@@ -183,10 +214,15 @@ class HelmetBenchmark(Benchmark):
             cue = f"The special magic {kind} for {query} mentioned in the provided text {'are' if several else 'is'}"
             yield head, context, f"\nWhat {asked}?", f"\n{cue}", references
 
-    def _questions(self, task: str, limit: int | None) -> Iterator[tuple[str, str, str, str, tuple[str, ...]]]:
+    def _questions(
+        self, task: str, limit: int | None
+    ) -> Iterator[tuple[str, str, str, str, tuple[str, ...]]]:
         rows, examples = self._file(task), self._read(_DEMOS[task], task)
         if task == "popqa":
-            rows, examples = ([row for row in part if math.log10(max(1, row["s_pop"])) < _POPULARITY] for part in (rows, examples))
+            rows, examples = (
+                [row for row in part if math.log10(max(1, row["s_pop"])) < _POPULARITY]
+                for part in (rows, examples)
+            )
         if not rows:
             raise ValueError(f"helmet {task}: the file has no row")
         key = "id" if "id" in rows[0] else "question"
@@ -198,19 +234,32 @@ class HelmetBenchmark(Benchmark):
         )
         for row in [row for row in rows if row[key] in drawn][:limit]:
             others = [demo for demo in examples if task != "popqa" or demo[key] != row[key]]
-            order = permutation(len(others), int(hashlib.sha256(str(row[key]).encode()).hexdigest(), 16) % 2**31)
+            order = permutation(
+                len(others), int(hashlib.sha256(str(row[key]).encode()).hexdigest(), 16) % 2**31
+            )
             first: dict[Any, Mapping[str, Any]] = {}
             for at in order:
                 first.setdefault(others[at][key], others[at])
             chosen = list(first.values())[: self.shots]
-            demos = "".join(f"{_documents(demo)}\n\nQuestion: {demo['question']}\nAnswer: {demo['answers'][0]}\n\n" for demo in chosen)
-            yield instruction + demos, _documents(row), f"\n\nQuestion: {row['question']}", "\nAnswer:", _texts(row["answers"])
+            demos = "".join(
+                f"{_documents(demo)}\n\nQuestion: {demo['question']}\nAnswer: {demo['answers'][0]}\n\n"
+                for demo in chosen
+            )
+            yield (
+                instruction + demos,
+                _documents(row),
+                f"\n\nQuestion: {row['question']}",
+                "\nAnswer:",
+                _texts(row["answers"]),
+            )
 
     def _examples(self, task: str, limit: int | None) -> Iterator[tuple[str, str, str, str, tuple[str, ...]]]:
         labels, sizes = _ICL[task]
         train, test = (self._read(f"icl/{task}/{part}.jsonl", task) for part in ("train", "test"))
         if len(test) > 5 * self.samples_per_task:
-            test = balanced([test[at] for at in permutation(len(test), self.seed)], 5 * self.samples_per_task, self.seed)
+            test = balanced(
+                [test[at] for at in permutation(len(test), self.seed)], 5 * self.samples_per_task, self.seed
+            )
         head = (
             "Use the provided mapping from the text to label to assign a label to the text. "
             'Only output "label: {label}" and nothing else. \n\n'
@@ -275,7 +324,9 @@ def parse_label(prediction: str) -> str:
 
 
 def _documents(row: Mapping[str, Any]) -> str:
-    return "\n\n".join(f"Document (Title: {document['title']}): {document['text']}" for document in row["ctxs"])
+    return "\n\n".join(
+        f"Document (Title: {document['title']}): {document['text']}" for document in row["ctxs"]
+    )
 
 
 def _texts(answer: Any) -> tuple[str, ...]:

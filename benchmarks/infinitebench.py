@@ -1,12 +1,14 @@
 """InfiniteBench: twelve tasks beyond 100 thousand tokens: retrieval, novels, dialogue, code and arithmetic.
 
-Source: Zhang et al. 2024, arXiv 2402.13718; OpenBMB/InfiniteBench at 88b3daa (MIT): src/prompt.py (yarn_mistral_templates, which open
-    models use), eval_utils.py, eval_yarn_mistral.py, compute_scores.py.
-Differs: longdialogue_qa_eng counts any of a character's names, see `InfinitebenchBenchmark.score`; math_find compares a decimal with a
-    whole number instead of failing; answers longer than half of a small window are stopped there.
+Source: Zhang et al. 2024, arXiv 2402.13718; OpenBMB/InfiniteBench at 88b3daa (MIT): src/prompt.py
+    (yarn_mistral_templates, which open models use), eval_utils.py, eval_yarn_mistral.py, compute_scores.py.
+Differs: longdialogue_qa_eng counts any of a character's names, see `InfinitebenchBenchmark.score`; math_find
+    compares a decimal with a whole number instead of failing; answers longer than half of a small window are
+    stopped there.
 
-Rows: `<task>.jsonl` in the folder `path`, or the same files of the hub set xinrongzhang2022/InfiniteBench. Columns: id, context, input,
-answer, options. Labels keep their types; where a table has made texts of them, the types are restored.
+Rows: `<task>.jsonl` in the folder `path`, or the same files of the hub set xinrongzhang2022/InfiniteBench.
+Columns: id, context, input, answer, options. Labels keep their types; where a table has made texts of them,
+the types are restored.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ CHOICES = ("longbook_choice_eng", "code_debug")
 @cache
 def prompts() -> dict[str, dict[str, Any]]:
     """Prompt in three parts and answer length of each task, `data/infinitebench.json`."""
-    read: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "infinitebench.json").read_text(encoding="utf-8"))[
-        "tasks"
-    ]
+    read: dict[str, dict[str, Any]] = json.loads(
+        (Path(__file__).parent / "data" / "infinitebench.json").read_text(encoding="utf-8")
+    )["tasks"]
     return read
 
 
@@ -66,7 +68,9 @@ class InfinitebenchBenchmark(Benchmark):
         """Refuse what cannot be run before a model loads."""
         check_tasks(self.tasks, TASKS, "infinitebench")
         if self.max_length < 0:
-            raise ValueError(f"infinitebench: max_length={self.max_length} must be positive, or 0 for the suite's 131,072")
+            raise ValueError(
+                f"infinitebench: max_length={self.max_length} must be positive, or 0 for the suite's 131,072"
+            )
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the rows task by task; see `Benchmark.samples`."""
@@ -86,9 +90,10 @@ class InfinitebenchBenchmark(Benchmark):
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """The official score of the task.
 
-        longdialogue_qa_eng has two: `accuracy` finds any of the names, in upper case, anywhere in the answer (the rule upstream adopted
-        in August 2024); `accuracy_first_name` finds the first name as one upper-cased word (the rule of the commit and of the
-        published table, which no name of two words can meet).
+        longdialogue_qa_eng has two: `accuracy` finds any of the names, in upper case, anywhere in the answer
+        (the rule upstream adopted in August 2024); `accuracy_first_name` finds the first name as one
+        upper-cased word (the rule of the commit and of the published table, which no name of two words can
+        meet).
         """
         return infinitebench_scores.score(sample.task, prediction, sample.references)
 
@@ -98,7 +103,9 @@ class InfinitebenchBenchmark(Benchmark):
             return f"{sample.references[1]}. {sample.references[0]}"
         return str(list(sample.references)) if sample.task == "math_calc" else str(sample.references[0])
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of the suite's prediction files: prediction or pred, ground_truth or label."""
         for line, row in rows:
             where = f"line {line}"
@@ -113,7 +120,13 @@ class InfinitebenchBenchmark(Benchmark):
             yield Sample(f"{name}/{line}", name, "", "", typed_labels(name, label, (), where)), prediction
 
     def _sample(
-        self, task: str, position: int, row: Mapping[str, Any], origin: Mapping[str, Any], tokenizer: Tokenizer, window: int
+        self,
+        task: str,
+        position: int,
+        row: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        window: int,
     ) -> Sample:
         where, fixed = f"infinitebench {task}, row {position}", prompts()[task]
         fields = fill(task, row, where)
@@ -142,9 +155,13 @@ def fill(task: str, row: Mapping[str, Any], where: str) -> dict[str, str]:
     """What stands in the gaps of a task's prompt.
 
     Raises:
-        ValueError: the row lacks a field, has not four options, or its question has another form than the suite's.
+        ValueError: the row lacks a field, has not four options, or its question has another form than the
+            suite's.
     """
-    fields = {"context": sources.text_field(row, ["context", "content"], where), "input": str(row.get("input") or "")}
+    fields = {
+        "context": sources.text_field(row, ["context", "content"], where),
+        "input": str(row.get("input") or ""),
+    }
     if task in CHOICES:
         options = row.get("options")
         if not isinstance(options, list) or len(options) != 4:
@@ -154,7 +171,9 @@ def fill(task: str, row: Mapping[str, Any], where: str) -> dict[str, str]:
         fields["func_call"] = _first(r"func_[0-9]+\(-?[0-9]+\)", fields["input"], where)
         fields["func"] = fields["func_call"].split("(")[0]
     elif task == "math_find":
-        fields["prefix"] = f"What is {_first(r'The .+ of', fields['input'], where).lower()[:-3]} in the following list?"
+        fields["prefix"] = (
+            f"What is {_first(r'The .+ of', fields['input'], where).lower()[:-3]} in the following list?"
+        )
     return fields
 
 
@@ -184,9 +203,13 @@ def typed_labels(task: str, label: Any, options: Iterable[str], where: str) -> t
 def find_evidence(task: str, context: str, label: str, question: str) -> tuple[tuple[int, int], ...]:
     """Where the answer stands in the three synthetic retrieval tasks; nothing for the others."""
     if task == "passkey":
-        return sources.find_spans(context, [f"The pass key is {label}. Remember it. {label} is the pass key."])
+        return sources.find_spans(
+            context, [f"The pass key is {label}. Remember it. {label} is the pass key."]
+        )
     if task == "number_string":
-        return sources.find_spans(context, [f"The sequence of digits is {label}. Remember it. {label} is the sequence of digits."])
+        return sources.find_spans(
+            context, [f"The sequence of digits is {label}. Remember it. {label} is the sequence of digits."]
+        )
     if task == "kv_retrieval" and (key := re.search(r'Key: "([^"]+)"', question)):
         return sources.find_spans(context, [f'"{key[1]}": "{label}"'])
     return ()

@@ -12,7 +12,9 @@ from typing import Any
 from benchmarks import metrics
 
 HEADLINE = {
-    **dict.fromkeys(("passkey", "number_string", "kv_retrieval", "longbook_choice_eng", "longdialogue_qa_eng"), "accuracy"),
+    **dict.fromkeys(
+        ("passkey", "number_string", "kv_retrieval", "longbook_choice_eng", "longdialogue_qa_eng"), "accuracy"
+    ),
     **dict.fromkeys(("math_find", "code_run", "code_debug"), "accuracy"),
     "longbook_sum_eng": "rougeLsum",
     "longbook_qa_eng": "qa_f1",
@@ -27,7 +29,10 @@ def score(task: str, prediction: str, labels: Sequence[Any]) -> dict[str, float]
     """Metrics of one answer, the headline first; 0 where there is no label."""
     if task == "longdialogue_qa_eng":
         first = str(labels[0]) if labels else ""
-        return {"accuracy": float(any_name(prediction, labels)), "accuracy_first_name": float(first_name(prediction, first))}
+        return {
+            "accuracy": float(any_name(prediction, labels)),
+            "accuracy_first_name": float(first_name(prediction, first)),
+        }
     if not labels:
         return {HEADLINE[task]: 0.0}
     if task == "longbook_sum_eng":
@@ -35,7 +40,9 @@ def score(task: str, prediction: str, labels: Sequence[Any]) -> dict[str, float]
     if task == "longbook_qa_eng":
         return {"qa_f1": metrics.best(metrics.qa_f1(prediction, str(label)) for label in labels)}
     if task == "longbook_qa_chn":
-        return {"character_f1": metrics.best(metrics.character_f1(prediction, str(label)) for label in labels)}
+        return {
+            "character_f1": metrics.best(metrics.character_f1(prediction, str(label)) for label in labels)
+        }
     if task == "math_calc":
         return {"correct_prefix": correct_prefix(prediction, labels)}
     rules: dict[str, Callable[[], bool]] = {

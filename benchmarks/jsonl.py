@@ -12,7 +12,8 @@ from typing import Any
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     r"""Yield `(line number, row)` for every line that is not blank; lines end at "\n" only, since texts contain U+2028 and U+0085.
 
-    A `.csv` file, as BABILong's authors publish, gives its rows with their first line's numbers; empty fields are "".
+    A `.csv` file, as BABILong's authors publish, gives its rows with their first line's numbers; empty fields
+    are "".
 
     Raises:
         ValueError: no such file, not UTF-8, or a line that is not a JSON object; names the file and the line.
@@ -32,7 +33,9 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{file.name}, line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{file.name}, line {number}: a {type(row).__name__}, where a JSON object is expected")
+                raise ValueError(
+                    f"{file.name}, line {number}: a {type(row).__name__}, where a JSON object is expected"
+                )
             yield number, row
 
 

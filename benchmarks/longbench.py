@@ -1,12 +1,13 @@
 """LongBench and LongBench-E: 21 tasks in English, Chinese and code: questions, summaries, few-shot examples, retrieval, completion.
 
-Source: Bai et al. 2023, arXiv 2308.14508; THUDM/LongBench at 2e00731 (MIT): LongBench/{pred,eval,metrics}.py, config/*.json.
-Differs: the answer prefix ("Answer:") opens the assistant's turn (`assistant_prefix=false` leaves it in the user's, as the suite does
-    with chat models), and the code to complete of repobench-p is the only question that a cut may shorten.
+Source: Bai et al. 2023, arXiv 2308.14508; THUDM/LongBench at 2e00731 (MIT): LongBench/{pred,eval,metrics}.py,
+config/*.json. Differs: the answer prefix ("Answer:") opens the assistant's turn (`assistant_prefix=false`
+    leaves it in the user's, as the suite does with chat models), and the code to complete of repobench-p is
+    the only question that a cut may shorten.
 
-Rows are read from `<task>.jsonl` (`<task>_e.jsonl` for LongBench-E) or data.zip in the folder `path`, or from data.zip of the hub set
-zai-org/LongBench, whose builder script is never run. Columns: input, context, answers (list), length, dataset, language,
-all_classes (list or null), _id.
+Rows are read from `<task>.jsonl` (`<task>_e.jsonl` for LongBench-E) or data.zip in the folder `path`, or from
+data.zip of the hub set zai-org/LongBench, whose builder script is never run. Columns: input, context, answers
+(list), length, dataset, language, all_classes (list or null), _id.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class LongbenchBenchmark(Benchmark):
     """
 
     version: ClassVar[str] = "1"
-    metrics: ClassVar[Mapping[str, str]] = {task: prompts()[COLUMNS.get(task, task)]["metric"] for task in (*ALL_21, *COLUMNS)}
+    metrics: ClassVar[Mapping[str, str]] = {
+        task: prompts()[COLUMNS.get(task, task)]["metric"] for task in (*ALL_21, *COLUMNS)
+    }
 
     tasks: tuple[str, ...] = ()
     """Empty: the 16 English and code tasks, or all 13 of LongBench-E; `qasper_e` stands for its columns qasper_e_0-4k, _4-8k and _8k+."""
@@ -66,11 +69,17 @@ class LongbenchBenchmark(Benchmark):
         """Resolve the tasks to columns, and refuse what cannot be run before a model loads."""
         given = self.tasks or (EXTENDED_13 if self.extended else ENGLISH_16)
         named = tuple(f"{task}_e" if self.extended and task in EXTENDED_13 else task for task in given)
-        check_tasks(named, (*(ALL_21 if not self.extended else ()), *(f"{task}_e" for task in EXTENDED_13), *COLUMNS), "longbench")
+        check_tasks(
+            named,
+            (*(ALL_21 if not self.extended else ()), *(f"{task}_e" for task in EXTENDED_13), *COLUMNS),
+            "longbench",
+        )
         columns = [column for task in named for column in (columns_of(task) or (task,))]
         object.__setattr__(self, "tasks", tuple(dict.fromkeys(columns)))
         if self.max_length < 0:
-            raise ValueError(f"longbench: max_length={self.max_length} must be positive, or 0 for the suite's margin")
+            raise ValueError(
+                f"longbench: max_length={self.max_length} must be positive, or 0 for the suite's margin"
+            )
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the rows task by task; see `Benchmark.samples`."""
@@ -81,7 +90,9 @@ class LongbenchBenchmark(Benchmark):
             if task == (columns_of(name) or (task,))[-1]:
                 del read[name]
             chosen = (
-                row for row in enumerate(rows) if task not in COLUMNS or column_of(name, row[1], f"longbench {name}, row {row[0]}") == task
+                row
+                for row in enumerate(rows)
+                if task not in COLUMNS or column_of(name, row[1], f"longbench {name}, row {row[0]}") == task
             )
             for made, (position, row) in enumerate(chosen):
                 if made == limit:
@@ -95,31 +106,50 @@ class LongbenchBenchmark(Benchmark):
         if task in FIRST_LINE:
             prediction = prediction.lstrip("\n").split("\n")[0]
         classes = sample.metadata.get("all_classes") or ()
-        return {metric: metrics.best(_score(metric, prediction, str(reference), classes) for reference in sample.references)}
+        return {
+            metric: metrics.best(
+                _score(metric, prediction, str(reference), classes) for reference in sample.references
+            )
+        }
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of the suite's prediction files: pred, answers, all_classes, and length (of LongBench-E: gives the column)."""
         for line, row in rows:
             where = f"line {line}"
             name = task if task is not None else row.get("dataset", row.get("task"))
             if name is None:
-                raise ValueError(f"{where}: no field 'dataset'; name the task on the command line: longbench/TASK")
+                raise ValueError(
+                    f"{where}: no field 'dataset'; name the task on the command line: longbench/TASK"
+                )
             extended = str(name).endswith("_e")
-            check_tasks([str(name)], (*ALL_21, *(f"{known}_e" for known in EXTENDED_13), *COLUMNS), f"{where}: longbench")
+            check_tasks(
+                [str(name)],
+                (*ALL_21, *(f"{known}_e" for known in EXTENDED_13), *COLUMNS),
+                f"{where}: longbench",
+            )
             column = column_of(str(name), row, where) if extended else str(name)
             prediction = sources.text_field(row, ["pred"], where)
             metadata = {"all_classes": _classes(row, where), "length": row.get("length")}
-            yield Sample(f"{name}/{line}", column, "", "", _answers(row, where), metadata=metadata), prediction
+            yield (
+                Sample(f"{name}/{line}", column, "", "", _answers(row, where), metadata=metadata),
+                prediction,
+            )
 
     def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
         """Averages by name.
 
-        `average`: the mean of the 16 English and code tasks, as papers on cache compression have it. `category_average` and
-        `category_average_zh`: the mean of six category means of the suite's README, English and Chinese; code counts in both.
-        LongBench-E: the mean over its data sets of the mean over their columns, and the mean of each length.
+        `average`: the mean of the 16 English and code tasks, as papers on cache compression have it.
+        `category_average` and
+        `category_average_zh`: the mean of six category means of the suite's README, English and Chinese; code
+        counts in both. LongBench-E: the mean over its data sets of the mean over their columns, and the mean
+        of each length.
         """
         if all(task in COLUMNS for task in self.tasks):
-            lengths = {f"average_{bucket}": [(f"{task}_e_{bucket}",) for task in EXTENDED_13] for bucket in BUCKETS}
+            lengths = {
+                f"average_{bucket}": [(f"{task}_e_{bucket}",) for task in EXTENDED_13] for bucket in BUCKETS
+            }
             return {"average": [columns_of(f"{task}_e") for task in EXTENDED_13], **lengths}
         languages = {prompts()[task]["language"] for task in self.tasks if task not in COLUMNS}
         found: dict[str, Sequence[Sequence[str]]] = {}
@@ -138,7 +168,9 @@ class LongbenchBenchmark(Benchmark):
         """
         columns = [task for task in means if task in COLUMNS]
         if columns:
-            raise ValueError(f"the kvpress leaderboard takes LongBench-E whole, not by columns such as {columns[0]}; export LongBench")
+            raise ValueError(
+                f"the kvpress leaderboard takes LongBench-E whole, not by columns such as {columns[0]}; export LongBench"
+            )
         return [LeaderboardRun("longbench", task, (task,), round(mean, 2)) for task, mean in means.items()]
 
     def headings(self) -> Mapping[str, Sequence[str]]:
@@ -154,10 +186,18 @@ class LongbenchBenchmark(Benchmark):
         what, place = f"longbench {name}", Path(self.path).expanduser()
         if not self.path:
             archive, commit = sources.hub_file(self.hub, ARCHIVE, self.revision, what)
-            rows, origin = sources.archive_rows(archive, f"{name}.jsonl", what), {"source": self.hub, "revision": commit}
-        elif place.suffix == ".zip" or ((place / ARCHIVE).is_file() and not (place / f"{name}.jsonl").is_file()):
+            rows, origin = (
+                sources.archive_rows(archive, f"{name}.jsonl", what),
+                {"source": self.hub, "revision": commit},
+            )
+        elif place.suffix == ".zip" or (
+            (place / ARCHIVE).is_file() and not (place / f"{name}.jsonl").is_file()
+        ):
             place = place if place.suffix == ".zip" else place / ARCHIVE
-            rows, origin = sources.archive_rows(place, f"{name}.jsonl", what), {"source": place.name, "revision": None}
+            rows, origin = (
+                sources.archive_rows(place, f"{name}.jsonl", what),
+                {"source": place.name, "revision": None},
+            )
         else:
             rows, file = sources.local_rows(self.path, (name, f"data/{name}"), what)
             origin = {"source": file.name, "revision": None}
@@ -166,7 +206,13 @@ class LongbenchBenchmark(Benchmark):
         return rows, origin
 
     def _sample(
-        self, task: str, position: int, row: Mapping[str, Any], origin: Mapping[str, Any], tokenizer: Tokenizer, window: int
+        self,
+        task: str,
+        position: int,
+        row: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        window: int,
     ) -> Sample:
         dataset, where = COLUMNS.get(task, task), f"longbench {task}, row {position}"
         fixed = prompts()[dataset]
@@ -178,7 +224,9 @@ class LongbenchBenchmark(Benchmark):
         answer = int(fixed["max_new_tokens"])
         limit = self.max_length or min(window * 1000 // 1024 - 500, room(window, answer, chat))
         code = dataset == "repobench-p"
-        cut = cut_middle((parts[0], parts[1], parts[2]), evidence, tokenizer, limit, name=where, into_question=code)
+        cut = cut_middle(
+            (parts[0], parts[1], parts[2]), evidence, tokenizer, limit, name=where, into_question=code
+        )
         moved = "" if self.assistant_prefix else cut.answer_prefix
         return Sample(
             id=f"{task}/{position}",
@@ -212,7 +260,9 @@ def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def _classes(row: Mapping[str, Any], where: str) -> list[str] | None:
     classes = row.get("all_classes")
-    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+    if classes is not None and not (
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    ):
         raise ValueError(f"{where}: the field 'all_classes' is not a list of texts")
     return classes
 

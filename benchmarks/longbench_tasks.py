@@ -1,7 +1,7 @@
 """The tasks of LongBench and LongBench-E: prompts, answer lengths, metrics, languages, categories, columns. Facts only, no scoring.
 
-Source: THUDM/LongBench at 2e00731 (MIT): LongBench/config/*.json, pred.py, eval.py, task.md, README.md; the prompts stand in
-`data/longbench.json`, cut into three parts.
+Source: THUDM/LongBench at 2e00731 (MIT): LongBench/config/*.json, pred.py, eval.py, task.md, README.md; the
+prompts stand in `data/longbench.json`, cut into three parts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
 @cache
 def prompts() -> dict[str, dict[str, Any]]:
     """Prompt in three parts, answer length, metric, category and language of each task, `data/longbench.json`."""
-    read: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "longbench.json").read_text(encoding="utf-8"))["tasks"]
+    read: dict[str, dict[str, Any]] = json.loads(
+        (Path(__file__).parent / "data" / "longbench.json").read_text(encoding="utf-8")
+    )["tasks"]
     return read
 
 
@@ -50,7 +52,9 @@ def column_of(name: str, row: Mapping[str, Any], where: str) -> str:
     """
     length = sources.field(row, ["length"], where)
     if isinstance(length, bool) or not isinstance(length, int | float):
-        raise ValueError(f"{where}: the field 'length' is a {type(length).__name__}, where a number is expected")
+        raise ValueError(
+            f"{where}: the field 'length' is a {type(length).__name__}, where a number is expected"
+        )
     return f"{name}_{BUCKETS[(length >= 4000) + (length >= 8000)]}"
 
 

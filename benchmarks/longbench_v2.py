@@ -1,11 +1,13 @@
 """LongBench v2: 503 hard questions with four choices about texts of 8 thousand to 2 million words.
 
-Source: Bai et al. 2024, arXiv 2412.15204; THUDM/LongBench at 2e00731 (MIT): prompts/0shot.txt, pred.py, result.py.
-Differs: greedy (the suite samples at temperature 0.1, so that its runs differ from each other); failed answers count as wrong, where the
-    suite leaves them out; without chain of thought, which takes two calls.
+Source: Bai et al. 2024, arXiv 2412.15204; THUDM/LongBench at 2e00731 (MIT): prompts/0shot.txt, pred.py,
+result.py. Differs: greedy (the suite samples at temperature 0.1, so that its runs differ from each other);
+    failed answers count as wrong, where the suite leaves them out; without chain of thought, which takes two
+    calls.
 
-Rows: data.json (a list) or data.jsonl in the folder `path`, or that file; else the hub set zai-org/LongBench-v2, split train. Columns:
-_id, domain, sub_domain, difficulty, length, question, choice_A … choice_D, answer, context.
+Rows: data.json (a list) or data.jsonl in the folder `path`, or that file; else the hub set
+zai-org/LongBench-v2, split train. Columns: _id, domain, sub_domain, difficulty, length, question, choice_A …
+choice_D, answer, context.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class LongbenchV2Benchmark(Benchmark):
                 f"longbench_v2: tasks {', '.join(self.tasks)} overlap; choose overall, or of short medium long, or of easy hard"
             )
         if self.max_length < 0:
-            raise ValueError(f"longbench_v2: max_length={self.max_length} must be positive, or 0 for the suite's 120,000")
+            raise ValueError(
+                f"longbench_v2: max_length={self.max_length} must be positive, or 0 for the suite's 120,000"
+            )
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the rows task by task; see `Benchmark.samples`."""
@@ -73,7 +77,11 @@ class LongbenchV2Benchmark(Benchmark):
             rows, commit = sources.hub_rows(self.hub, None, "train", self.revision, "longbench_v2")
             origin = {"source": self.hub, "revision": commit}
         for task in self.tasks:
-            chosen = [row for row in enumerate(rows) if task == "overall" or task in (row[1].get("length"), row[1].get("difficulty"))]
+            chosen = [
+                row
+                for row in enumerate(rows)
+                if task == "overall" or task in (row[1].get("length"), row[1].get("difficulty"))
+            ]
             if not chosen:
                 raise ValueError(f"longbench_v2: {origin['source']} has no row of {task}")
             for position, row in chosen[:limit]:
@@ -82,9 +90,10 @@ class LongbenchV2Benchmark(Benchmark):
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Whether the letter after "The correct answer is" is right.
 
-        `accuracy` is official. `accuracy_letter_alone` does not read "The correct answer is Both" as B: where the two differ, such an
-        answer was counted. `answered`: whether any letter was found. In the column `overall`, the accuracy stands also under the
-        row's difficulty and length, as in the suite's table.
+        `accuracy` is official. `accuracy_letter_alone` does not read "The correct answer is Both" as B: where
+        the two differ, such an
+        answer was counted. `answered`: whether any letter was found. In the column `overall`, the accuracy
+        stands also under the row's difficulty and length, as in the suite's table.
         """
         letter, alone = extract(prediction)
         right = float(bool(letter) and letter in sample.references)
@@ -94,18 +103,24 @@ class LongbenchV2Benchmark(Benchmark):
             "answered": float(letter is not None),
         }
         if sample.task == "overall":
-            scores |= {f"accuracy_{sample.metadata[name]}": right for name in ("difficulty", "length") if sample.metadata.get(name)}
+            scores |= {
+                f"accuracy_{sample.metadata[name]}": right
+                for name in ("difficulty", "length")
+                if sample.metadata.get(name)
+            }
         return scores
 
     def reference_answer(self, sample: Sample) -> str:
         """The right letter in the sentence that the question asks for."""
         return f"The correct answer is ({sample.references[0]})"
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of the suite's prediction files: response or pred, answer or judge, difficulty, length.
 
-        The response is read again; without one, pred is taken as the letter that was found. A row without answer is judged by its
-        flag. A row with an error, or whose pred is null, counts as wrong.
+        The response is read again; without one, pred is taken as the letter that was found. A row without
+        answer is judged by its flag. A row with an error, or whose pred is null, counts as wrong.
         """
         name = task or "overall"
         check_tasks([name], tuple(self.metrics), "longbench_v2")
@@ -118,8 +133,16 @@ class LongbenchV2Benchmark(Benchmark):
             if answer is None and "judge" not in row and "error" not in row:
                 raise ValueError(f"line {line}: no field 'answer' or 'judge' to score against")
             found = letter if isinstance(letter, str) and letter in {"A", "B", "C", "D"} else None
-            text = response if isinstance(response, str) else f"The correct answer is ({found})" if found else ""
-            references = (str(answer),) if answer is not None else (found,) if row.get("judge") is True and found else ()
+            text = (
+                response if isinstance(response, str) else f"The correct answer is ({found})" if found else ""
+            )
+            references = (
+                (str(answer),)
+                if answer is not None
+                else (found,)
+                if row.get("judge") is True and found
+                else ()
+            )
             yield Sample(f"{name}/{line}", name, "", "", references, metadata=_facts(row)), text
 
     def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
@@ -127,7 +150,13 @@ class LongbenchV2Benchmark(Benchmark):
         return {"average" if len(self.tasks) == 1 else "mean_of_columns": [(task,) for task in self.tasks]}
 
     def _sample(
-        self, task: str, position: int, row: Mapping[str, Any], origin: Mapping[str, Any], tokenizer: Tokenizer, window: int
+        self,
+        task: str,
+        position: int,
+        row: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        window: int,
     ) -> Sample:
         where = f"longbench_v2, row {position}"
         names = ("context", "question", "choice_A", "choice_B", "choice_C", "choice_D", "answer")

@@ -1,12 +1,14 @@
 """LooGLE: questions, clozes and summaries over whole Wikipedia articles, papers and screenplays.
 
-Source: Li et al. 2023, arXiv 2311.04939; bigai-nlco/LooGLE at 6734382 (MIT): config/*.json, Evaluation/automatic_*.py,
-    Prediction/pred_opensource_models.py.
-Differs: answers and rows are parsed as literals, never run; an empty answer scores 0 (officially "None" is scored instead); no repetition
-    penalty (officially 2.0); METEOR and BERTScore only where asked for; BLEU and ROUGE of an answer without words are 0.
+Source: Li et al. 2023, arXiv 2311.04939; bigai-nlco/LooGLE at 6734382 (MIT): config/*.json,
+    Evaluation/automatic_*.py, Prediction/pred_opensource_models.py.
+Differs: answers and rows are parsed as literals, never run; an empty answer scores 0 (officially "None" is
+    scored instead); no repetition penalty (officially 2.0); METEOR and BERTScore only where asked for; BLEU
+    and ROUGE of an answer without words are 0.
 
-Rows: `path=` is a folder with `<task>.jsonl` or `data.zip`, a zip or one such file; else data.zip of the hub set is downloaded. Rows with
-qa_pairs (input, title, qa_pairs, output) and rows with one question each (context, question, answer) are both read.
+Rows: `path=` is a folder with `<task>.jsonl` or `data.zip`, a zip or one such file; else data.zip of the hub
+set is downloaded. Rows with qa_pairs (input, title, qa_pairs, output) and rows with one question each
+(context, question, answer) are both read.
 """
 
 from __future__ import annotations
@@ -30,7 +32,11 @@ _QA = ("Please answer the question based on the long texts below. \n{input}\n", 
 PROMPTS = {
     "shortdep_qa": _QA,
     "longdep_qa": _QA,
-    "longdep_summarization": ("Please generate a summary of the below paper. \n{input}\n", "", " Summarization: "),
+    "longdep_summarization": (
+        "Please generate a summary of the below paper. \n{input}\n",
+        "",
+        " Summarization: ",
+    ),
     "shortdep_cloze": (
         "Please fill in the clozes based on the given long texts below. Each of the placeholder '<mask-n>' in the question could be an "
         "entity of Person, Location or Organiocation. The same masks represent the same entity. Output a json format answer, for example: "
@@ -52,7 +58,9 @@ class LoogleBenchmark(Benchmark):
     """
 
     version: ClassVar[str] = "1"
-    metrics: ClassVar[Mapping[str, str]] = {task: "exact" if task == "shortdep_cloze" else "rouge1" for task in PROMPTS}
+    metrics: ClassVar[Mapping[str, str]] = {
+        task: "exact" if task == "shortdep_cloze" else "rouge1" for task in PROMPTS
+    }
 
     tasks: tuple[str, ...] = tuple(PROMPTS)
     path: str = ""
@@ -78,7 +86,9 @@ class LoogleBenchmark(Benchmark):
         if self.cut not in ("prompt", "document"):
             raise ValueError(f"loogle: cut={self.cut!r} is not known; choose prompt or document")
         if self.max_length < 0:
-            raise ValueError(f"loogle: max_length={self.max_length} must be at least 1 token, or 0 for the model's window")
+            raise ValueError(
+                f"loogle: max_length={self.max_length} must be at least 1 token, or 0 for the model's window"
+            )
         if self.meteor:
             meteor("one", "one")
         if self.bertscore:
@@ -101,8 +111,14 @@ class LoogleBenchmark(Benchmark):
                 head, ask, prefix = PROMPTS[task]
                 context = head.replace("{input}", text)
                 tails = [ask.replace("{Q}", question) + prefix for question, _, _ in pairs]
-                longest = max(tails, key=lambda tail: sources.count_tokens(tokenizer, tail)) if self.cut == "document" else None
-                for (question, answer, support), tail in list(zip(pairs, tails, strict=True))[: None if limit is None else limit - made]:
+                longest = (
+                    max(tails, key=lambda tail: sources.count_tokens(tokenizer, tail))
+                    if self.cut == "document"
+                    else None
+                )
+                for (question, answer, support), tail in list(zip(pairs, tails, strict=True))[
+                    : None if limit is None else limit - made
+                ]:
                     cut, truncated = sources.cut_middle(context, longest or tail, tokenizer, length)
                     yield Sample(
                         id=f"{task}/{made}",
@@ -126,22 +142,39 @@ class LoogleBenchmark(Benchmark):
         if sample.task == "shortdep_cloze":
             return score_cloze(reference if isinstance(reference, dict) else {}, prediction)
         reference = str(reference)
-        scores = {**rouge_recall(reference, prediction), "bleu1": bleu(reference, prediction, 1), "bleu4": bleu(reference, prediction, 4)}
+        scores = {
+            **rouge_recall(reference, prediction),
+            "bleu1": bleu(reference, prediction, 1),
+            "bleu4": bleu(reference, prediction, 4),
+        }
         if self.meteor:
             scores["meteor"] = meteor(reference, prediction)
         if self.bertscore:
             scores["bertscore"] = bertscore(reference, prediction)
         return scores
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of the official output files: `llm_output` and `output`, lists of answers and references of one document."""
         for line, row in rows:
             name, where = task if task is not None else row.get("task"), f"line {line}"
             if name not in PROMPTS:
-                given = "no field 'task'; name it on the command line: loogle/TASK" if name is None else f"loogle has no task {name!r}"
+                given = (
+                    "no field 'task'; name it on the command line: loogle/TASK"
+                    if name is None
+                    else f"loogle has no task {name!r}"
+                )
                 raise ValueError(f"{where}: {given}; its tasks are {', '.join(PROMPTS)}")
-            answers, references = sources.field(row, ["llm_output"], where), sources.field(row, ["output"], where)
-            if not isinstance(answers, list) or not isinstance(references, list) or len(answers) != len(references):
+            answers, references = (
+                sources.field(row, ["llm_output"], where),
+                sources.field(row, ["output"], where),
+            )
+            if (
+                not isinstance(answers, list)
+                or not isinstance(references, list)
+                or len(answers) != len(references)
+            ):
                 raise ValueError(f"{where}: the fields 'llm_output' and 'output' must be lists of one length")
             for position, (answer, reference) in enumerate(zip(answers, references, strict=True)):
                 gold = _masks(reference, where) if name == "shortdep_cloze" else str(reference)
@@ -155,11 +188,17 @@ class LoogleBenchmark(Benchmark):
         what = f"loogle {task}"
         if not self.path:
             archive, commit = sources.hub_file(self.hub, "data.zip", self.revision, what)
-            return sources.archive_rows(archive, f"{task}.jsonl", what), {"source": self.hub, "revision": commit}
+            return sources.archive_rows(archive, f"{task}.jsonl", what), {
+                "source": self.hub,
+                "revision": commit,
+            }
         place = Path(self.path).expanduser()
         archive = place if place.suffix == ".zip" else place / "data.zip"
         if archive.is_file() and not (place / f"{task}.jsonl").is_file():
-            return sources.archive_rows(archive, f"{task}.jsonl", what), {"source": archive.name, "revision": None}
+            return sources.archive_rows(archive, f"{task}.jsonl", what), {
+                "source": archive.name,
+                "revision": None,
+            }
         rows, file = sources.local_rows(place, (task, f"data/{task}"), what)
         return rows, {"source": file.name, "revision": None}
 
@@ -210,7 +249,9 @@ def score_cloze(reference: Mapping[str, str], prediction: str) -> dict[str, floa
         return {"exact": 0.0, "partial": 0.0}
     exact = sum(mask in answer and answer[mask] == text for mask, text in reference.items())
     filled = {mask: value for mask, value in answer.items() if isinstance(value, str)}
-    partial = sum(bool(set(text.split()) & set(filled.get(mask, "").split())) for mask, text in reference.items())
+    partial = sum(
+        bool(set(text.split()) & set(filled.get(mask, "").split())) for mask, text in reference.items()
+    )
     return {"exact": exact / len(reference), "partial": partial / len(reference)}
 
 
@@ -224,7 +265,9 @@ def rouge_recall(reference: str, prediction: str) -> dict[str, float]:
     scores = {}
     for name, metric in (("rouge1", "rouge-1"), ("rouge2", "rouge-2"), ("rougeL", "rouge-l")):
         try:
-            with ThreadPoolExecutor(1) as fresh:  # an empty stack: the caller's depth must not decide how far the package may recurse
+            with ThreadPoolExecutor(
+                1
+            ) as fresh:  # an empty stack: the caller's depth must not decide how far the package may recurse
                 scorer = package.Rouge(metrics=[metric], stats=["r"])
                 [found] = fresh.submit(scorer.get_scores, prediction, reference).result()
             scores[name] = min(1.0, max(0.0, float(found[metric]["r"])))
@@ -236,7 +279,8 @@ def rouge_recall(reference: str, prediction: str) -> dict[str, float]:
 def bleu(reference: str, prediction: str, n: int) -> float:
     """BLEU of one sentence with all weight on n-grams of one length: brevity penalty times clipped precision; words between spaces.
 
-    As nltk's `sentence_bleu` with weights (1, 0, 0, 0) or (0, 0, 0, 1), which gives 2e-308 instead of 0 where no n-gram matches.
+    As nltk's `sentence_bleu` with weights (1, 0, 0, 0) or (0, 0, 0, 1), which gives 2e-308 instead of 0 where
+    no n-gram matches.
     """
     wanted, given = reference.replace("\n", " ").split(), prediction.replace("\n", " ").split()
     counted = Counter(zip(*(given[start:] for start in range(n)), strict=False))
@@ -255,11 +299,15 @@ def meteor(reference: str, prediction: str) -> float:
         ValueError: nltk or WordNet is missing.
     """
     package = load_scorer("nltk.translate.meteor_score", "nltk")
-    words: Sequence[list[str]] = [sorted(set(text.replace("\n", " ").split())) for text in (reference, prediction)]
+    words: Sequence[list[str]] = [
+        sorted(set(text.replace("\n", " ").split())) for text in (reference, prediction)
+    ]
     try:
         return float(package.single_meteor_score(*words))
     except LookupError as error:
-        raise ValueError("loogle: METEOR needs WordNet; run python -m nltk.downloader wordnet, or set meteor=false") from error
+        raise ValueError(
+            "loogle: METEOR needs WordNet; run python -m nltk.downloader wordnet, or set meteor=false"
+        ) from error
 
 
 def bertscore(reference: str, prediction: str) -> float:

@@ -1,12 +1,13 @@
 r"""MATH-500: 500 competition problems whose answers are formulas in a box; long answers, for compression while decoding.
 
-Source: Lightman et al. 2023, arXiv 2305.20050; rows HuggingFaceH4/MATH-500; prompt of QwenLM/Qwen2.5-Math README at a45202b;
-    normalisation of openai/prm800k prm800k/grading/math_normalize.py at 7ecc794.
-Differs: the instruction follows the problem, where Qwen2.5-Math has it as system message, so that the problem can be the context; the
-    last box is read with balanced braces; "$" around an answer and a fraction like \frac{270}7 are normalised too (no two of the 500
-    answers are judged otherwise by that).
+Source: Lightman et al. 2023, arXiv 2305.20050; rows HuggingFaceH4/MATH-500; prompt of QwenLM/Qwen2.5-Math
+    README at a45202b; normalisation of openai/prm800k prm800k/grading/math_normalize.py at 7ecc794.
+Differs: the instruction follows the problem, where Qwen2.5-Math has it as system message, so that the problem
+    can be the context; the last box is read with balanced braces; "$" around an answer and a fraction like
+    \frac{270}7 are normalised too (no two of the 500 answers are judged otherwise by that).
 
-`path=` is a `.jsonl` or table file with the columns problem (or question) and answer, or a folder with `test.jsonl`.
+`path=` is a `.jsonl` or table file with the columns problem (or question) and answer, or a folder with
+`test.jsonl`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Math500Benchmark(Benchmark):
             raise ValueError(f"math500: {origin['source']} has no row")
         for position, row in enumerate(rows[:limit]):
             where = f"math500, row {position}"
-            facts: dict[str, Any] = {name: row[name] for name in ("subject", "level", "unique_id") if name in row}
+            facts: dict[str, Any] = {
+                name: row[name] for name in ("subject", "level", "unique_id") if name in row
+            }
             yield problem_sample(
                 f"math500/{position}",
                 sources.text_field(row, ["problem", "question"], where),
@@ -94,7 +97,9 @@ class Math500Benchmark(Benchmark):
         """
         return score_boxed(sample, prediction, normalize)
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows with `prediction` (or predicted_answer, output, model_output, response) and `answer`."""
         return read_rows(rows, task, "math500")
 
@@ -111,7 +116,9 @@ def check_prompt(name: str, prompt: str, max_new_tokens: int) -> None:
         raise ValueError(f"{name}: max_new_tokens={max_new_tokens} must be at least 1")
 
 
-def fit_answer(prompt: str, row: Mapping[str, Any], wanted: int, tokenizer: Tokenizer, window: int, where: str) -> int:
+def fit_answer(
+    prompt: str, row: Mapping[str, Any], wanted: int, tokenizer: Tokenizer, window: int, where: str
+) -> int:
     """Tokens an answer may have: `wanted`, or what the window leaves (64 are kept for a chat template).
 
     Raises:
@@ -120,11 +127,15 @@ def fit_answer(prompt: str, row: Mapping[str, Any], wanted: int, tokenizer: Toke
     problem = sources.text_field(row, ["problem", "question"], where)
     left = window - 64 - sources.count_tokens(tokenizer, problem, *PROMPTS[prompt])
     if left < 1:
-        raise ValueError(f"{where}: the problem leaves no room for an answer in the model's window of {window} tokens")
+        raise ValueError(
+            f"{where}: the problem leaves no room for an answer in the model's window of {window} tokens"
+        )
     return min(wanted, left)
 
 
-def problem_sample(identifier: str, problem: str, answer: str, prompt: str, max_new_tokens: int, metadata: Mapping[str, Any]) -> Sample:
+def problem_sample(
+    identifier: str, problem: str, answer: str, prompt: str, max_new_tokens: int, metadata: Mapping[str, Any]
+) -> Sample:
     """A problem as context, the instruction as question."""
     context, question = PROMPTS[prompt]
     return Sample(
@@ -143,10 +154,15 @@ def score_boxed(sample: Sample, prediction: str, normalized: Any) -> dict[str, f
     wanted = {normalized(str(reference)) for reference in sample.references} - {None, ""}
     box = last_boxed(prediction)
     boxed = box is not None and normalized(box) in wanted
-    return {"accuracy": float(boxed or (box is None and normalized(prediction) in wanted)), "boxed": float(boxed)}
+    return {
+        "accuracy": float(boxed or (box is None and normalized(prediction) in wanted)),
+        "boxed": float(boxed),
+    }
 
 
-def read_rows(rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None, name: str) -> Iterator[tuple[Sample, str]]:
+def read_rows(
+    rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None, name: str
+) -> Iterator[tuple[Sample, str]]:
     """Prediction rows of suites with one task and one boxed answer.
 
     Raises:
@@ -156,7 +172,9 @@ def read_rows(rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None, n
         raise ValueError(f"{name} has no task {task!r}; its task is {name}")
     for line, row in rows:
         where = f"line {line}"
-        prediction = sources.field(row, ["prediction", "predicted_answer", "output", "model_output", "response"], where)
+        prediction = sources.field(
+            row, ["prediction", "predicted_answer", "output", "model_output", "response"], where
+        )
         answer = str(sources.field(row, ["answer", "true_answer", "ground_truth"], where))
         yield (
             Sample(f"{name}/{line}", name, "", "", (answer,)),
@@ -169,7 +187,13 @@ def normalize(answer: str) -> str:
     text = answer.strip()
     if whole := re.fullmatch(r"\\text\{(.+?)\}", text):
         text = whole[1].strip()
-    text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
+    text = (
+        text.replace("\n", "")
+        .replace("\\!", "")
+        .replace("\\\\", "\\")
+        .replace("tfrac", "frac")
+        .replace("dfrac", "frac")
+    )
     for dropped in ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$"):
         text = text.replace(dropped, "")
     text = text.split("\\text{ ")[0].replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")

@@ -81,7 +81,10 @@ def qa_f1_zh(prediction: str, reference: str) -> float:
     Raises:
         ValueError: the package jieba is missing.
     """
-    cut = [[word for token in chinese_words(text) if (word := chinese_letters(token))] for text in (prediction, reference)]
+    cut = [
+        [word for token in chinese_words(text) if (word := chinese_letters(token))]
+        for text in (prediction, reference)
+    ]
     return bag_f1(*cut)
 
 
@@ -113,8 +116,9 @@ def _quiet_jieba() -> Any:
 def rouge_l(prediction: str, reference: str) -> float:
     """ROUGE-L F of the package `rouge` 1.0.1, not that of `rouge-score`; 0 wherever the package raises (LongBench metrics.py).
 
-    It raises on a text without words (it splits sentences at every "."), and on sentences so long that it recurses too deep. The
-    stack it finds is that of a fresh thread, so that a caller's depth does not change a score.
+    It raises on a text without words (it splits sentences at every "."), and on sentences so long that it
+    recurses too deep. The stack it finds is that of a fresh thread, so that a caller's depth does not change
+    a score.
 
     Raises:
         ValueError: the package rouge is missing.
@@ -147,7 +151,9 @@ def rouge_lsum(prediction: str, references: Sequence[str]) -> float:
     Raises:
         ValueError: the package rouge-score is missing.
     """
-    scorer = load_scorer("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeLsum"], use_stemmer=False)
+    scorer = load_scorer("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
+        ["rougeLsum"], use_stemmer=False
+    )
     return best(float(scorer.score(reference, prediction)["rougeLsum"].fmeasure) for reference in references)
 
 
@@ -181,7 +187,8 @@ def share_of_numbers(prediction: str, number: str) -> float:
 def classification(prediction: str, reference: str, classes: Sequence[str]) -> float:
     """One over the number of class names in a text, 0 if the reference is not among them (LongBench metrics.py).
 
-    Names contained in the reference are dropped, but the official loop skips the name behind each one that it drops, and so does this.
+    Names contained in the reference are dropped, but the official loop skips the name behind each one that it
+    drops, and so does this.
     """
     found = [name for name in classes if name in prediction]
     at = 0
@@ -198,6 +205,8 @@ def rouge_f(references: Iterable[str], prediction: str, kinds: Sequence[str]) ->
     Raises:
         ValueError: the package is missing.
     """
-    scorer = load_scorer("rouge_score.rouge_scorer", "rouge-score").RougeScorer(list(kinds), use_stemmer=False)
+    scorer = load_scorer("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
+        list(kinds), use_stemmer=False
+    )
     scored = [scorer.score(reference, prediction) for reference in references]
     return {kind: min(1.0, best(float(one[kind].fmeasure) for one in scored)) for kind in kinds}

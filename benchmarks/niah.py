@@ -1,10 +1,11 @@
 """Needle in a haystack: one sentence hidden in essays, over a grid of lengths and depths; each length is a task.
 
-Source: gkamradt/LLMTest_NeedleInAHaystack at 7b90d28 (needle, grid, insertion after a full stop); Zefan-Cai/KVCache-Factory
-    run_needle_in_haystack.py and visualize.py at c97f9d7 (prompt, 30 tokens, and the scores that KV-cache papers plot).
-Differs: lengths bound the whole prompt and its answer, measured, where the originals reserve 200 tokens; depth counts characters of the
-    text, not tokens; ROUGE-1 is computed without stemming; later draws of a cell begin at other sentences of the essays, where the
-    original has one draw a cell.
+Source: gkamradt/LLMTest_NeedleInAHaystack at 7b90d28 (needle, grid, insertion after a full stop);
+    Zefan-Cai/KVCache-Factory run_needle_in_haystack.py and visualize.py at c97f9d7 (prompt, 30 tokens, and
+    the scores that KV-cache papers plot).
+Differs: lengths bound the whole prompt and its answer, measured, where the originals reserve 200 tokens;
+    depth counts characters of the text, not tokens; ROUGE-1 is computed without stemming; later draws of a
+    cell begin at other sentences of the essays, where the original has one draw a cell.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MARK, HEAD, TAIL = "<|im_start|> ", "This is a very long story book: <book> ", "
 QUESTION = " Based on the content of the book, Question: The best thing to do in San Francisco is: "
 ANSWER_PREFIX = "\nAnswer:"
 MAX_NEW_TOKENS = 30
-LENGTHS = tuple(str(length) for length in sorted({*range(1000, 129_000, 1000), *(2**power for power in range(9, 18))}))
+LENGTHS = tuple(
+    str(length) for length in sorted({*range(1000, 129_000, 1000), *(2**power for power in range(9, 18))})
+)
 """Tokens; the lengths that may be tasks: every thousand up to 128000, and the powers of two from 512 to 131072."""
 
 
@@ -61,11 +64,17 @@ class NiahBenchmark(Benchmark):
     def __post_init__(self) -> None:
         """Refuse what cannot be run before a model loads."""
         check_tasks(self.tasks, LENGTHS, "niah")
-        for name, value, least in (("depths", self.depths, 1), ("draws", self.draws, 1), ("template_tokens", self.template_tokens, 0)):
+        for name, value, least in (
+            ("depths", self.depths, 1),
+            ("draws", self.draws, 1),
+            ("template_tokens", self.template_tokens, 0),
+        ):
             if value < least:
                 raise ValueError(f"niah: {name}={value} must be at least {least}")
         if self.haystack not in KINDS:
-            raise ValueError(f"niah: haystack={self.haystack!r} is not known; choose one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"niah: haystack={self.haystack!r} is not known; choose one of {', '.join(KINDS)}"
+            )
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the cells of each length, depth by depth, draw after draw; see `Benchmark.samples`.
@@ -75,22 +84,31 @@ class NiahBenchmark(Benchmark):
         """
         too_long = [task for task in self.tasks if int(task) > window]
         if too_long:
-            raise ValueError(f"niah: length {', '.join(too_long)} exceeds the model's window of {window} tokens; choose shorter tasks")
+            raise ValueError(
+                f"niah: length {', '.join(too_long)} exceeds the model's window of {window} tokens; choose shorter tasks"
+            )
         prose = load(self.haystack, self.haystack_path)
         meter = Meter(tokenizer)
         for task in self.tasks:
             cells = [(draw, step) for draw in range(self.draws) for step in range(self.depths)][:limit]
             for position, (draw, step) in enumerate(cells):
                 depth = round(100 * step / (self.depths - 1)) if self.depths > 1 else 50
-                start = random.Random(f"niah/{self.seed}/{draw}").randrange(len(prose.sentences)) if draw else 0
+                start = (
+                    random.Random(f"niah/{self.seed}/{draw}").randrange(len(prose.sentences)) if draw else 0
+                )
                 yield self._sample(
-                    task, position, self._fit(task, prose, start, depth, meter), {"depth": depth, "draw": draw}, prose.source
+                    task,
+                    position,
+                    self._fit(task, prose, start, depth, meter),
+                    {"depth": depth, "draw": draw},
+                    prose.source,
                 )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Share of the answer's 11 distinct words in the response; whether it holds the whole answer; ROUGE-1 F against the needle.
 
-        `word_overlap` compares lower-cased words between spaces ("day." with its full stop), as the heat maps do.
+        `word_overlap` compares lower-cased words between spaces ("day." with its full stop), as the heat maps
+        do.
         """
         answer = str(sample.references[0]) if sample.references else ANSWER
         wanted, words = set(answer.lower().split()), set(prediction.lower().split())
@@ -100,12 +118,16 @@ class NiahBenchmark(Benchmark):
             "rouge1_f": rouge1_f(str(sample.metadata.get("needle", NEEDLE)), prediction),
         }
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Result rows of the needle test: `model_response` (or `pred`), `needle`, `context_length`, `depth_percent`."""
         for line, row in rows:
             prediction = row.get("model_response", row.get("pred"))
             if not isinstance(prediction, str):
-                raise ValueError(f"line {line}: the field 'model_response' (or 'pred') is missing or not text")
+                raise ValueError(
+                    f"line {line}: the field 'model_response' (or 'pred') is missing or not text"
+                )
             name = str(task if task is not None else row.get("context_length", ""))
             if name not in LENGTHS:
                 raise ValueError(
@@ -114,7 +136,14 @@ class NiahBenchmark(Benchmark):
             needle = str(row.get("needle", NEEDLE))
             answer = needle.strip().split(" is ", 1)[-1]
             yield (
-                Sample(f"{name}/{line}", name, "", QUESTION, (answer,), metadata={"needle": needle, "depth": row.get("depth_percent")}),
+                Sample(
+                    f"{name}/{line}",
+                    name,
+                    "",
+                    QUESTION,
+                    (answer,),
+                    metadata={"needle": needle, "depth": row.get("depth_percent")},
+                ),
                 prediction,
             )
 
@@ -124,15 +153,26 @@ class NiahBenchmark(Benchmark):
         def build(size: int) -> Draft:
             text, place = insert(prose.first_words(size, start), depth)
             begin = len(head) + place
-            return Draft(head + text + TAIL, QUESTION, ANSWER_PREFIX, (ANSWER,), ((begin, begin + len(NEEDLE)),), {"words": size})
+            return Draft(
+                head + text + TAIL,
+                QUESTION,
+                ANSWER_PREFIX,
+                (ANSWER,),
+                ((begin, begin + len(NEEDLE)),),
+                {"words": size},
+            )
 
         reserved = MAX_NEW_TOKENS + self.template_tokens
         fitted = fit([Recipe(build, minimum=1, unit_tokens=1.3)], meter, int(task) - reserved)
         if isinstance(fitted, int):
-            raise ValueError(f"niah: length {task} is too short with this tokenizer, the shortest prompt takes {fitted + reserved} tokens")
+            raise ValueError(
+                f"niah: length {task} is too short with this tokenizer, the shortest prompt takes {fitted + reserved} tokens"
+            )
         return fitted
 
-    def _sample(self, task: str, position: int, fitted: Fitted, cell: Mapping[str, int], source: str) -> Sample:
+    def _sample(
+        self, task: str, position: int, fitted: Fitted, cell: Mapping[str, int], source: str
+    ) -> Sample:
         draft = fitted.draft
         return Sample(
             id=f"{task}/{position}",

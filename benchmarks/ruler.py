@@ -2,10 +2,11 @@
 
 Source: Hsieh et al. 2024, arXiv 2404.06654; NVIDIA/RULER at c3f5e3b (Apache-2.0).
 
-Rows are generated for the tokenizer of the model under test (`source=generated`), or read as they were made elsewhere: official
-`<path>/<task>/validation.jsonl`, or the columns of the hub set simonjegou/ruler. `length` counts context, question, answer prefix and
-the tokens to generate, as in the original. The score is the official one: the share of references found in the answer (any of them
-for questions), upper and lower case alike.
+Rows are generated for the tokenizer of the model under test (`source=generated`), or read as they were made
+elsewhere: official `<path>/<task>/validation.jsonl`, or the columns of the hub set simonjegou/ruler. `length`
+counts context, question, answer prefix and the tokens to generate, as in the original. The score is the
+official one: the share of references found in the answer (any of them for questions), upper and lower case
+alike.
 """
 
 from __future__ import annotations
@@ -79,20 +80,23 @@ class RulerBenchmark(Benchmark):
                 raise ValueError(f"ruler: {name}={choice!r} is not known; choose one of {', '.join(known)}")
         if (self.source == "files") != bool(self.path):
             raise ValueError(
-                "ruler: source=files and path=FOLDER_OR_FILE go together; " + ("give path" if not self.path else "set source=files")
+                "ruler: source=files and path=FOLDER_OR_FILE go together; "
+                + ("give path" if not self.path else "set source=files")
             )
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the samples task by task; see `Benchmark.samples`.
 
         Raises:
-            ValueError: the prompts do not fit the window (RULER has no rule to cut them), `length` is too short for a task, or
-                rows, texts or questions are missing.
+            ValueError: the prompts do not fit the window (RULER has no rule to cut them), `length` is too
+                short for a task, or rows, texts or questions are missing.
         """
         wanted = self.samples_per_task if limit is None else min(limit, self.samples_per_task)
         if self.source == "generated":
             if self.length > window:
-                raise ValueError(f"ruler: length={self.length} exceeds the model's window of {window} tokens; choose a shorter length")
+                raise ValueError(
+                    f"ruler: length={self.length} exceeds the model's window of {window} tokens; choose a shorter length"
+                )
             yield from self._generated(Meter(tokenizer), wanted)
             return
         folder = Path(self.path).expanduser()
@@ -123,31 +127,53 @@ class RulerBenchmark(Benchmark):
 
     def headings(self) -> Mapping[str, Sequence[str]]:
         """The paper's categories of tasks."""
-        names = {"niah": "Retrieval", "vt": "Tracing", "cwe": "Aggregation", "fwe": "Aggregation", "qa": "Questions"}
-        return {name: [task for task in TASKS if names[TASKS[task].kind] == name] for name in dict.fromkeys(names.values())}
+        names = {
+            "niah": "Retrieval",
+            "vt": "Tracing",
+            "cwe": "Aggregation",
+            "fwe": "Aggregation",
+            "qa": "Questions",
+        }
+        return {
+            name: [task for task in TASKS if names[TASKS[task].kind] == name]
+            for name in dict.fromkeys(names.values())
+        }
 
     def reference_answer(self, sample: Sample) -> str:
         """All references where all are asked for, else the first."""
-        wanted = sample.references[:1] if self.metrics[sample.task] == "string_match_part" else sample.references
+        wanted = (
+            sample.references[:1] if self.metrics[sample.task] == "string_match_part" else sample.references
+        )
         return ", ".join(map(str, wanted))
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of RULER's prediction files: `pred`, `outputs`, and the task from the row where it is not given."""
         for line, row in rows:
             name = task if task is not None else row.get("task")
             if name is None:
-                raise ValueError(f"line {line}: no field 'task'; name it on the command line: ruler/TASK with one of {', '.join(TASKS)}")
+                raise ValueError(
+                    f"line {line}: no field 'task'; name it on the command line: ruler/TASK with one of {', '.join(TASKS)}"
+                )
             if name not in TASKS:
                 raise ValueError(f"line {line}: ruler has no task {name!r}; its tasks are {', '.join(TASKS)}")
             if not isinstance(row.get("pred"), str):
                 raise ValueError(f"line {line}: the field 'pred' is missing or not text")
             references = ruler_rows.texts(row, "outputs" if "outputs" in row else "output", f"line {line}")
             text = str(row.get("input", ""))
-            yield Sample(f"{name}/{line}", name, text, "", references, max_new_tokens=TASKS[name].max_new_tokens), row["pred"]
+            yield (
+                Sample(
+                    f"{name}/{line}", name, text, "", references, max_new_tokens=TASKS[name].max_new_tokens
+                ),
+                row["pred"],
+            )
 
     def _generated(self, meter: Meter, wanted: int) -> Iterator[Sample]:
         for task in self.tasks:
-            prose = haystack.load(self.haystack, self.haystack_path) if TASKS[task].haystack == "essay" else None
+            prose = (
+                haystack.load(self.haystack, self.haystack_path) if TASKS[task].haystack == "essay" else None
+            )
             questions = None
             if TASKS[task].kind == "qa":
                 path = self.squad_path if task == "qa_1" else self.hotpotqa_path

@@ -1,8 +1,10 @@
 """How RULER's generated prompts reach their length: a recipe builds a prompt of any size, `fit` finds the largest that fits.
 
-Source: NVIDIA/RULER scripts/data/synthetic/*.py at c3f5e3b, which search the size once per task and step back by fixed amounts for
-    samples that come out too long (or never stop, where the smallest prompt is too long).
-Differs: the size is searched for every sample, so prompts fill their length; what cannot fit is reported, never retried for ever.
+Source: NVIDIA/RULER scripts/data/synthetic/*.py at c3f5e3b, which search the size once per task and step back
+    by fixed amounts for samples that come out too long (or never stop, where the smallest prompt is too
+    long).
+Differs: the size is searched for every sample, so prompts fill their length; what cannot fit is reported,
+never retried for ever.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Fitted(NamedTuple):
 class Meter:
     """Counts tokens of prompts: the larger of what the three parts take one by one and what they take joined.
 
-    A model that compresses the context reads the parts one by one, the original counts them joined; they differ by a token at the joint.
+    A model that compresses the context reads the parts one by one, the original counts them joined; they
+    differ by a token at the joint.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -106,7 +109,10 @@ def _grow(recipe: Recipe, draft: Draft, tokens: int, meter: Callable[[Draft], in
     low, low_tokens = recipe.minimum, tokens
     high: int | None = None if recipe.maximum is None else recipe.maximum + 1
     high_tokens: int | None = None
-    rate, share = recipe.unit_tokens, 0.5  # the first guess aims at half the length: `unit_tokens` is only a rough figure
+    rate, share = (
+        recipe.unit_tokens,
+        0.5,
+    )  # the first guess aims at half the length: `unit_tokens` is only a rough figure
     for attempt in range(64):
         slack = budget - low_tokens
         if (high is not None and high - low <= 1) or (attempt >= 2 and slack < max(rate, budget / 1024)):

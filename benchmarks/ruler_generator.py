@@ -1,7 +1,7 @@
 """Rows of one RULER task, made for one tokenizer and one length.
 
-Source: NVIDIA/RULER scripts/data/synthetic at c3f5e3b; where the generated rows differ is said in `ruler_fit`, `ruler_needles`,
-    `ruler_words` and `ruler_questions`.
+Source: NVIDIA/RULER scripts/data/synthetic at c3f5e3b; where the generated rows differ is said in
+    `ruler_fit`, `ruler_needles`, `ruler_words` and `ruler_questions`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class RulerGenerator:
                 row += 1
                 continue
             shortest = fitted if shortest is None else min(shortest, fitted)
-            if self.questions is None:  # a question whose own documents do not fit is passed over, anything else is an error
+            if (
+                self.questions is None
+            ):  # a question whose own documents do not fit is passed over, anything else is an error
                 break
         if shortest is not None and not (row and self.questions):
             raise ValueError(
@@ -87,7 +89,9 @@ class RulerGenerator:
 
     def _sample(self, row: int, fitted: Fitted, length: int, facts: dict[str, Any]) -> Sample:
         task, draft = TASKS[self.name], fitted.draft
-        evidence = find_evidence(task, draft.context, draft.references) if draft.evidence is None else draft.evidence
+        evidence = (
+            find_evidence(task, draft.context, draft.references) if draft.evidence is None else draft.evidence
+        )
         note = {"note": fitted.note} if fitted.note else {}
         return Sample(
             id=f"{self.name}/{row}",

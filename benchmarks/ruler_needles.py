@@ -1,9 +1,11 @@
 """RULER's retrieval tasks: needles in a haystack (niah) and chains of assignments (vt).
 
-Every draw comes from a generator seeded by run, task, length and row, so a sample never depends on the samples before it.
+Every draw comes from a generator seeded by run, task, length and row, so a sample never depends on the
+samples before it.
 
 Source: NVIDIA/RULER scripts/data/synthetic/{niah,variable_tracking}.py at c3f5e3b.
-Differs: keys and values of a sample are distinct; vt's example has the official length, its names and places are drawn per sample.
+Differs: keys and values of a sample are distinct; vt's example has the official length, its names and places
+are drawn per sample.
 """
 
 from __future__ import annotations
@@ -52,7 +54,13 @@ def niah(task: RulerTask, label: str, haystack: Haystack | None) -> list[Recipe]
 
         def build(size: int) -> Draft:
             body = _among(haystack.first_words(size), needles, depths)
-            return Draft(task.context(body), question, answer_prefix, references, facts={"words": size, "depths": depths})
+            return Draft(
+                task.context(body),
+                question,
+                answer_prefix,
+                references,
+                facts={"words": size, "depths": depths},
+            )
 
         return [Recipe(build, minimum=1, unit_tokens=1.3)]
 
@@ -61,12 +69,16 @@ def niah(task: RulerTask, label: str, haystack: Haystack | None) -> list[Recipe]
 
     def build_lines(size: int) -> Draft:
         while task.haystack == "needle" and len(distractors) < size:
-            distractors.append(_needle(task, _draw(others, task.key_type, used), _draw(others, task.value_type, used)))
+            distractors.append(
+                _needle(task, _draw(others, task.key_type, used), _draw(others, task.value_type, used))
+            )
         lines = [NOISE] * size if task.haystack == "noise" else distractors[:size]
         places = sorted(random.Random(f"{label}/{size}").sample(range(size), len(needles)), reverse=True)
         for place, needle in zip(places, needles, strict=True):
             lines.insert(place, needle)
-        return Draft(task.context("\n".join(lines)), question, answer_prefix, references, facts={"lines": size})
+        return Draft(
+            task.context("\n".join(lines)), question, answer_prefix, references, facts={"lines": size}
+        )
 
     return [Recipe(build_lines, minimum=len(needles), unit_tokens=25 if task.key_type == "words" else 90)]
 
@@ -153,8 +165,12 @@ def _chain(rng: random.Random, n_letters: int) -> tuple[str, tuple[str, ...]]:
 
 def _tracked(rng: random.Random, value: str, names: tuple[str, ...], size: int) -> str:
     """`size` noise sentences with the chain's assignments between them, in order, one a line."""
-    chain = [f"VAR {names[0]} = {value}"] + [f"VAR {name} = VAR {before} " for before, name in pairwise(names)]
+    chain = [f"VAR {names[0]} = {value}"] + [
+        f"VAR {name} = VAR {before} " for before, name in pairwise(names)
+    ]
     lines = [NOISE] * size
-    for shift, (place, assignment) in enumerate(zip(sorted(rng.sample(range(size), len(chain))), chain, strict=True)):
+    for shift, (place, assignment) in enumerate(
+        zip(sorted(rng.sample(range(size), len(chain))), chain, strict=True)
+    ):
         lines.insert(place + shift, assignment)
     return "\n".join(lines)

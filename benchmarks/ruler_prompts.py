@@ -17,7 +17,8 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 class RulerTask:
     """One of the thirteen tasks.
 
-    The prompt is `head + body + tail` (context), `question`, `answer_prefix`; braces stand for what a sample fills in.
+    The prompt is `head + body + tail` (context), `question`, `answer_prefix`; braces stand for what a sample
+    fills in.
     """
 
     kind: str
@@ -45,9 +46,17 @@ class RulerTask:
 
 
 def _niah(
-    haystack: str, *, keys: str = "words", values: str = "numbers", n_keys: int = 1, n_values: int = 1, n_queries: int = 1
+    haystack: str,
+    *,
+    keys: str = "words",
+    values: str = "numbers",
+    n_keys: int = 1,
+    n_values: int = 1,
+    n_queries: int = 1,
 ) -> RulerTask:
-    if n_values * n_queries == 1:  # the official generator rewrites its template to the singular; the needles keep the plural
+    if (
+        n_values * n_queries == 1
+    ):  # the official generator rewrites its template to the singular; the needles keep the plural
         kind, some, are, what = values.removesuffix("s"), "A", "is", "is"
     else:
         kind, some, are, what = values, "Some", "are", "are all"
@@ -125,9 +134,10 @@ TASKS: Mapping[str, RulerTask] = {
 def split_prompt(task: RulerTask, prompt: str) -> tuple[str, str, str] | None:
     """Cut an official prompt (input and answer prefix, joined) into context, question and answer prefix.
 
-    The question starts at the last occurrence of its first words, the answer prefix at the last occurrence of its first ten
-    characters after that (the official rule; it also covers old files that spell "assgined").
-    A model template around the task stays where it is: its head in the context, its tail at the end of the question.
+    The question starts at the last occurrence of its first words, the answer prefix at the last occurrence of
+    its first ten characters after that (the official rule; it also covers old files that spell "assgined").
+    A model template around the task stays where it is: its head in the context, its tail at the end of the
+    question.
 
     Returns:
         The three parts, which concatenate to `prompt`, or None where the prompt is not one of this task.
@@ -144,7 +154,8 @@ def split_prompt(task: RulerTask, prompt: str) -> tuple[str, str, str] | None:
 def find_evidence(task: RulerTask, context: str, references: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     """Character spans of `context` that hold the answer: needle sentences, assignments, or the counted words.
 
-    The in-context example is left out. Question answering is not covered: only the generator knows which paragraph is meant.
+    The in-context example is left out. Question answering is not covered: only the generator knows which
+    paragraph is meant.
     """
     words = "|".join(re.escape(reference) for reference in references)
     if not words or task.kind == "qa":

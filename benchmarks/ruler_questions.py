@@ -1,9 +1,11 @@
 """Questions among documents: RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), from the embedded subsets, a local file or the hub.
 
-Source: NVIDIA/RULER scripts/data/synthetic/qa.py at c3f5e3b (which paragraphs go with a question). Embedded: the English part of
-    XQuAD (240 paragraphs of SQuAD) and 61 rows of HotpotQA's distractor set, both CC BY-SA 4.0; see data/README.md.
-Differs: documents are shuffled anew for every sample (the official permutation is the same within a run, so the answer's place is too).
-    Where the ten paragraphs of a HotpotQA row do not fit, distractors are dropped, where the original never ends.
+Source: NVIDIA/RULER scripts/data/synthetic/qa.py at c3f5e3b (which paragraphs go with a question). Embedded:
+    the English part of XQuAD (240 paragraphs of SQuAD) and 61 rows of HotpotQA's distractor set, both CC
+    BY-SA 4.0; see data/README.md.
+Differs: documents are shuffled anew for every sample (the official permutation is the same within a run, so
+    the answer's place is too). Where the ten paragraphs of a HotpotQA row do not fit, distractors are
+    dropped, where the original never ends.
 """
 
 from __future__ import annotations
@@ -58,24 +60,41 @@ def load(task: str, origin: str = "embedded", path: str = "") -> QuestionSet:
     Args:
         task: "qa_1" (SQuAD) or "qa_2" (HotpotQA).
         origin: one of `ORIGINS`; "hub" downloads the full development set.
-        path: an official JSON file (dev-v2.0.json, hotpot_dev_distractor_v1.json); when given, it is what is read.
+        path: an official JSON file (dev-v2.0.json, hotpot_dev_distractor_v1.json); when given, it is what is
+            read.
 
     Raises:
         ValueError: unknown origin, no file at `path`, or a file of another format.
     """
     if origin not in ORIGINS:
-        raise ValueError(f"questions={origin!r} is not known; choose one of {', '.join(ORIGINS)}, or give squad_path and hotpotqa_path")
+        raise ValueError(
+            f"questions={origin!r} is not known; choose one of {', '.join(ORIGINS)}, or give squad_path and hotpotqa_path"
+        )
     squad = task == "qa_1"
     if not path and origin == "hub":
-        return _squad(_squad_hub(), f"hub {_SQUAD_HUB}") if squad else _hotpotqa(_hotpot_hub(), f"hub {_HOTPOT_HUB}")
+        return (
+            _squad(_squad_hub(), f"hub {_SQUAD_HUB}")
+            if squad
+            else _hotpotqa(_hotpot_hub(), f"hub {_HOTPOT_HUB}")
+        )
     name = "squad" if squad else "hotpotqa"
-    file = local_file(path or _DATA / f"{name}.json", f"{name}_path", f"name the official {name} JSON file, or leave {name}_path empty")
-    source = file.name if path else ("XQuAD-en, 240 paragraphs (embedded)" if squad else "HotpotQA distractor, 61 rows (embedded)")
+    file = local_file(
+        path or _DATA / f"{name}.json",
+        f"{name}_path",
+        f"name the official {name} JSON file, or leave {name}_path empty",
+    )
+    source = (
+        file.name
+        if path
+        else ("XQuAD-en, 240 paragraphs (embedded)" if squad else "HotpotQA distractor, 61 rows (embedded)")
+    )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return _squad(content["data"], source) if squad else _hotpotqa(content, source)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{name}_path: {file.resolve()} is not an official {name} JSON file ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{name}_path: {file.resolve()} is not an official {name} JSON file ({type(error).__name__}: {error})"
+        ) from error
 
 
 def question_answering(task: RulerTask, label: str, question: Question, found: QuestionSet) -> list[Recipe]:
@@ -94,7 +113,9 @@ def question_answering(task: RulerTask, label: str, question: Question, found: Q
         for number, document in enumerate(chosen, start=1):
             title = f"Document {number}:\n"
             begin += len(title)
-            evidence += [(begin + start, begin + end) for own, start, end in question.evidence if own == document]
+            evidence += [
+                (begin + start, begin + end) for own, start, end in question.evidence if own == document
+            ]
             texts.append(title + found.documents[document])
             begin += len(found.documents[document]) + 2
         facts: dict[str, object] = {"documents": size}
@@ -125,7 +146,10 @@ def _squad(articles: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
             for row in paragraph["qas"]:
                 if row.get("is_impossible") or not row["answers"]:
                     continue
-                spans = {(own, answer["answer_start"], answer["answer_start"] + len(answer["text"])) for answer in row["answers"]}
+                spans = {
+                    (own, answer["answer_start"], answer["answer_start"] + len(answer["text"]))
+                    for answer in row["answers"]
+                }
                 answers = tuple(answer["text"] for answer in row["answers"])
                 questions.append(Question(row["question"], answers, (own,), related, tuple(sorted(spans))))
     return QuestionSet(tuple(questions), tuple(documents), source, together=False)
@@ -133,7 +157,9 @@ def _squad(articles: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
 
 def _hotpotqa(rows: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
     rows = list(rows)
-    documents = sorted({f"{title}\n{''.join(sentences)}" for row in rows for title, sentences in row["context"]})
+    documents = sorted(
+        {f"{title}\n{''.join(sentences)}" for row in rows for title, sentences in row["context"]}
+    )
     index = {document: position for position, document in enumerate(documents)}
     questions = []
     for row in rows:
@@ -149,7 +175,9 @@ def _hotpotqa(rows: Iterable[Mapping[str, Any]], source: str) -> QuestionSet:
                     spans.append((document, begin, begin + len(sentence)))
                 begin += len(sentence)
             (needed if any(title == fact for fact, _ in facts) else related).append(document)
-        questions.append(Question(row["question"], (row["answer"],), tuple(needed), tuple(related), tuple(spans)))
+        questions.append(
+            Question(row["question"], (row["answer"],), tuple(needed), tuple(related), tuple(spans))
+        )
     return QuestionSet(tuple(questions), tuple(documents), source, together=True)
 
 
@@ -158,8 +186,13 @@ def _squad_hub() -> list[dict[str, Any]]:
 
     articles: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in load_dataset(_SQUAD_HUB, split="validation"):
-        answers = [{"text": text, "answer_start": start} for text, start in zip(*row["answers"].values(), strict=True)]
-        articles.setdefault(row["title"], {}).setdefault(row["context"], []).append({"question": row["question"], "answers": answers})
+        answers = [
+            {"text": text, "answer_start": start}
+            for text, start in zip(*row["answers"].values(), strict=True)
+        ]
+        articles.setdefault(row["title"], {}).setdefault(row["context"], []).append(
+            {"question": row["question"], "answers": answers}
+        )
     return [
         {"title": title, "paragraphs": [{"context": text, "qas": rows} for text, rows in texts.items()]}
         for title, texts in articles.items()
@@ -174,7 +207,9 @@ def _hotpot_hub() -> list[dict[str, Any]]:
             "question": row["question"],
             "answer": row["answer"],
             "context": list(zip(row["context"]["title"], row["context"]["sentences"], strict=True)),
-            "supporting_facts": list(zip(row["supporting_facts"]["title"], row["supporting_facts"]["sent_id"], strict=True)),
+            "supporting_facts": list(
+                zip(row["supporting_facts"]["title"], row["supporting_facts"]["sent_id"], strict=True)
+            ),
         }
         for row in load_dataset(_HOTPOT_HUB, "distractor", split="validation")
     ]

@@ -1,7 +1,8 @@
 """RULER rows that were made elsewhere: the official `validation.jsonl`, old and new, and the prepared set on the hub.
 
-Source: row keys of NVIDIA/RULER scripts/data/synthetic/*.py at c3f5e3b; columns of the hub set simonjegou/ruler.
-Differs: the hub set leaves the space between question and answer prefix at the end of the question; it is moved back to the prefix.
+Source: row keys of NVIDIA/RULER scripts/data/synthetic/*.py at c3f5e3b; columns of the hub set
+simonjegou/ruler. Differs: the hub set leaves the space between question and answer prefix at the end of the
+question; it is moved back to the prefix.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def from_folder(folder: Path, task: str, limit: int) -> Iterator[Sample]:
         ValueError: no such file, or a row that is not one of this task; names file, line and field.
     """
     file = local_file(
-        folder / task / "validation.jsonl", f"ruler rows of {task}", "path must hold <task>/validation.jsonl; or drop the task"
+        folder / task / "validation.jsonl",
+        f"ruler rows of {task}",
+        "path must hold <task>/validation.jsonl; or drop the task",
     )
     for position, (line, row) in enumerate(read_rows(file)):
         if position == limit:
@@ -37,9 +40,16 @@ def from_folder(folder: Path, task: str, limit: int) -> Iterator[Sample]:
         prefix = row.get("answer_prefix", "")
         parts = split_prompt(TASKS[task], row["input"] + (prefix if isinstance(prefix, str) else ""))
         if parts is None:
-            raise ValueError(f"{where}: this is not a prompt of {task}: its question or answer prefix was not found")
+            raise ValueError(
+                f"{where}: this is not a prompt of {task}: its question or answer prefix was not found"
+            )
         yield _sample(
-            task, position, parts, references, TASKS[task].max_new_tokens, {"source": "official rows", "length": row.get("length")}
+            task,
+            position,
+            parts,
+            references,
+            TASKS[task].max_new_tokens,
+            {"source": "official rows", "length": row.get("length")},
         )
 
 
@@ -56,7 +66,9 @@ def from_table(path: str, length: int) -> list[dict[str, Any]]:
         where = f"hub {HUB} {length}"
     else:
         file = local_file(
-            path, "ruler rows", "path names a folder of official rows, or one .jsonl or .parquet file in the hub set's columns"
+            path,
+            "ruler rows",
+            "path names a folder of official rows, or one .jsonl or .parquet file in the hub set's columns",
         )
         where = str(file)
         if file.suffix == ".parquet":
@@ -66,11 +78,15 @@ def from_table(path: str, length: int) -> list[dict[str, Any]]:
         elif file.suffix == ".jsonl":
             rows = [row for _, row in read_rows(file)]
         else:
-            raise ValueError(f"{where}: rows are read from .jsonl and .parquet files, not {file.suffix or 'files without a suffix'}")
+            raise ValueError(
+                f"{where}: rows are read from .jsonl and .parquet files, not {file.suffix or 'files without a suffix'}"
+            )
     for number, row in enumerate(rows, start=1):
         missing = [column for column in _COLUMNS if column not in row]
         if missing:
-            raise ValueError(f"{where}, row {number}: no column {', '.join(missing)}; expected {', '.join(_COLUMNS)}")
+            raise ValueError(
+                f"{where}, row {number}: no column {', '.join(missing)}; expected {', '.join(_COLUMNS)}"
+            )
     return rows
 
 
@@ -89,7 +105,9 @@ def from_rows(rows: Sequence[Mapping[str, Any]], task: str, limit: int, where: s
         if question.endswith(" ") and not prefix.startswith(" "):
             question, prefix = question[:-1], " " + prefix
         parts = (str(row["context"]), question, prefix)
-        yield _sample(task, position, parts, texts(row, "answer", where), int(row["max_new_tokens"]), {"source": where})
+        yield _sample(
+            task, position, parts, texts(row, "answer", where), int(row["max_new_tokens"]), {"source": where}
+        )
 
 
 def texts(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
@@ -99,14 +117,25 @@ def texts(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
         ValueError: the field is missing or holds something else.
     """
     value = row.get(name)
-    found = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) or hasattr(value, "tolist") else []  # type: ignore[arg-type]
+    found = (
+        [value]
+        if isinstance(value, str)
+        else list(value)
+        if isinstance(value, Sequence) or hasattr(value, "tolist")
+        else []
+    )  # type: ignore[arg-type]
     if not found or not all(isinstance(answer, str) for answer in found):
         raise ValueError(f"{where}: the field {name!r} is missing or not a list of texts")
     return tuple(found)
 
 
 def _sample(
-    task: str, position: int, parts: tuple[str, str, str], references: tuple[str, ...], max_new_tokens: int, metadata: dict[str, Any]
+    task: str,
+    position: int,
+    parts: tuple[str, str, str],
+    references: tuple[str, ...],
+    max_new_tokens: int,
+    metadata: dict[str, Any],
 ) -> Sample:
     context, question, answer_prefix = parts
     return Sample(
@@ -118,6 +147,8 @@ def _sample(
         answer_prefix=answer_prefix,
         max_new_tokens=max_new_tokens,
         evidence=find_evidence(TASKS[task], context, references),
-        chat_template=context.startswith(TASKS[task].head[:20]),  # a row made with a model template carries that template itself
+        chat_template=context.startswith(
+            TASKS[task].head[:20]
+        ),  # a row made with a model template carries that template itself
         metadata=metadata,
     )

@@ -1,8 +1,8 @@
 """Words for RULER: the lists that keys are drawn from, and the tasks that count words (cwe, fwe).
 
 Source: NVIDIA/RULER scripts/data/synthetic/{common_words_extraction,freq_words_extraction}.py at c3f5e3b.
-Differs: the order of words is drawn for every sample (the official shuffle repeats one permutation within a run); a list that needs
-    more than the 8166 words there are stays shorter than asked.
+Differs: the order of words is drawn for every sample (the official shuffle repeats one permutation within a
+    run); a list that needs more than the 8166 words there are stays shorter than asked.
 """
 
 from __future__ import annotations
@@ -42,17 +42,25 @@ def word_lists() -> WordLists:
     """
     found = importlib.util.find_spec("wonderwords")
     if found is None or found.origin is None:
-        raise ValueError("ruler draws its words from the package wonderwords, which is not installed; install wonderwords 3")
+        raise ValueError(
+            "ruler draws its words from the package wonderwords, which is not installed; install wonderwords 3"
+        )
     folder = Path(found.origin).parent / "assets"
-    lists = [(folder / f"{kind}list.txt").read_text(encoding="utf-8").splitlines() for kind in ("adjective", "noun", "verb")]
+    lists = [
+        (folder / f"{kind}list.txt").read_text(encoding="utf-8").splitlines()
+        for kind in ("adjective", "noun", "verb")
+    ]
     adjectives, nouns, verbs = ({word.rstrip() for word in words} for words in lists)
-    return WordLists(tuple(sorted(adjectives)), tuple(sorted(nouns)), tuple(sorted(adjectives | nouns | verbs)))
+    return WordLists(
+        tuple(sorted(adjectives)), tuple(sorted(nouns)), tuple(sorted(adjectives | nouns | verbs))
+    )
 
 
 def common_words(task: RulerTask, label: str, length: int) -> list[Recipe]:
     """A numbered list in which ten words come more often than the others, after one worked example.
 
-    Where the official numbers of repeats (30 and 3 from 4096 tokens on, 6 and 1 below) do not fit, smaller ones are tried.
+    Where the official numbers of repeats (30 and 3 from 4096 tokens on, 6 and 1 below) do not fit, smaller
+    ones are tried.
     """
     vocabulary = list(word_lists().all)
     random.Random(label).shuffle(vocabulary)
@@ -95,9 +103,19 @@ def frequent_words(task: RulerTask, label: str, length: int) -> list[Recipe]:
     vocabulary = ["...", *list(drawn)[1:]]
 
     def build(size: int) -> Draft:
-        listed = [word for rank, word in enumerate(vocabulary, start=1) for _ in range(int(size / rank**2 / FWE_NORM))]
+        listed = [
+            word
+            for rank, word in enumerate(vocabulary, start=1)
+            for _ in range(int(size / rank**2 / FWE_NORM))
+        ]
         random.Random(f"{label}/{size}").shuffle(listed)
         facts = {"coded_words": len(listed), "vocabulary": n_words}
-        return Draft(task.context(" ".join(listed)), task.question, task.answer_prefix, tuple(vocabulary[1:4]), facts=facts)
+        return Draft(
+            task.context(" ".join(listed)),
+            task.question,
+            task.answer_prefix,
+            tuple(vocabulary[1:4]),
+            facts=facts,
+        )
 
     return [Recipe(build, minimum=53, unit_tokens=2.2)]  # below 53, ranks 4 and 5 may come equally often

@@ -1,13 +1,15 @@
 """SCBench: twelve tasks that ask several things about one long context, turn after turn or as independent requests.
 
-Source: Li et al. 2024, arXiv 2412.10319; microsoft/MInference scbench/ at fb56c91 (MIT): eval_utils.py, run_scbench.py, compute_scores.py.
-Differs: earlier turns with their golden answers stand as text before the question, in one user message, where the original renders them
-    as messages of a chat; the cut also leaves room for the longest history; see scbench_metrics.py for the scores.
+Source: Li et al. 2024, arXiv 2412.10319; microsoft/MInference scbench/ at fb56c91 (MIT): eval_utils.py,
+run_scbench.py, compute_scores.py. Differs: earlier turns with their golden answers stand as text before the
+    question, in one user message, where the original renders them as messages of a chat; the cut also leaves
+    room for the longest history; see scbench_metrics.py for the scores.
 
-mode=multi_turn (the suite's default): turn i is asked after turns 1 … i-1 and their reference answers. mode=multi_request: every turn is
-asked alone, directly behind the context. Either way the context is the same for all turns, so they share a prefill.
-Rows have id, context, multi_turns [{input, answer, (options, name, task)}], (lang, repo): hub set microsoft/SCBench, or `path=` with
-`<task>.jsonl` or `multi_turn_<name>.jsonl`. No official row was at hand when this was written: types of answers are read as they come.
+mode=multi_turn (the suite's default): turn i is asked after turns 1 … i-1 and their reference answers.
+mode=multi_request: every turn is asked alone, directly behind the context. Either way the context is the same
+for all turns, so they share a prefill. Rows have id, context, multi_turns [{input, answer, (options, name,
+task)}], (lang, repo): hub set microsoft/SCBench, or `path=` with `<task>.jsonl` or `multi_turn_<name>.jsonl`.
+No official row was at hand when this was written: types of answers are read as they come.
 """
 
 from __future__ import annotations
@@ -32,9 +34,14 @@ CATEGORIES = {
     "multi_tasking": ("scbench_summary_with_needles", "scbench_repoqa_and_kv"),
 }
 TASKS = tuple(task for tasks in CATEGORIES.values() for task in tasks)
-PARTS = {"scbench_summary_with_needles": ("scbench_summary", "scbench_passkey"), "scbench_repoqa_and_kv": ("scbench_repoqa", "scbench_kv")}
+PARTS = {
+    "scbench_summary_with_needles": ("scbench_summary", "scbench_passkey"),
+    "scbench_repoqa_and_kv": ("scbench_repoqa", "scbench_kv"),
+}
 """Tasks whose turns are of two kinds; each kind is a column `<task>/<kind>` of its own, as the suite reports them."""
-COLUMNS = {task: tuple(f"{task}/{part}" for part in PARTS[task]) if task in PARTS else (task,) for task in TASKS}
+COLUMNS = {
+    task: tuple(f"{task}/{part}" for part in PARTS[task]) if task in PARTS else (task,) for task in TASKS
+}
 _WITH_EVIDENCE = ("scbench_kv", "scbench_prefix_suffix", "scbench_repoqa", "scbench_passkey")
 
 
@@ -47,7 +54,9 @@ class ScbenchBenchmark(Benchmark):
     """
 
     version: ClassVar[str] = "1"
-    metrics: ClassVar[Mapping[str, str]] = {column: RULES[column.split("/")[-1]][0] for columns in COLUMNS.values() for column in columns}
+    metrics: ClassVar[Mapping[str, str]] = {
+        column: RULES[column.split("/")[-1]][0] for columns in COLUMNS.values() for column in columns
+    }
 
     tasks: tuple[str, ...] = TASKS
     mode: str = "multi_turn"
@@ -79,19 +88,25 @@ class ScbenchBenchmark(Benchmark):
             what = f"scbench {task}"
             if self.path:
                 short = task.replace("scbench_", "multi_turn_")
-                rows, file = sources.local_rows(self.path, (task, short, f"data/{short}", f"data/{task}"), what)
+                rows, file = sources.local_rows(
+                    self.path, (task, short, f"data/{short}", f"data/{task}"), what
+                )
                 origin = {"source": file.name, "revision": None}
             else:
                 rows, commit = sources.hub_rows(self.hub, task, "test", self.revision, what)
                 origin = {"source": self.hub, "revision": commit}
             if not rows:
                 raise ValueError(f"{what}: {origin['source']} has no row")
-            functions = _functions((row, turn) for row in rows for turn in turns_of(row, what)[: self.max_turns])
+            functions = _functions(
+                (row, turn) for row in rows for turn in turns_of(row, what)[: self.max_turns]
+            )
             made = 0
             for number, row in enumerate(rows):
                 if limit is not None and made >= limit:
                     break
-                for sample in self._row(task, number, row, tokenizer, window, {**origin, "mode": self.mode}, functions):
+                for sample in self._row(
+                    task, number, row, tokenizer, window, {**origin, "mode": self.mode}, functions
+                ):
                     if limit is None or made < limit:
                         yield sample
                     made += 1
@@ -106,14 +121,22 @@ class ScbenchBenchmark(Benchmark):
         wanted = sample.references if sample.task == "scbench_vt" else sample.references[:1]
         return ", ".join(map(str, wanted))
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows of prediction_<task>.jsonl: turn_idx, prediction, ground_truth, and task (of mixed sets), lang, repo, func_name (repoqa)."""
         read = list(rows)
-        functions = _functions((row, {"name": row.get("func_name"), "answer": row.get("ground_truth")}) for _, row in read)
+        functions = _functions(
+            (row, {"name": row.get("func_name"), "answer": row.get("ground_truth")}) for _, row in read
+        )
         for line, row in read:
             where, name = f"line {line}", task if task is not None else row.get("data_name")
             if name not in TASKS:
-                given = "name the task on the command line: scbench/TASK" if name is None else f"scbench has no task {name!r}"
+                given = (
+                    "name the task on the command line: scbench/TASK"
+                    if name is None
+                    else f"scbench has no task {name!r}"
+                )
                 raise ValueError(f"{where}: {given}; its tasks are {', '.join(TASKS)}")
             if name in PARTS and row.get("task") not in PARTS[name]:
                 raise ValueError(f"{where}: the field 'task' must be one of {', '.join(PARTS[name])}")
@@ -122,14 +145,21 @@ class ScbenchBenchmark(Benchmark):
             label = sources.field(row, ["ground_truth", "label"], where)
             metadata: dict[str, Any] = {"label_is_text": isinstance(label, str), "turn": row.get("turn_idx")}
             if column.endswith("scbench_repoqa"):
-                metadata |= {"name": row.get("func_name"), "lang": row.get("lang"), "functions": functions[row.get("repo")]}
+                metadata |= {
+                    "name": row.get("func_name"),
+                    "lang": row.get("lang"),
+                    "functions": functions[row.get("repo")],
+                }
             references = tuple(label) if isinstance(label, list) else (label,)
             yield Sample(f"{column}/{line}", column, "", "", references, metadata=metadata), str(prediction)
 
     def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
         """The mean over the chosen tasks (of two kinds of turns, their mean counts), and over each category that is complete."""
         named = {name: tasks for name, tasks in CATEGORIES.items() if set(tasks) <= set(self.tasks)}
-        return {name: [COLUMNS[task] for task in tasks] for name, tasks in {"average": self.tasks, **named}.items()}
+        return {
+            name: [COLUMNS[task] for task in tasks]
+            for name, tasks in {"average": self.tasks, **named}.items()
+        }
 
     def _row(
         self,
@@ -151,8 +181,13 @@ class ScbenchBenchmark(Benchmark):
         counts = [sources.count_tokens(tokenizer, question) for question in questions]
         cut_behind = questions[0] if self.mode == "multi_turn" else ""
         first = counts[0] if self.mode == "multi_turn" else 0
-        room = min(window - (64 if self.chat_template else 8) - count + first - limit for count, limit in zip(counts, limits, strict=True))
-        cut, truncated = sources.cut_middle(context, cut_behind, tokenizer, max(1, min(self.max_length - reserved, room)))
+        room = min(
+            window - (64 if self.chat_template else 8) - count + first - limit
+            for count, limit in zip(counts, limits, strict=True)
+        )
+        cut, truncated = sources.cut_middle(
+            context, cut_behind, tokenizer, max(1, min(self.max_length - reserved, room))
+        )
         samples = []
         for position, (turn, question, limit) in enumerate(zip(turns, questions, limits, strict=True)):
             kind = str(turn["task"]) if task in PARTS else task
@@ -179,7 +214,9 @@ class ScbenchBenchmark(Benchmark):
 @cache
 def data() -> dict[str, Any]:
     """Templates and answer lengths of the suite, `data/scbench.json`."""
-    read: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "scbench.json").read_text(encoding="utf-8"))
+    read: dict[str, Any] = json.loads(
+        (Path(__file__).parent / "data" / "scbench.json").read_text(encoding="utf-8")
+    )
     return read
 
 
@@ -198,7 +235,9 @@ def turns_of(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     return turns
 
 
-def prompts(task: str, row: Mapping[str, Any], turns: Sequence[Mapping[str, Any]], mode: str, where: str) -> tuple[str, list[str]]:
+def prompts(
+    task: str, row: Mapping[str, Any], turns: Sequence[Mapping[str, Any]], mode: str, where: str
+) -> tuple[str, list[str]]:
     """The context that all turns share, and what follows it for each turn.
 
     Raises:
@@ -207,7 +246,9 @@ def prompts(task: str, row: Mapping[str, Any], turns: Sequence[Mapping[str, Any]
     filled = [_fields(task, turn, f"{where}, turn {position}") for position, turn in enumerate(turns)]
     template = data()["first" if mode == "multi_turn" else "context"][task]
     head, tail = template.split("{context}")
-    prefix = filled[0]["prefix"] if mode == "multi_turn" else filled[0]["input"]  # officially so in multi-request mode
+    prefix = (
+        filled[0]["prefix"] if mode == "multi_turn" else filled[0]["input"]
+    )  # officially so in multi-request mode
     context = head.replace("{prefix}", prefix) + sources.text_field(row, ["context", "input"], where)
     if mode == "multi_request":
         return context, [data()["query"][task].format(**fields) for fields in filled]
@@ -248,7 +289,9 @@ def _fields(task: str, turn: Mapping[str, Any], where: str) -> dict[str, str]:
     return fields
 
 
-def _references(kind: str, turn: Mapping[str, Any], row: Mapping[str, Any], where: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _references(
+    kind: str, turn: Mapping[str, Any], row: Mapping[str, Any], where: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Accepted answers of a turn, and what the scorer wants to know besides."""
     answer = turn["answer"]
     facts: dict[str, Any] = {"label_is_text": isinstance(answer, str)}
@@ -261,7 +304,9 @@ def _references(kind: str, turn: Mapping[str, Any], row: Mapping[str, Any], wher
     return (tuple(answer) if isinstance(answer, list) else (answer,)), facts
 
 
-def _functions(asked: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Mapping[Any, list[dict[str, str]]]:
+def _functions(
+    asked: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
+) -> Mapping[Any, list[dict[str, str]]]:
     """Repository -> the functions asked about in it, in order."""
     found: dict[Any, list[dict[str, str]]] = defaultdict(list)
     for row, turn in asked:

@@ -1,8 +1,8 @@
 """Metrics of SCBench: the official rule of each kind of turn first, a repaired one beside it where the official rule misjudges.
 
 Source: microsoft/MInference scbench/compute_scores.py and repo_qa_utils.py at fb56c91 (MIT).
-Differs: no rule raises; repoqa takes the first function of a Python answer by `ast` and the whole code block of other languages, where
-    the original parses all six languages with tree-sitter.
+Differs: no rule raises; repoqa takes the first function of a Python answer by `ast` and the whole code block
+    of other languages, where the original parses all six languages with tree-sitter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ Rule = Callable[[Sequence[Any], str, Mapping[str, Any]], dict[str, float]]
 
 def retrieval(references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]) -> dict[str, float]:
     """kv, prefix_suffix: whether the answer contains the value."""
-    return {"substring": float(any(str(reference) in prediction for reference in references if str(reference)))}
+    return {
+        "substring": float(any(str(reference) in prediction for reference in references if str(reference)))
+    }
 
 
 def tracing(references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]) -> dict[str, float]:
@@ -29,13 +31,19 @@ def tracing(references: Sequence[Any], prediction: str, metadata: Mapping[str, A
     return {"string_match": round(sum(found) / len(found), 2) if found else 0.0}
 
 
-def english_answer(references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]) -> dict[str, float]:
+def english_answer(
+    references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]
+) -> dict[str, float]:
     """qa_eng: whether the answer contains the reference, letters alike; not an F1."""
     text = prediction.strip().upper()
-    return {"substring": float(any(str(reference).upper() in text for reference in references if str(reference)))}
+    return {
+        "substring": float(any(str(reference).upper() in text for reference in references if str(reference)))
+    }
 
 
-def chinese_answer(references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]) -> dict[str, float]:
+def chinese_answer(
+    references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]
+) -> dict[str, float]:
     """qa_chn: F1 of characters; `f1_official` compares with every single character of a reference that is a text and not a list."""
     texts = [str(reference) for reference in references]
     letters = "".join(texts) if metadata.get("label_is_text", True) else texts
@@ -49,7 +57,10 @@ def many_shot(references: Sequence[Any], prediction: str, metadata: Mapping[str,
     """many_shot: officially any character of the label occurs in the answer; repaired: the first lone letter is that of the label."""
     texts = [str(reference) for reference in references]
     official = "".join(texts) if metadata.get("label_is_text", True) else texts
-    wanted, given = {_letter(text) or text.strip() for text in texts}, _letter(prediction) or prediction.strip()
+    wanted, given = (
+        {_letter(text) or text.strip() for text in texts},
+        _letter(prediction) or prediction.strip(),
+    )
     return {
         "accuracy": float(any(text.upper() in prediction.strip().upper() for text in official if text)),
         "accuracy_repaired": float(bool(given) and given in wanted),
@@ -74,7 +85,9 @@ def math_find(references: Sequence[Any], prediction: str, metadata: Mapping[str,
         wanted = float(label)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return {"accuracy": 0.0, "accuracy_repaired": 0.0}
-    whole = isinstance(label, int) or (isinstance(label, str) and re.fullmatch(r"\s*-?[0-9]+\s*", label) is not None)
+    whole = isinstance(label, int) or (
+        isinstance(label, str) and re.fullmatch(r"\s*-?[0-9]+\s*", label) is not None
+    )
 
     def equal(pattern: str) -> float:
         found = re.search(pattern, prediction)
@@ -94,7 +107,9 @@ def summary(references: Sequence[Any], prediction: str, metadata: Mapping[str, A
 def passkey(references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]) -> dict[str, float]:
     """Needles among summaries: whether the first run of digits is the key."""
     digits = re.search(r"[0-9]+", prediction)
-    return {"accuracy": float(digits is not None and digits[0] in [str(reference) for reference in references])}
+    return {
+        "accuracy": float(digits is not None and digits[0] in [str(reference) for reference in references])
+    }
 
 
 def repository(references: Sequence[Any], prediction: str, metadata: Mapping[str, Any]) -> dict[str, float]:
@@ -114,12 +129,18 @@ def repository(references: Sequence[Any], prediction: str, metadata: Mapping[str
 
 def first_function(answer: str, language: str) -> str:
     """The first function of an answer's first code block, of Python; else the whole first block, or the answer where there is none."""
-    blocks: list[str] = re.findall(r"^```(?:\w+)?[^\S\n]*\n(.*?)^```", answer.strip(), re.DOTALL | re.MULTILINE)
+    blocks: list[str] = re.findall(
+        r"^```(?:\w+)?[^\S\n]*\n(.*?)^```", answer.strip(), re.DOTALL | re.MULTILINE
+    )
     for block in blocks if language == "python" else []:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                nodes = [node for node in ast.walk(ast.parse(block)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+                nodes = [
+                    node
+                    for node in ast.walk(ast.parse(block))
+                    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+                ]
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         if nodes:
@@ -139,7 +160,15 @@ def similarity(code: str, function: str) -> float:
         return 0.0
     if words[0] == words[1]:
         return 1.0
-    return min(1.0, max(0.0, float(bleu.sentence_bleu([words[0]], words[1], smoothing_function=bleu.SmoothingFunction().method4))))
+    return min(
+        1.0,
+        max(
+            0.0,
+            float(
+                bleu.sentence_bleu([words[0]], words[1], smoothing_function=bleu.SmoothingFunction().method4)
+            ),
+        ),
+    )
 
 
 def _official_choice(labels: Sequence[str], text: str) -> bool:

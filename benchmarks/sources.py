@@ -1,7 +1,7 @@
 """Where rows come from: a local file or folder, a plain hub data set, or an archive on the hub. Nothing is executed that was downloaded.
 
-Script data sets (a builder in Python) are read from their archives with `zipfile`; `datasets` and `huggingface_hub` are imported when
-they are needed.
+Script data sets (a builder in Python) are read from their archives with `zipfile`; `datasets` and
+`huggingface_hub` are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def file_rows(file: Path) -> Rows:
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # JSON lines under the other name
+        if (
+            isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        ):  # JSON lines under the other name
             return [row for _, row in read_rows(file)]
         raise ValueError(f"{file}: not JSON ({error})") from error
     if isinstance(rows, dict):
@@ -71,10 +73,14 @@ def local_rows(path: str | Path, names: Sequence[str], what: str) -> tuple[Rows,
             if (file := place / (name + suffix)).is_file():
                 return file_rows(file), file
     wanted = " or ".join(f"{name}.jsonl" for name in names)
-    raise ValueError(f"{what}: no {wanted} in {place.resolve()}; put the file there, or leave path empty to download it")
+    raise ValueError(
+        f"{what}: no {wanted} in {place.resolve()}; put the file there, or leave path empty to download it"
+    )
 
 
-def hub_rows(repository: str, config: str | None, split: str, revision: str, what: str) -> tuple[Rows, str | None]:
+def hub_rows(
+    repository: str, config: str | None, split: str, revision: str, what: str
+) -> tuple[Rows, str | None]:
     """Rows of a plain hub data set.
 
     Returns:
@@ -132,12 +138,16 @@ def archive_rows(archive: Path, member: str, what: str) -> Rows:
         ValueError: no zip file, no such member, or a broken line.
     """
     if not archive.is_file():
-        raise ValueError(f"{what}: no file at {archive.resolve()}; put the archive there, or leave path empty to download it")
+        raise ValueError(
+            f"{what}: no file at {archive.resolve()}; put the archive there, or leave path empty to download it"
+        )
     try:
         with zipfile.ZipFile(archive) as files:
             names = [name for name in files.namelist() if name.endswith(member) and "__MACOSX" not in name]
             if not names:
-                raise ValueError(f"{what}: {archive.name} has no member {member}; it has {', '.join(files.namelist()[:10])}")
+                raise ValueError(
+                    f"{what}: {archive.name} has no member {member}; it has {', '.join(files.namelist()[:10])}"
+                )
             lines = files.read(min(names, key=len)).decode("utf-8").split("\n")
     except zipfile.BadZipFile as error:
         raise ValueError(f"{what}: {archive.resolve()} is not a zip file; download it again") from error
@@ -160,7 +170,9 @@ def field(row: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
     for name in names:
         if row.get(name) is not None:
             return row[name]
-    raise ValueError(f"{where}: no field {' or '.join(map(repr, names))}; its fields are {', '.join(map(str, row)) or 'none'}")
+    raise ValueError(
+        f"{where}: no field {' or '.join(map(repr, names))}; its fields are {', '.join(map(str, row)) or 'none'}"
+    )
 
 
 def text_field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
@@ -171,7 +183,9 @@ def text_field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     """
     value = field(row, names, where)
     if not isinstance(value, str):
-        raise ValueError(f"{where}: the field {names[0]!r} is a {type(value).__name__}, where text is expected")
+        raise ValueError(
+            f"{where}: the field {names[0]!r} is a {type(value).__name__}, where text is expected"
+        )
     return value
 
 
@@ -180,7 +194,9 @@ def count_tokens(tokenizer: Tokenizer, *parts: str) -> int:
     return sum(len(tokenizer.encode(part, add_special_tokens=False)) for part in parts if part)
 
 
-def check_window(name: str, prompt: Sequence[str], max_new_tokens: int, tokenizer: Tokenizer, window: int, fix: str) -> None:
+def check_window(
+    name: str, prompt: Sequence[str], max_new_tokens: int, tokenizer: Tokenizer, window: int, fix: str
+) -> None:
     """Refuse a prompt that does not fit, for suites without a rule to cut it.
 
     Raises:
@@ -190,14 +206,17 @@ def check_window(name: str, prompt: Sequence[str], max_new_tokens: int, tokenize
         return  # a token holds at least one byte
     tokens = count_tokens(tokenizer, *prompt) + max_new_tokens
     if tokens > window:
-        raise ValueError(f"{name} takes {tokens} tokens, the model's window has {window}, and the suite has no rule to cut prompts; {fix}")
+        raise ValueError(
+            f"{name} takes {tokens} tokens, the model's window has {window}, and the suite has no rule to cut prompts; {fix}"
+        )
 
 
 def cut_middle(context: str, tail: str, tokenizer: Tokenizer, limit: int) -> tuple[str, bool]:
     """Cut the prompt `context + tail` in its middle, as LongBench and its kin do: its first and last `int(limit / 2)` tokens stay.
 
     Returns:
-        What is left of the context, and whether anything was cut. The tail (question and answer prefix) always stays whole.
+        What is left of the context, and whether anything was cut. The tail (question and answer prefix)
+        always stays whole.
 
     Raises:
         ValueError: the tail alone takes the half that is kept.
@@ -212,10 +231,15 @@ def cut_middle(context: str, tail: str, tokenizer: Tokenizer, limit: int) -> tup
         raise ValueError(
             f"a question of {behind} tokens does not fit behind a context cut to {limit} tokens; use a longer max_length or model window"
         )
-    head, end = tokenizer.decode(tokens[:half], skip_special_tokens=True), tokenizer.decode(tokens[-half:], skip_special_tokens=True)
+    head, end = (
+        tokenizer.decode(tokens[:half], skip_special_tokens=True),
+        tokenizer.decode(tokens[-half:], skip_special_tokens=True),
+    )
     if end.endswith(tail):
         return head + end[: len(end) - len(tail)], True
-    return head + tokenizer.decode(tokens[-half:-behind] if behind else tokens[-half:], skip_special_tokens=True), True
+    return head + tokenizer.decode(
+        tokens[-half:-behind] if behind else tokens[-half:], skip_special_tokens=True
+    ), True
 
 
 def find_spans(text: str, wanted: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -229,7 +253,9 @@ def _from_hub(download: Callable[[], _Made], what: str) -> _Made:
         return download()
     except Exception as error:  # network, permission, missing file, changed layout: all the same to the user
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{what} could not be read ({reason}); check network and revision, or give path=FOLDER_OR_FILE") from error
+        raise ValueError(
+            f"{what} could not be read ({reason}); check network and revision, or give path=FOLDER_OR_FILE"
+        ) from error
 
 
 def _plain(rows: Rows) -> Rows:

@@ -34,9 +34,9 @@ def cut_middle(
 ) -> CutPrompt:
     """Cut the prompt that `parts` (context, question, answer prefix) make together to its first and last halves of `limit` tokens.
 
-    The whole prompt is measured, with the special tokens that the tokenizer puts in front of it, which are dropped from the text.
-    Where the tokenizer gives text back unchanged, the parts of the result make exactly the official prompt; where it does not, the
-    question stays as it was.
+    The whole prompt is measured, with the special tokens that the tokenizer puts in front of it, which are
+    dropped from the text. Where the tokenizer gives text back unchanged, the parts of the result make exactly
+    the official prompt; where it does not, the question stays as it was.
 
     Args:
         parts: context, question and answer prefix.
@@ -44,9 +44,11 @@ def cut_middle(
         tokenizer: of the model under test.
         limit: tokens above which a prompt is cut.
         name: of the row, for errors.
-        jointly: whether both halves are decoded in one go (LongBench v2, InfiniteBench), the second then being the larger one of an
-            odd limit; else each half has `int(limit / 2)` tokens and is decoded apart (LongBench).
-        into_question: whether the cut may take the beginning of the question (code to be completed); else such a row is refused.
+        jointly: whether both halves are decoded in one go (LongBench v2, InfiniteBench), the second then
+            being the larger one of an odd limit; else each half has `int(limit / 2)` tokens and is decoded
+            apart (LongBench).
+        into_question: whether the cut may take the beginning of the question (code to be completed); else
+            such a row is refused.
 
     Raises:
         ValueError: the limit leaves no room for the question; names the row, the numbers and the fix.
@@ -62,12 +64,20 @@ def cut_middle(
     last = max(limit, 0) - first if jointly else first
     behind = count_tokens(tokenizer, tail)
     if last > 0:
-        head, end = (tokenizer.decode(half, skip_special_tokens=True) for half in (tokens[:first], tokens[-last:]))
-        text = tokenizer.decode(tokens[:first] + tokens[-last:], skip_special_tokens=True) if jointly else head + end
+        head, end = (
+            tokenizer.decode(half, skip_special_tokens=True) for half in (tokens[:first], tokens[-last:])
+        )
+        text = (
+            tokenizer.decode(tokens[:first] + tokens[-last:], skip_special_tokens=True)
+            if jointly
+            else head + end
+        )
         if text.endswith(tail) and len(text) - len(tail) >= len(head):
             return _cut(context, text[: len(text) - len(tail)], question, answer_prefix, evidence)
         if last >= behind:  # the tokenizer does not give text back unchanged
-            left = tokenizer.decode(tokens[len(tokens) - last : len(tokens) - behind], skip_special_tokens=True)
+            left = tokenizer.decode(
+                tokens[len(tokens) - last : len(tokens) - behind], skip_special_tokens=True
+            )
             return _cut(context, head + left, question, answer_prefix, evidence)
         if into_question and end.endswith(answer_prefix):
             return _cut(context, head, end[: len(end) - len(answer_prefix)], answer_prefix, evidence)
@@ -78,7 +88,9 @@ def cut_middle(
 
 
 def _cut(context: str, left: str, question: str, answer_prefix: str, evidence: Spans) -> CutPrompt:
-    return CutPrompt(left, question, answer_prefix, moved_spans(context, left, evidence) if evidence else (), True)
+    return CutPrompt(
+        left, question, answer_prefix, moved_spans(context, left, evidence) if evidence else (), True
+    )
 
 
 def moved_spans(before: str, after: str, spans: Sequence[tuple[int, int]]) -> Spans:
@@ -95,7 +107,10 @@ def moved_spans(before: str, after: str, spans: Sequence[tuple[int, int]]) -> Sp
 
 def _common(one: str, other: str) -> int:
     """Length of the common beginning of two texts."""
-    return next((at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), min(len(one), len(other)))
+    return next(
+        (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right),
+        min(len(one), len(other)),
+    )
 
 
 def room(window: int, answer: int, chat_template: bool) -> int:

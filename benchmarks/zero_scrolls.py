@@ -1,13 +1,16 @@
 """ZeroSCROLLS: ten tasks over long reports, scripts, books and reviews; the test answers are kept by the authors.
 
-Source: Shaham et al. 2023, arXiv 2305.14196; tau-nlp/zero_scrolls at c994676 (MIT): experiments/hf/run_hf_model.py (cut),
-    experiments/api/api.py (answer lengths), submission/prepare_submission.py; metrics of the hub set tau/zero_scrolls.
-Differs: ROUGE is a mean of rows' geometric means, officially the geometric mean of the three averages, which are reported too; accents
-    are removed by Unicode decomposition; the answer cue stands in the assistant's turn of chat models.
+Source: Shaham et al. 2023, arXiv 2305.14196; tau-nlp/zero_scrolls at c994676 (MIT):
+    experiments/hf/run_hf_model.py (cut), experiments/api/api.py (answer lengths),
+    submission/prepare_submission.py; metrics of the hub set tau/zero_scrolls.
+Differs: ROUGE is a mean of rows' geometric means, officially the geometric mean of the three averages, which
+    are reported too; accents are removed by Unicode decomposition; the answer cue stands in the assistant's
+    turn of chat models.
 
-Rows are read from the hub set's archives (`<task>.zip`), or from `path=`: a folder with `<task>.zip` or `<task>/<split>.jsonl`. Rows of the
-same id are several references of one sample. Rows without an output give an answer but no score (`split=test`);
-`python -m benchmarks.zero_scrolls_submission` writes the file to send in.
+Rows are read from the hub set's archives (`<task>.zip`), or from `path=`: a folder with `<task>.zip` or
+`<task>/<split>.jsonl`. Rows of the same id are several references of one sample. Rows without an output give
+an answer but no score (`split=test`); `python -m benchmarks.zero_scrolls_submission` writes the file to send
+in.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ MAX_NEW_TOKENS = {
     "book_sum_sort": 256,
 }
 """Tokens of an answer in the suite's API script; its script for open models gives 1024 to every task."""
-SUMMARIES, ANSWERS = ("gov_report", "summ_screen_fd", "qmsum", "squality"), ("qasper", "narrative_qa", "musique")
+SUMMARIES, ANSWERS = (
+    ("gov_report", "summ_screen_fd", "qmsum", "squality"),
+    ("qasper", "narrative_qa", "musique"),
+)
 _METRICS = {
     **dict.fromkeys(SUMMARIES, "rouge"),
     **dict.fromkeys(ANSWERS, "f1"),
@@ -89,19 +95,27 @@ class ZeroScrollsBenchmark(Benchmark):
             rows, origin = self._rows(task)
             merged: dict[str, list[Mapping[str, Any]]] = {}
             for number, row in enumerate(rows):
-                merged.setdefault(str(sources.field(row, ["id"], f"zero_scrolls {task}, row {number}")), []).append(row)
+                merged.setdefault(
+                    str(sources.field(row, ["id"], f"zero_scrolls {task}, row {number}")), []
+                ).append(row)
             if not merged:
                 raise ValueError(f"zero_scrolls {task}: {origin['source']} has no row")
             new_tokens = self.max_new_tokens or MAX_NEW_TOKENS[task]
             length = self.max_length or window - new_tokens - (64 if self.chat_template else 8)
             for identifier, same in list(merged.items())[:limit]:
-                context, question, prefix, truncated = split_prompt(same[0], tokenizer, length, f"zero_scrolls {task}, row {identifier}")
+                context, question, prefix, truncated = split_prompt(
+                    same[0], tokenizer, length, f"zero_scrolls {task}, row {identifier}"
+                )
                 yield Sample(
                     id=f"{task}/{identifier}",
                     task=task,
                     context=context,
                     question=question,
-                    references=tuple(row["output"] for row in same if isinstance(row.get("output"), str) and row["output"].strip()),
+                    references=tuple(
+                        row["output"]
+                        for row in same
+                        if isinstance(row.get("output"), str) and row["output"].strip()
+                    ),
                     answer_prefix=prefix,
                     max_new_tokens=new_tokens,
                     chat_template=self.chat_template,
@@ -118,10 +132,14 @@ class ZeroScrollsBenchmark(Benchmark):
         if metric == "rouge":
             found = rouge_f(references, prediction, _ROUGE)
             return {"rouge": (found["rouge1"] * found["rouge2"] * found["rougeL"]) ** (1 / 3), **found}
-        rule = {"f1": f1, "accuracy": accuracy, "exp_similarity": exp_similarity, "concordance": concordance}[metric]
+        rule = {"f1": f1, "accuracy": accuracy, "exp_similarity": exp_similarity, "concordance": concordance}[
+            metric
+        ]
         return {metric: max(rule(reference, prediction) for reference in references)}
 
-    def read_predictions(self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None) -> Iterator[tuple[Sample, str]]:
+    def read_predictions(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
+    ) -> Iterator[tuple[Sample, str]]:
         """Rows with id, prediction and output (a text or a list of texts); rows without output are counted on standard error."""
         unscored = 0
         for line, row in rows:
@@ -135,10 +153,17 @@ class ZeroScrollsBenchmark(Benchmark):
                 raise ValueError(f"{where}: {given}; its tasks are {', '.join(MAX_NEW_TOKENS)}")
             prediction, output = sources.text_field(row, ["prediction"], where), row.get("output")
             references = tuple(
-                text for text in (output if isinstance(output, list) else [output]) if isinstance(text, str) and text.strip()
+                text
+                for text in (output if isinstance(output, list) else [output])
+                if isinstance(text, str) and text.strip()
             )
             if references:
-                yield Sample(f"{name}/{line}", name, "", "", references, metadata={"id": str(row.get("id", line))}), prediction
+                yield (
+                    Sample(
+                        f"{name}/{line}", name, "", "", references, metadata={"id": str(row.get("id", line))}
+                    ),
+                    prediction,
+                )
             unscored += not references
         if unscored:
             print(f"zero_scrolls: {unscored} rows without an output are not scored", file=sys.stderr)
@@ -155,7 +180,9 @@ class ZeroScrollsBenchmark(Benchmark):
         return rows, {"source": file.name, "revision": None}
 
 
-def split_prompt(row: Mapping[str, Any], tokenizer: Tokenizer, limit: int, where: str) -> tuple[str, str, str, bool]:
+def split_prompt(
+    row: Mapping[str, Any], tokenizer: Tokenizer, limit: int, where: str
+) -> tuple[str, str, str, bool]:
     """Context, question and answer cue of a row; a prompt over `limit` tokens loses the end of its document, as the row's separator says.
 
     Returns:
@@ -166,7 +193,8 @@ def split_prompt(row: Mapping[str, Any], tokenizer: Tokenizer, limit: int, where
     """
     text = sources.text_field(row, ["input"], where)
     document, start, end = (
-        int(sources.field(row, [name], where)) for name in ("document_end_index", "query_start_index", "query_end_index")
+        int(sources.field(row, [name], where))
+        for name in ("document_end_index", "query_start_index", "query_end_index")
     )
     end = max(document, end)
     if len(text.encode("utf-8", "surrogatepass")) <= limit or sources.count_tokens(tokenizer, text) <= limit:
@@ -174,8 +202,12 @@ def split_prompt(row: Mapping[str, Any], tokenizer: Tokenizer, limit: int, where
     separator = str(sources.field(row, ["truncation_seperator", "truncation_separator"], where))
     left = limit - sources.count_tokens(tokenizer, separator + text[start:])
     if left < 1:
-        raise ValueError(f"{where}: the query does not fit into {limit} tokens; use a model with a longer window")
-    kept = tokenizer.decode(tokenizer.encode(text[:start], add_special_tokens=False)[:left], skip_special_tokens=True)
+        raise ValueError(
+            f"{where}: the query does not fit into {limit} tokens; use a model with a longer window"
+        )
+    kept = tokenizer.decode(
+        tokenizer.encode(text[:start], add_special_tokens=False)[:left], skip_special_tokens=True
+    )
     end = max(start, end)
     return kept + separator, text[start:end], text[end:], True
 
@@ -202,7 +234,9 @@ def exp_similarity(reference: str, prediction: str) -> float:
 
 def concordance(reference: str, prediction: str) -> float:
     """Share of the pairs of chapters in the right order; 0 unless the prediction lists exactly the chapters of the reference."""
-    wanted, given = (re.sub(r"[^0-9\s,]", "", text).replace(",", " ").split() for text in (reference, prediction))
+    wanted, given = (
+        re.sub(r"[^0-9\s,]", "", text).replace(",", " ").split() for text in (reference, prediction)
+    )
     wanted, given = ([number.lstrip("0") or "0" for number in numbers] for numbers in (wanted, given))
     if sorted(wanted) != sorted(given) or not wanted:
         return 0.0
@@ -213,4 +247,6 @@ def concordance(reference: str, prediction: str) -> float:
 
 
 def _ascii(word: str) -> str:
-    return "".join(character for character in unicodedata.normalize("NFKD", word) if not unicodedata.combining(character))
+    return "".join(
+        character for character in unicodedata.normalize("NFKD", word) if not unicodedata.combining(character)
+    )

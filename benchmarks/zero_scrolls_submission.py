@@ -1,8 +1,9 @@
 """Write a ZeroSCROLLS submission: `python -m benchmarks.zero_scrolls_submission FOLDER… OUT.csv [press=NAME] [compression_ratio=R]`.
 
-A FOLDER holds the results of a run with `benchmark=zero_scrolls benchmark.split=test`; or give `.jsonl` files of rows with
-task, id, prediction.
-The output has the columns Task, ID, Prediction of submission/prepare_submission.py at c994676; all ten tasks are needed to send it in.
+A FOLDER holds the results of a run with `benchmark=zero_scrolls benchmark.split=test`; or give `.jsonl` files
+of rows with task, id, prediction.
+The output has the columns Task, ID, Prediction of submission/prepare_submission.py at c994676; all ten tasks
+are needed to send it in.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def read_answers(paths: Iterable[str | Path], chosen: Mapping[str, str]) -> dict
 
     Args:
         paths: result folders, or `.jsonl` files.
-        chosen: fields of a record that must have this value, e.g. {"press": "snapkv", "compression_ratio": "0.5"}.
+        chosen: fields of a record that must have this value, e.g. {"press": "snapkv", "compression_ratio":
+            "0.5"}.
 
     Raises:
         ValueError: no answer, or the answers of several variants; lists them.
@@ -31,10 +33,16 @@ def read_answers(paths: Iterable[str | Path], chosen: Mapping[str, str]) -> dict
     for row in _rows(paths):
         task, identifier = str(row["task"]), str(row.get("data", row).get("id", row.get("id")))
         if task in MAX_NEW_TOKENS and all(str(row.get(name)) == value for name, value in chosen.items()):
-            variant = tuple(f"{name}={row[name]}" for name in ("model", "press", "compression_ratio", "query_aware") if name in row)
+            variant = tuple(
+                f"{name}={row[name]}"
+                for name in ("model", "press", "compression_ratio", "query_aware")
+                if name in row
+            )
             variants.setdefault(variant, {})[task, identifier] = row["prediction"]
     if len(variants) > 1:
-        raise ValueError(f"the answers of {len(variants)} variants; choose one of: {'; '.join(' '.join(variant) for variant in variants)}")
+        raise ValueError(
+            f"the answers of {len(variants)} variants; choose one of: {'; '.join(' '.join(variant) for variant in variants)}"
+        )
     if not variants:
         raise ValueError(f"no answer to a ZeroSCROLLS task in {', '.join(map(str, paths))}")
     return next(iter(variants.values()))
@@ -50,7 +58,9 @@ def write_submission(answers: Mapping[tuple[str, str], str], file: str | Path) -
         table = csv.writer(out, lineterminator="\n")
         table.writerow(["Task", "ID", "Prediction"])
         for wanted in MAX_NEW_TOKENS:
-            table.writerows([task, identifier, text] for (task, identifier), text in answers.items() if task == wanted)
+            table.writerows(
+                [task, identifier, text] for (task, identifier), text in answers.items() if task == wanted
+            )
     return [task for task in MAX_NEW_TOKENS if all(task != other for other, _ in answers)]
 
 
@@ -76,7 +86,9 @@ def _rows(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
         for file in sorted(path.glob("records/*.jsonl")) if path.is_dir() else [path]:
             for number, row in read_rows(file):
                 if not isinstance(row.get("prediction"), str) or "task" not in row:
-                    raise ValueError(f"{file.name}, line {number}: no field 'task' or no text in 'prediction'")
+                    raise ValueError(
+                        f"{file.name}, line {number}: no field 'task' or no text in 'prediction'"
+                    )
                 yield row
 
 

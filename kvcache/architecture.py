@@ -34,7 +34,8 @@ _correct: WeakSet[nn.Module] = WeakSet()
 def check_model(model: nn.Module) -> None:
     """Refuse a model that would be compressed wrongly: by its structure, and where our tests do not know its type by a trial.
 
-    The trial lets the model read a few tokens, once per model object; a model on the meta device is judged by its structure alone.
+    The trial lets the model read a few tokens, once per model object; a model on the meta device is judged by
+    its structure alone.
 
     Raises:
         ValueError: one sentence about what is in the way.
@@ -66,23 +67,40 @@ def check_structure(model: nn.Module) -> None:
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
-        raise ValueError(f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full_attention and sliding_attention")
+        raise ValueError(
+            f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full_attention and sliding_attention"
+        )
     if getattr(text, "num_kv_shared_layers", 0):
         raise ValueError(f"{name} shares one cache among several layers, which longpress does not support")
     if getattr(text, "attention_chunk_size", None) or getattr(text, "kv_lora_rank", None):
-        what = "within chunks of the context" if getattr(text, "attention_chunk_size", None) else "to latent vectors instead of heads' keys"
+        what = (
+            "within chunks of the context"
+            if getattr(text, "attention_chunk_size", None)
+            else "to latent vectors instead of heads' keys"
+        )
         raise ValueError(f"{name} attends {what}, which longpress does not support")
     for index, module in enumerate(modules):
         kind = type(module).__name__
         lacking = [one for one in ("config", "layer_idx", "head_dim") if not hasattr(module, one)]
         if lacking or not hasattr(module.config, "num_key_value_heads"):
             lacking = lacking or ["config.num_key_value_heads"]
-            raise ValueError(f"{kind} of {name} has no {lacking[0]}: longpress does not know this kind of attention")
-        if inspect.Parameter.VAR_KEYWORD not in {one.kind for one in inspect.signature(module.forward).parameters.values()}:
-            raise ValueError(f"{kind} of {name} does not hand keywords on to an attention function, which longpress needs")
+            raise ValueError(
+                f"{kind} of {name} has no {lacking[0]}: longpress does not know this kind of attention"
+            )
+        if inspect.Parameter.VAR_KEYWORD not in {
+            one.kind for one in inspect.signature(module.forward).parameters.values()
+        }:
+            raise ValueError(
+                f"{kind} of {name} does not hand keywords on to an attention function, which longpress needs"
+            )
         projection: Any = getattr(module, "k_proj", None)
-        if projection is not None and getattr(projection, "out_features", 0) not in (0, kv_heads(module) * head_size(module)):
-            raise ValueError(f"layer {index} of {name} has other heads than its configuration says, which longpress does not support")
+        if projection is not None and getattr(projection, "out_features", 0) not in (
+            0,
+            kv_heads(module) * head_size(module),
+        ):
+            raise ValueError(
+                f"layer {index} of {name} has other heads than its configuration says, which longpress does not support"
+            )
 
 
 @torch.no_grad()
@@ -103,7 +121,9 @@ def _try(model: nn.Module) -> None:
         found = _with_our_cache(model, ids)[0]
     except Exception as error:  # whatever an unknown model raises
         first = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be compressed: its attention fails with longpress's cache ({first})") from error
+        raise ValueError(
+            f"{name} cannot be compressed: its attention fails with longpress's cache ({first})"
+        ) from error
     finally:
         model.train(training)
     wrong = (found.float() - wanted.float()).norm(dim=-1) / wanted.float().norm(dim=-1)  # per token
@@ -126,9 +146,15 @@ def _with_our_cache(model: nn.Module, ids: Tensor) -> Tensor:
         for stored, module in zip(full.layers, attention_modules(model), strict=True):
             window = window_of(module)
             held = stored.keys.shape[2]  # type: ignore[union-attr]
-            positions = None if window is None else torch.arange(PREFIX - held, PREFIX, device=ids.device)[None]
-            layers.append(CompressedLayer([Kept(Storage(stored.keys[0], stored.values[0], positions, window))], PREFIX))  # type: ignore[index]
+            positions = (
+                None if window is None else torch.arange(PREFIX - held, PREFIX, device=ids.device)[None]
+            )
+            layers.append(
+                CompressedLayer([Kept(Storage(stored.keys[0], stored.values[0], positions, window))], PREFIX)
+            )  # type: ignore[index]
         at = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
-        output = decoder(input_ids=ids[:, PREFIX:], position_ids=at, use_cache=True, **{keyword: CompressedCache(layers)})
+        output = decoder(
+            input_ids=ids[:, PREFIX:], position_ids=at, use_cache=True, **{keyword: CompressedCache(layers)}
+        )
     hidden: Tensor = output.last_hidden_state
     return hidden

@@ -70,7 +70,9 @@ def attention_forward(
     if ragged is not None:
         return _ragged(query, ragged, scaling, cap, sinks).transpose(1, 2).contiguous(), None
     if cap is not None or sinks is not None:
-        return _dense_by_hand(query, key, value, scaling, window_of(module), cap, sinks).transpose(1, 2).contiguous(), None
+        return _dense_by_hand(query, key, value, scaling, window_of(module), cap, sinks).transpose(
+            1, 2
+        ).contiguous(), None
     return _dense(query, key, value, scaling, window_of(module)).transpose(1, 2).contiguous(), None
 
 
@@ -86,10 +88,14 @@ def _check(module: nn.Module, passed: dict[str, Any]) -> None:
     """
     kind, cap = type(module).__name__, passed.get("softcap")
     if cap is not None and cap != cap_of(module):
-        raise ValueError(f"{kind} caps its attention logits at {cap}, in a way that longpress does not support")
+        raise ValueError(
+            f"{kind} caps its attention logits at {cap}, in a way that longpress does not support"
+        )
     for name, value in passed.items():
         if isinstance(value, Tensor) and name not in HARMLESS and value is not sinks_of(module):
-            raise ValueError(f"{kind} passes {name} of shape {tuple(value.shape)} to its attention, which longpress does not support")
+            raise ValueError(
+                f"{kind} passes {name} of shape {tuple(value.shape)} to its attention, which longpress does not support"
+            )
 
 
 AttentionInterface.register(NAME, attention_forward)
@@ -138,12 +144,16 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: in
     if n > 1 and fast(query, key, value):
         return _causal(query * scaling, key, value, window)
     if n == length and (window is None or length <= window):
-        return functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped, is_causal=True)
+        return functional.scaled_dot_product_attention(
+            query, key, value, scale=scaling, enable_gqa=grouped, is_causal=True
+        )
     out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
     step = block_size(1, 2 * length, QUERY_BLOCK)
     for start in range(0, n, step):
         part = query[:, :, start : start + step]
-        at = torch.arange(length - n + start, length - n + start + part.shape[2], device=query.device)[:, None]
+        at = torch.arange(length - n + start, length - n + start + part.shape[2], device=query.device)[
+            :, None
+        ]
         seen = int(at[-1]) + 1
         keys = torch.arange(seen, device=query.device)
         mask = keys <= at if window is None else (keys <= at) & (keys > at - window)
@@ -154,7 +164,13 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: in
 
 
 def _dense_by_hand(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, cap: float | None, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    window: int | None,
+    cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """`_dense` for attentions with a cap or sinks, which the fused one does not know."""
     n, length, heads = query.shape[2], key.shape[2], key.shape[1]
@@ -162,12 +178,16 @@ def _dense_by_hand(
     step = block_size(query.shape[0] * query.shape[1], length, QUERY_BLOCK)
     for start in range(0, n, step):
         part = query[:, :, start : start + step]
-        at = torch.arange(length - n + start, length - n + start + part.shape[2], device=query.device)[:, None]
+        at = torch.arange(length - n + start, length - n + start + part.shape[2], device=query.device)[
+            :, None
+        ]
         first, seen = 0 if window is None else max(0, int(at[0]) + 1 - window), int(at[-1]) + 1
         keys = torch.arange(first, seen, device=query.device)
         hidden = keys > at if window is None else (keys > at) | (keys <= at - window)
         grouped = part.unflatten(1, (heads, -1))  # (R, H, G, m, d)
-        logits = capped(grouped @ key[:, :, None, first:seen].transpose(3, 4) * scaling, cap).masked_fill(hidden, float("-inf"))
+        logits = capped(grouped @ key[:, :, None, first:seen].transpose(3, 4) * scaling, cap).masked_fill(
+            hidden, float("-inf")
+        )
         attended = softmax(logits, sinks).to(value.dtype) @ value[:, :, None, first:seen]
         out[:, :, start : start + part.shape[2]] = attended.flatten(1, 2)
     return out
@@ -176,8 +196,8 @@ def _dense_by_hand(
 def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
     """As `_dense` for scaled queries, by `product`: a block of queries at a time, over what it sees.
 
-    Ends are rounded up to few lengths: the library keeps half a megabyte for every shape it has met, and buffers of ever new sizes
-    leave holes that none of the next fits into.
+    Ends are rounded up to few lengths: the library keeps half a megabyte for every shape it has met, and
+    buffers of ever new sizes leave holes that none of the next fits into.
     """
     rows, query_heads, n, size = query.shape
     heads, length = key.shape[1:3]
@@ -187,19 +207,28 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Te
     step, grain = _at_once(group, length), max(MOST, length // 16)
     for start in range(0, n, step):
         stop = min(n, start + step)
-        seen, at = length - n + stop, torch.arange(length - n + start, length - n + stop, device=query.device)[:, None]
+        seen, at = (
+            length - n + stop,
+            torch.arange(length - n + start, length - n + stop, device=query.device)[:, None],
+        )
         first = 0 if window is None else max(0, seen - (stop - start) - window + 1)
-        since = seen - (stop - start) if window is None else first  # keys from here on are hidden from some query
+        since = (
+            seen - (stop - start) if window is None else first
+        )  # keys from here on are hidden from some query
         end = min(length, -(-seen // grain) * grain)
         keys = torch.arange(since, end, device=query.device)
-        bias = _minus_infinity(keys > at if window is None else (keys > at) | (keys <= at - window), query.dtype)
+        bias = _minus_infinity(
+            keys > at if window is None else (keys > at) | (keys <= at - window), query.dtype
+        )
         for row in range(rows):
             for head in range(heads):
                 here = (row, head, slice(None), slice(start, stop))
                 part = grouped[here].reshape(-1, size)
                 logits = product(part, key[row, head, first:end])
                 logits.view(group, stop - start, -1)[..., since - first :] += bias
-                out[here] = product(torch.softmax(logits, -1, out=logits), value[row, head, first:end].t()).view(group, stop - start, -1)
+                out[here] = product(
+                    torch.softmax(logits, -1, out=logits), value[row, head, first:end].t()
+                ).view(group, stop - start, -1)
     return out.flatten(1, 2)
 
 
@@ -208,13 +237,21 @@ def _at_once(heads: int, length: int) -> int:
     return max(1, min(MOST, max(FEWEST, LOGITS // length)) // heads)
 
 
-def _ragged(query: Tensor, layer: CompressedLayer, scaling: float, cap: float | None = None, sinks: Tensor | None = None) -> Tensor:
+def _ragged(
+    query: Tensor,
+    layer: CompressedLayer,
+    scaling: float,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Attention of the last n tokens of every row over its kept context and its own tail: (R, H * G, n, d)."""
     rows, query_heads, n, size = query.shape
     length, heads = layer.longest, layer.tail_keys.shape[1]
     group = query_heads // heads
     grouped = (query * scaling).view(rows, heads, group, n, size)
-    last = layer.lengths[:, None] - n + torch.arange(n, device=query.device)  # (R, n) index of each query in its row's tail
+    last = (
+        layer.lengths[:, None] - n + torch.arange(n, device=query.device)
+    )  # (R, n) index of each query in its row's tail
     window = layer.blocks[0].storage.window
     bias = None
     if n > 1 or not layer.even or window is not None:
@@ -222,8 +259,14 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float, cap: float | 
         unseen = index > last[..., None]  # (R, n, length)
         if window is not None:
             unseen |= index <= last[..., None] - window
-        bias = _minus_infinity(unseen, query.dtype)[:, None, None].expand(-1, -1, group, -1, -1).reshape(rows, 1, group * n, length)
-    tail, tail_total = _part(grouped.flatten(2, 3), layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length], bias, cap)
+        bias = (
+            _minus_infinity(unseen, query.dtype)[:, None, None]
+            .expand(-1, -1, group, -1, -1)
+            .reshape(rows, 1, group * n, length)
+        )
+    tail, tail_total = _part(
+        grouped.flatten(2, 3), layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length], bias, cap
+    )
     tail, tail_total = tail.unflatten(2, (group, n)), tail_total.unflatten(2, (group, n))
     context, context_total = torch.empty_like(tail), torch.empty_like(tail_total)
     for block in layer.blocks:
@@ -231,7 +274,9 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float, cap: float | 
         positions = None if block.storage.positions is None else layer.start[here, None] + last[here]
         read = _one_token if n == 1 else _many_tokens
         read(grouped[here], block, positions, context[here], context_total[here], cap)
-    share = torch.sigmoid(context_total - tail_total)[..., None]  # of the softmax's weight that lies on the context
+    share = torch.sigmoid(context_total - tail_total)[
+        ..., None
+    ]  # of the softmax's weight that lies on the context
     out = torch.lerp(tail.float(), context.float(), share)
     if sinks is not None:
         total = torch.logaddexp(context_total, tail_total)  # (R, H, G, n)
@@ -239,7 +284,9 @@ def _ragged(query: Tensor, layer: CompressedLayer, scaling: float, cap: float | 
     return out.to(query.dtype).flatten(1, 2)
 
 
-def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor, cap: float | None = None) -> None:
+def _one_token(
+    query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor, cap: float | None = None
+) -> None:
     """Attention of one token a row over the storage that the rows share, read once for all of them.
 
     Args:
@@ -255,16 +302,27 @@ def _one_token(query: Tensor, block: Block, at: Tensor | None, out: Tensor, tota
     may_see_nothing = block.has_empty_head
     if at is not None and storage.window is not None and storage.positions is not None:
         may_see_nothing = True
-        passed = _minus_infinity(storage.positions[:, None] <= at - storage.window, query.dtype)  # (H or 1, r, K)
+        passed = _minus_infinity(
+            storage.positions[:, None] <= at - storage.window, query.dtype
+        )  # (H or 1, r, K)
         bias = passed if bias is None else bias + passed
     attended, weight = _shared(
-        query, storage, storage.keys, storage.values, None if bias is None else bias[:, None], may_see_nothing, cap, shared=True
+        query,
+        storage,
+        storage.keys,
+        storage.values,
+        None if bias is None else bias[:, None],
+        may_see_nothing,
+        cap,
+        shared=True,
     )
     out[..., 0, :] = attended.permute(2, 0, 1, 3)
     total[..., 0] = weight.permute(2, 0, 1)
 
 
-def _many_tokens(query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor, cap: float | None = None) -> None:
+def _many_tokens(
+    query: Tensor, block: Block, at: Tensor | None, out: Tensor, total: Tensor, cap: float | None = None
+) -> None:
     """Attention of n tokens a row over what each row keeps, side by side: nothing is computed for what was removed.
 
     Args:
@@ -316,7 +374,14 @@ def _shared(
         query = query.gather(-1, storage.channels[:, None, None].expand(-1, group, many, -1))
     if bias is not None:
         bias = bias.expand(heads, 1, many, -1)
-    out, total = _part(query, keys[:, None].expand(-1, group, -1, -1), values[:, None].expand(-1, group, -1, -1), bias, cap, shared)
+    out, total = _part(
+        query,
+        keys[:, None].expand(-1, group, -1, -1),
+        values[:, None].expand(-1, group, -1, -1),
+        bias,
+        cap,
+        shared,
+    )
     if bias is not None and may_see_nothing:
         nothing = bias.isneginf().all(-1)
         out, total = out.masked_fill(nothing[..., None], 0.0), total.masked_fill(nothing, float("-inf"))
@@ -324,7 +389,12 @@ def _shared(
 
 
 def _part(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, cap: float | None = None, shared: bool = False
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    cap: float | None = None,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention over one part of what a query sees: the weighted values, and the logarithm of the sum of the exponentials.
 
@@ -339,10 +409,17 @@ def _part(
     Returns:
         (b, h, m, d') and, in float32, (b, h, m).
     """
-    if shared and cap is None and min(query.shape[1] * query.shape[2], keys.shape[2]) >= MANY and fast(query, keys, values):
+    if (
+        shared
+        and cap is None
+        and min(query.shape[1] * query.shape[2], keys.shape[2]) >= MANY
+        and fast(query, keys, values)
+    ):
         out, total = _by_products(query, keys[:, 0], values[:, 0], bias)
     elif cap is None and query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=bias, scale=1.0)
+        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, keys, values, attn_mask=bias, scale=1.0
+        )
     else:
         logits = capped(_product(query, keys.transpose(2, 3)).float(), cap)
         if bias is not None:
@@ -355,7 +432,10 @@ def _part(
 def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `_part`, by `product`, of keys (b, K, d) and values (b, K, d') that are the same for all h."""
     several, heads, many, size = query.shape
-    out, total = query.new_empty(several, heads, many, values.shape[-1]), query.new_empty(several, heads, many)
+    out, total = (
+        query.new_empty(several, heads, many, values.shape[-1]),
+        query.new_empty(several, heads, many),
+    )
     step = _at_once(heads, keys.shape[1])
     for at in range(several):
         for start in range(0, many, step):
@@ -366,9 +446,13 @@ def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | Non
                 shaped = logits.view(*part.shape[:2], -1)
                 shaped += bias[here]
             largest = logits.amax(-1)
-            weights = torch.softmax(logits, -1, out=logits)  # in its place: new memory costs as much as the sum
+            weights = torch.softmax(
+                logits, -1, out=logits
+            )  # in its place: new memory costs as much as the sum
             out[here] = product(weights, values[at].t()).view(*part.shape[:2], -1)
-            total[here] = (largest - weights.amax(-1).log_()).view(part.shape[:2])  # the largest weight is exp(largest - total)
+            total[here] = (largest - weights.amax(-1).log_()).view(
+                part.shape[:2]
+            )  # the largest weight is exp(largest - total)
     return out, total
 
 

@@ -1,8 +1,8 @@
 """The compressed cache: context entries shared read-only by decode rows, and a growing tail of every row's own tokens.
 
-A row is one answer being written: a variant (press and budget) of a context, and a question. Rows of one batch may keep different
-entries per layer and head. Nothing is padded in memory: variants share the full cache, of which each has a mask, or one storage ordered
-by rank, of which each reads a prefix.
+A row is one answer being written: a variant (press and budget) of a context, and a question. Rows of one
+batch may keep different entries per layer and head. Nothing is padded in memory: variants share the full
+cache, of which each has a mask, or one storage ordered by rank, of which each reads a prefix.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Block:
     Attributes:
         start: index of the first row.
         rows: what each keeps.
-        bias: (H, r, K), what is added to the logits of each row: 0 where it keeps the entry, -inf elsewhere; None: all keep all.
+        bias: (H, r, K), what is added to the logits of each row: 0 where it keeps the entry, -inf elsewhere;
+            None: all keep all.
         has_empty_head: whether a row keeps nothing in some head.
     """
 
@@ -51,7 +52,9 @@ class Block:
         if all(row.counts is None for row in rows):
             return cls(start, rows, None, False)
         storage = rows[0].storage
-        bias = torch.zeros(storage.heads, len(rows), storage.length, dtype=storage.read_dtype, device=storage.device)
+        bias = torch.zeros(
+            storage.heads, len(rows), storage.length, dtype=storage.read_dtype, device=storage.device
+        )
         for at, row in enumerate(rows):
             bias[:, at].masked_fill_(~row.exists(), float("-inf"))
         return cls(start, rows, bias, any(0 in row.entries() for row in rows))
@@ -74,8 +77,8 @@ def blocks_of(rows: Sequence[Kept]) -> list[Block]:
 class CompressedLayer(CacheLayerMixin):
     """One layer of a compressed cache for R rows.
 
-    A transformers cache layer: `update` appends, `get_seq_length` is the number of tokens that the row's positions continue from
-    (not the number of entries kept, as in transformers' own sliding-window layers).
+    A transformers cache layer: `update` appends, `get_seq_length` is the number of tokens that the row's
+    positions continue from (not the number of entries kept, as in transformers' own sliding-window layers).
     """
 
     is_sliding = False
@@ -83,7 +86,11 @@ class CompressedLayer(CacheLayerMixin):
     is_croppable = True
 
     def __init__(
-        self, rows: Sequence[Kept], next_position: int | Sequence[int], capacity: int = 0, followers: Sequence[Any] | None = None
+        self,
+        rows: Sequence[Kept],
+        next_position: int | Sequence[int],
+        capacity: int = 0,
+        followers: Sequence[Any] | None = None,
     ) -> None:
         """Rows over stored entries.
 
@@ -91,7 +98,8 @@ class CompressedLayer(CacheLayerMixin):
             rows: what each row keeps of its context.
             next_position: at which the tokens after the context continue, one for all rows or one each.
             capacity: tokens of tail to reserve; the tail grows by itself beyond it.
-            followers: per row the `kvcache.decode_hooks.Follower` that acts while its answer is written, or None.
+            followers: per row the `kvcache.decode_hooks.Follower` that acts while its answer is written, or
+                None.
         """
         self.followers: list[Any] = [None] * len(rows) if followers is None else list(followers)
         self.notes = [row.notes for row in rows]
@@ -101,12 +109,15 @@ class CompressedLayer(CacheLayerMixin):
         self.device, self.dtype = first.device, first.read_dtype
         positions = [next_position] * len(rows) if isinstance(next_position, int) else list(next_position)
         self.start = torch.tensor(positions, device=self.device)  # (R,)
-        self.lengths = torch.zeros(len(rows), dtype=torch.long, device=self.device)  # (R,) tokens in each row's tail
+        self.lengths = torch.zeros(
+            len(rows), dtype=torch.long, device=self.device
+        )  # (R,) tokens in each row's tail
         self.longest = 0
         self.even = True
         self.armed = False
         self.is_initialized = True
-        # zeros: what padding leaves behind a shorter tail is weighted with 0, and 0 times an uninitialised NaN is NaN
+        # zeros: what padding leaves behind a shorter tail is weighted with 0, and 0 times an uninitialised
+        # NaN is NaN
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.tail_keys = like.new_zeros(len(rows), first.heads, capacity, first.size)
         self.tail_values = like.new_zeros(len(rows), first.heads, capacity, first.stored_values.shape[-1])
@@ -122,12 +133,15 @@ class CompressedLayer(CacheLayerMixin):
         lengths = {block.storage.length for block in self.blocks}
         return len(lengths) > 1 or not self.even or any(block.bias is not None for block in self.blocks)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append (R, H, n, d) keys and values of n new tokens to every row's tail.
 
         Returns:
-            The row's keys and values (R, H, K, d): all of them where every head kept the same number, so that any attention function
-            can read them; only the new ones inside `attending(model)`, whose attention function reads the layer itself.
+            The row's keys and values (R, H, K, d): all of them where every head kept the same number, so that
+            any attention function can read them; only the new ones inside `attending(model)`, whose attention
+            function reads the layer itself.
 
         Raises:
             ValueError: a per-head cache is read outside `attending(model)`.
@@ -182,7 +196,9 @@ class CompressedLayer(CacheLayerMixin):
         self.notes = [*self.notes, *other.notes]
         for name in ("tail_keys", "tail_values"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            new = mine.new_zeros(self.rows + other.rows, mine.shape[1], max(mine.shape[2], theirs.shape[2]), mine.shape[3])
+            new = mine.new_zeros(
+                self.rows + other.rows, mine.shape[1], max(mine.shape[2], theirs.shape[2]), mine.shape[3]
+            )
             new[: self.rows, :, : mine.shape[2]], new[self.rows :, :, : theirs.shape[2]] = mine, theirs
             setattr(self, name, new)
         self.start = torch.cat((self.start, other.start))
@@ -201,8 +217,12 @@ class CompressedLayer(CacheLayerMixin):
         if storage.positions is not None:
             own = self.start[row] + torch.arange(tail, device=self.device)
             positions = torch.cat((storage.positions.expand(heads, -1), own.expand(heads, -1)), dim=1)
-        keys = torch.cat((storage.whole_keys().masked_fill(~exists[..., None], 0), self.tail_keys[row, :, :tail]), dim=1)
-        values = torch.cat((storage.values.masked_fill(~exists[..., None], 0), self.tail_values[row, :, :tail]), dim=1)
+        keys = torch.cat(
+            (storage.whole_keys().masked_fill(~exists[..., None], 0), self.tail_keys[row, :, :tail]), dim=1
+        )
+        values = torch.cat(
+            (storage.values.masked_fill(~exists[..., None], 0), self.tail_values[row, :, :tail]), dim=1
+        )
         return keys[None], values[None], valid, positions
 
     def replace_row(self, row: int, kept: Kept) -> None:
@@ -221,8 +241,15 @@ class CompressedLayer(CacheLayerMixin):
 
     def bytes_of_rows(self) -> list[int]:
         """Bytes of each row's entries, tail included."""
-        token = self.tail_keys.shape[1] * (self.tail_keys.shape[3] + self.tail_values.shape[3]) * self.tail_keys.element_size()
-        return [kept.bytes() + token * length for kept, length in zip(self.kept(), self.lengths.tolist(), strict=True)]
+        token = (
+            self.tail_keys.shape[1]
+            * (self.tail_keys.shape[3] + self.tail_values.shape[3])
+            * self.tail_keys.element_size()
+        )
+        return [
+            kept.bytes() + token * length
+            for kept, length in zip(self.kept(), self.lengths.tolist(), strict=True)
+        ]
 
     @property
     def valid(self) -> Tensor:
@@ -301,7 +328,9 @@ class CompressedLayer(CacheLayerMixin):
         """
         remove = -tokens if tokens < 0 else self.get_seq_length() - tokens
         if not 0 <= remove <= self.longest:
-            raise ValueError(f"cannot crop {remove} tokens: the tail behind the compressed context holds {self.longest}")
+            raise ValueError(
+                f"cannot crop {remove} tokens: the tail behind the compressed context holds {self.longest}"
+            )
         self.set_lengths([length - remove for length in self.lengths.tolist()])
 
     def reset(self) -> None:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.compressing import kept_entries
-from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, is_left_whole, rope_of, rotary_factors
+from kvcache.observation import (
+    LayerObservation,
+    attention_modules,
+    cache_keyword,
+    decoder_of,
+    is_left_whole,
+    rope_of,
+    rotary_factors,
+)
 from kvcache.selection import Selection, gather
 from kvcache.storage import Kept
 
@@ -34,10 +42,11 @@ def read_on(
         layers: per model layer, what is kept of the earlier tokens.
         start: position of the piece's first token.
         token_ids: (1, n) of the piece.
-        tokens: T, of the whole context: layers that it outgrows (sliding windows) are not shown to `on_layer`.
+        tokens: T, of the whole context: layers that it outgrows (sliding windows) are not shown to
+            `on_layer`.
         question: number of tokens at the end of the piece that are a question.
-        on_layer: called after each attention with an observation of the piece alone: its own hidden states, keys, values and rotary
-            factors, `rope` counting from its first token.
+        on_layer: called after each attention with an observation of the piece alone: its own hidden states,
+            keys, values and rotary factors, `rope` counting from its first token.
 
     Returns:
         Per layer the piece's own keys and values, (1, H, n, d) each.
@@ -61,7 +70,11 @@ def read_on(
         def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
             return absolute(positions + start)
 
-        on_layer(LayerObservation(index, module, hidden, *own(index), cos, sin, rope, (fingerprint,), token_ids, question))
+        on_layer(
+            LayerObservation(
+                index, module, hidden, *own(index), cos, sin, rope, (fingerprint,), token_ids, question
+            )
+        )
 
     with ExitStack() as stack:
         stack.enter_context(attending(model))
@@ -69,11 +82,21 @@ def read_on(
         for module in attention_modules(model):
             stack.callback(module.register_forward_hook(watch, with_kwargs=True).remove)
         positions = torch.arange(start, start + n, device=token_ids.device)[None]
-        decoder(input_ids=token_ids, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache})
+        decoder(
+            input_ids=token_ids, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache}
+        )
     return [own(index) for index in range(len(layers))]
 
 
-def extended(old: Kept, keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None, stop: int | None) -> Kept:
+def extended(
+    old: Kept,
+    keys: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    positions: Tensor,
+    window: int | None,
+    stop: int | None,
+) -> Kept:
     """What is kept of a layer, and more entries behind it.
 
     Args:
@@ -83,12 +106,16 @@ def extended(old: Kept, keys: Tensor, values: Tensor, counts: Tensor, positions:
         counts: (H,).
         positions: (H, K) of the new entries in the context.
         window: the layer's sliding window or None.
-        stop: position of the next token, where entries that have left the window are to be dropped; None drops nothing.
+        stop: position of the next token, where entries that have left the window are to be dropped; None
+            drops nothing.
     """
     before = old.storage.whole_keys()
     heads, device = len(before), before.device
     had = torch.tensor(old.entries(), device=device)
-    exists = torch.cat([torch.arange(k.shape[1], device=device) < c[:, None] for k, c in ((before, had), (keys, counts))], dim=1)
+    exists = torch.cat(
+        [torch.arange(k.shape[1], device=device) < c[:, None] for k, c in ((before, had), (keys, counts))],
+        dim=1,
+    )
     where = positions
     if old.storage.positions is not None:
         where = torch.cat((old.storage.positions.expand(heads, -1), positions), dim=1)

@@ -28,7 +28,8 @@ class Framing:
         before: number of tokens in front of the context's own.
         after: ids between what a user says and the model's answer.
         encode: ids of a text.
-        question: number of tokens at the end of what is read that are a question; 0 where contexts are read without one.
+        question: number of tokens at the end of what is read that are a question; 0 where contexts are read
+            without one.
     """
 
     before: int
@@ -63,7 +64,13 @@ class Prefill:
         self.evidence.append(evidence)
 
     def replace(
-        self, index: int, keys: Tensor, values: Tensor, selection: Selection, next_position: int, notes: Tensor | None = None
+        self,
+        index: int,
+        keys: Tensor,
+        values: Tensor,
+        selection: Selection,
+        next_position: int,
+        notes: Tensor | None = None,
     ) -> None:
         """Put the kept entries (B, H, K, d) in the place of layer `index`'s full ones; `notes` (B, H, T, m) are of all entries."""
         told = [None] * len(keys) if notes is None else gather(notes, selection.positions)
@@ -98,7 +105,14 @@ class Press(Protocol):
         """What acts on one layer of one row after the prefill, None for nothing."""
 
 
-def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor, window: int | None, notes: Tensor | None = None) -> Kept:
+def kept_entries(
+    keys: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    positions: Tensor,
+    window: int | None,
+    notes: Tensor | None = None,
+) -> Kept:
     """Entries (H, K, d) of which head h keeps the first `counts[h]`, as stored in one layer for one variant."""
     storage = Storage.without_zero_channels(keys, values, positions if window is not None else None, window)
     return Kept(storage, None if bool((counts == keys.shape[1]).all()) else counts, notes=notes)
@@ -108,7 +122,8 @@ def kept_entries(keys: Tensor, values: Tensor, counts: Tensor, positions: Tensor
 def compressing(model: nn.Module, press: Press, framing: Framing | None = None) -> Iterator[nn.Module]:
     """Inside, every prefill of `model` (a forward pass on an empty cache) leaves a cache compressed by `press`.
 
-    Decoding and `model.generate` work inside the block. Hidden states keep their full length; only the cache shrinks.
+    Decoding and `model.generate` work inside the block. Hidden states keep their full length; only the cache
+    shrinks.
 
     Args:
         model: of transformers.
@@ -153,7 +168,10 @@ def _add_followers(press: Press, cache: Any, index: int, window: int | None) -> 
     if not isinstance(layer, CompressedLayer):
         tokens = layer.keys.shape[2]
         positions = None if window is None else torch.arange(tokens, device=layer.keys.device)[None]
-        rows = [Kept(Storage(keys, values, positions, window)) for keys, values in zip(layer.keys, layer.values, strict=True)]
+        rows = [
+            Kept(Storage(keys, values, positions, window))
+            for keys, values in zip(layer.keys, layer.values, strict=True)
+        ]
         layer = cache.layers[index] = CompressedLayer(rows, tokens)
     layer.followers = followers
 
@@ -162,8 +180,9 @@ def _add_followers(press: Press, cache: Any, index: int, window: int | None) -> 
 def chunking(model: nn.Module, size: int | None) -> Iterator[None]:
     """Inside, a prefill runs layer by layer in chunks of `size` tokens, so that activations do not grow with the context. Exact.
 
-    Every layer reads all chunks before the next one begins, so a press still sees a layer's hidden states whole, and they still die
-    with the layer. To be used inside `attending(model)`, where transformers builds no mask. `None` changes nothing.
+    Every layer reads all chunks before the next one begins, so a press still sees a layer's hidden states
+    whole, and they still die with the layer. To be used inside `attending(model)`, where transformers builds
+    no mask. `None` changes nothing.
 
     Raises:
         ValueError: `size` is not positive.
@@ -172,11 +191,19 @@ def chunking(model: nn.Module, size: int | None) -> Iterator[None]:
         yield
         return
     if size < 1:
-        raise ValueError(f"prefill_chunk={size} must be a positive number of tokens, or null to read the context in one piece")
+        raise ValueError(
+            f"prefill_chunk={size} must be a positive number of tokens, or null to read the context in one piece"
+        )
     waiting: dict[int, tuple[Tensor, dict[str, Any]]] = {}
 
-    def first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        hidden, rest = (args[0], kwargs) if args else (kwargs["hidden_states"], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+    def first(
+        layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        hidden, rest = (
+            (args[0], kwargs)
+            if args
+            else (kwargs["hidden_states"], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+        )
         if hidden.shape[1] <= size:
             return None
         waiting[id(layer)] = (hidden, rest)
@@ -222,8 +249,8 @@ def _slice(arguments: dict[str, Any], start: int, stop: int, tokens: int) -> dic
 def stack_nested(keys: Tensor, values: Tensor, keeps: Sequence[Tensor], window: int | None) -> list[Kept]:
     """Variants of one layer, sharing memory where their kept sets are nested.
 
-    Entries are ordered by how many variants keep them; a variant whose set is a prefix of that order in every head reads the shared
-    storage, any other gets one of its own.
+    Entries are ordered by how many variants keep them; a variant whose set is a prefix of that order in every
+    head reads the shared storage, any other gets one of its own.
 
     Args:
         keys: (H, T, d) full keys of the layer.
@@ -246,9 +273,15 @@ def stack_nested(keys: Tensor, values: Tensor, keeps: Sequence[Tensor], window: 
         else:
             alone = Selection(masks[variant][None])
             positions = alone.positions[0]
-            kept.append(kept_entries(rows_at(keys, positions), rows_at(values, positions), counts[variant], positions, window))
+            kept.append(
+                kept_entries(
+                    rows_at(keys, positions), rows_at(values, positions), counts[variant], positions, window
+                )
+            )
     return kept
 
 
 def _ordered(keys: Tensor, values: Tensor, order: Tensor, window: int | None) -> Storage:
-    return Storage(rows_at(keys, order), rows_at(values, order), order if window is not None else None, window)
+    return Storage(
+        rows_at(keys, order), rows_at(values, order), order if window is not None else None, window
+    )

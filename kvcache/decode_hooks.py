@@ -19,13 +19,15 @@ from kvcache.storage import Kept, Storage
 class DecodingObservation(LayerObservation):
     """One row's layer (B = 1) after the attention of a forward pass: all entries of its cache, and the last n tokens alone.
 
-    `keys`, `values` (1, H, K, d) are in order of position, `hidden` (1, n, D), `cos` and `sin` those of the last n tokens, which are the
-    last n entries. What needs hidden states of older tokens is refused.
+    `keys`, `values` (1, H, K, d) are in order of position, `hidden` (1, n, D), `cos` and `sin` those of the
+    last n tokens, which are the last n entries. What needs hidden states of older tokens is refused.
 
     Attributes:
         valid: (1, H, K) bool; False for padding (zeros) in heads that keep fewer entries than others.
-        next_position: of the next token of the text, which is also how many tokens there were, those evicted included.
-        notes: (1, H, K - n, m) what the press noted of the entries in the prefill; None once a follower has changed them.
+        next_position: of the next token of the text, which is also how many tokens there were, those evicted
+            included.
+        notes: (1, H, K - n, m) what the press noted of the entries in the prefill; None once a follower has
+            changed them.
     """
 
     valid: Tensor | None = None
@@ -39,7 +41,9 @@ class DecodingObservation(LayerObservation):
             ValueError: the queries of all tokens are asked for.
         """
         if last is None:
-            raise ValueError("queries of the whole context are gone while decoding; use a press that scores keys, values or a window")
+            raise ValueError(
+                "queries of the whole context are gone while decoding; use a press that scores keys, values or a window"
+            )
         return super().queries_before_rope(min(last, self.hidden.shape[1]))
 
     def queries(self, last: int | None = None) -> Tensor:
@@ -64,7 +68,17 @@ class DecodingObservation(LayerObservation):
         """The last n tokens as if they were all of the context: what scores entries one by one needs no more."""
         n = self.hidden.shape[1]
         keys, values = self.keys[:, :, -n:], self.values[:, :, -n:]
-        return LayerObservation(self.index, self.module, self.hidden, keys, values, self.cos, self.sin, self.rope, self.fingerprints)
+        return LayerObservation(
+            self.index,
+            self.module,
+            self.hidden,
+            keys,
+            values,
+            self.cos,
+            self.sin,
+            self.rope,
+            self.fingerprints,
+        )
 
     def keys_before_rope(self) -> Tensor:
         """Refused.
@@ -72,7 +86,9 @@ class DecodingObservation(LayerObservation):
         Raises:
             ValueError: always.
         """
-        raise ValueError("keys before rotation are gone while decoding; use a press that scores keys, values or a window of queries")
+        raise ValueError(
+            "keys before rotation are gone while decoding; use a press that scores keys, values or a window of queries"
+        )
 
 
 class Follower(ABC):
@@ -97,7 +113,9 @@ class Follower(ABC):
         return gather(keys, selection.positions), gather(values, selection.positions)
 
 
-def follow(layer: CompressedLayer, decoder: nn.Module, module: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> None:
+def follow(
+    layer: CompressedLayer, decoder: nn.Module, module: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor
+) -> None:
     """Let the rows' followers act after a forward pass with new tokens hidden (R, n, D), or remember the pass while `layer` is held."""
     for row, follower in enumerate(layer.followers):
         if follower is None:
@@ -121,7 +139,14 @@ def release(layer: CompressedLayer) -> None:
 
 @torch.no_grad()
 def _act(
-    layer: CompressedLayer, row: int, follower: Follower, decoder: nn.Module, module: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor
+    layer: CompressedLayer,
+    row: int,
+    follower: Follower,
+    decoder: nn.Module,
+    module: nn.Module,
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
 ) -> None:
     keys, values, valid, positions = layer.row_entries(row)
     index: Any = module.layer_idx
@@ -129,7 +154,18 @@ def _act(
     notes, rope = layer.notes[row], rope_of(decoder, module, hidden)
     noted = None if notes is None else notes[None]
     seen = DecodingObservation(
-        index, module, hidden, keys, values, cos, sin, rope, (position,), valid=valid, next_position=position, notes=noted
+        index,
+        module,
+        hidden,
+        keys,
+        values,
+        cos,
+        sin,
+        rope,
+        (position,),
+        valid=valid,
+        next_position=position,
+        notes=noted,
     )
     selection = follower.follow(seen)
     if selection is None:

@@ -27,11 +27,15 @@ def moved(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, list | tuple):
         parts = [moved(one, device) for one in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # a named tuple takes them one by one
+        return (
+            type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        )  # a named tuple takes them one by one
     if isinstance(value, dict):
         return {key: moved(one, device) for key, one in value.items()}
     if _is_record(value):
-        changes = {field.name: moved(getattr(value, field.name), device) for field in fields(value) if field.init}
+        changes = {
+            field.name: moved(getattr(value, field.name), device) for field in fields(value) if field.init
+        }
         same = all(getattr(value, name) is one for name, one in changes.items())
         return value if same else replace(value, **changes)  # the same object keeps what it has worked out
     return value

@@ -1,9 +1,10 @@
 """Matrix products in float32 on processors of which PyTorch's default library uses half.
 
-PyTorch gives them to MKL, which does without AVX-512 on processors that Intel did not make. oneDNN, which PyTorch brings too, uses it:
-2.3 times as fast on an AMD EPYC of the fifth generation. It rounds differently, so it is used inside `fast_products()` only: a sweep
-enters it, `with press(model)` does not and leaves a model's numbers as they are to the last bit.
-`torch.backends.mkldnn.set_flags(False)` leaves all to the default.
+PyTorch gives them to MKL, which does without AVX-512 on processors that Intel did not make. oneDNN, which
+PyTorch brings too, uses it: 2.3 times as fast on an AMD EPYC of the fifth generation. It rounds differently,
+so it is used inside `fast_products()` only: a sweep enters it, `with press(model)` does not and leaves a
+model's numbers as they are to the last bit. `torch.backends.mkldnn.set_flags(False)` leaves all to the
+default.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def fast(*tensors: Tensor) -> bool:
     """Whether `product` is wanted here and faster than PyTorch's own on such tensors, none of which is to be differentiated."""
     if not (_INSIDE.get() and _default_is_slow() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
         return False
-    plain = all(one.dtype == torch.float32 and one.device.type == "cpu" and one.numel() > 0 for one in tensors)
+    plain = all(
+        one.dtype == torch.float32 and one.device.type == "cpu" and one.numel() > 0 for one in tensors
+    )
     return plain and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
 
 

@@ -58,9 +58,11 @@ class LayerObservation:
         hidden: (B, T, D) input of the attention, after the layer's input norm.
         keys: (B, H, T, d) as cached, after rotary embedding.
         values: (B, H, T, d) as cached.
-        cos: (B or 1, T, *) rotary factors of the context's positions, as the model computes them; see `rotary`.
+        cos: (B or 1, T, *) rotary factors of the context's positions, as the model computes them; see
+            `rotary`.
         sin: like cos.
-        rope: positions (n,) to (cos, sin), each (1, n, *), likewise, for this layer's kind of rotary embedding.
+        rope: positions (n,) to (cos, sin), each (1, n, *), likewise, for this layer's kind of rotary
+            embedding.
         fingerprints: per batch row, 32-bit content hash of the context's token ids, for seeded randomness.
         token_ids: (B, T) of the context; None where the model was given embeddings.
         question: number of tokens at the end of the context that are a question, where one is read with it.
@@ -91,7 +93,10 @@ class LayerObservation:
     def generators(self, seed: int) -> list[torch.Generator]:
         """Per batch row, a random generator on the CPU of its own for this seed, layer and context."""
         # hashed: the generator looks at the lowest 32 bits of its seed only
-        return [torch.Generator().manual_seed(zlib.crc32(f"{seed} {self.index} {row}".encode())) for row in self.fingerprints]
+        return [
+            torch.Generator().manual_seed(zlib.crc32(f"{seed} {self.index} {row}".encode()))
+            for row in self.fingerprints
+        ]
 
     @property
     def kv_heads(self) -> int:
@@ -160,7 +165,9 @@ class LayerObservation:
 
         def compute() -> Tensor:
             rotary = self.rotary
-            return rotary.turn(self.queries_before_rope(n), *read(rotary.layout, self.cos[:, -n:], self.sin[:, -n:]))
+            return rotary.turn(
+                self.queries_before_rope(n), *read(rotary.layout, self.cos[:, -n:], self.sin[:, -n:])
+            )
 
         return self.once(("queries", n), compute)
 
@@ -226,7 +233,9 @@ class LayerObservation:
             found = find_layout(keys_before_rope(self.module, last), self.keys[:, :, -n:], cos, sin)
             true = self.witness.queries if self.witness is not None else None
             if found is not None and true is not None and true.shape[2] >= n:
-                again = Rotary(self.rope, found).turn(queries_before_rope(self.module, last), *read(found, cos, sin))
+                again = Rotary(self.rope, found).turn(
+                    queries_before_rope(self.module, last), *read(found, cos, sin)
+                )
                 if again.shape != true[:, :, -n:].shape or not _close(again, true[:, :, -n:]):
                     found = None
             if found is None:
@@ -252,7 +261,9 @@ def decoder_of(model: nn.Module) -> nn.Module:
     """The stack of decoder layers inside `model` (the text model of a multimodal one)."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     if not hasattr(decoder, "layers"):
-        raise ValueError(f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama or Qwen have one")
+        raise ValueError(
+            f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama or Qwen have one"
+        )
     return decoder
 
 
@@ -291,7 +302,8 @@ def kind_of(module: nn.Module) -> str | None:
 def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
     """Whether this layer is not compressed: a sliding-window layer already forgets, so presses leave it as it is.
 
-    A model in which every layer has a window that covers the whole context behaves as one with full attention and is compressed as such.
+    A model in which every layer has a window that covers the whole context behaves as one with full attention
+    and is compressed as such.
 
     Raises:
         ValueError: every layer has a window shorter than the context, so nothing could be compressed.
@@ -312,12 +324,14 @@ def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
 
 @contextmanager
 def observing(
-    model: nn.Module, on_layer: Callable[[LayerObservation, Any], None], on_end: Callable[[Any], None] | None = None
+    model: nn.Module,
+    on_layer: Callable[[LayerObservation, Any], None],
+    on_end: Callable[[Any], None] | None = None,
 ) -> Iterator[None]:
     """Inside, every prefill (a forward pass on an empty cache) is watched; decoding steps call nothing.
 
-    `on_layer(observation, cache)` is called after each compressible layer's attention, `on_end(cache)` after the pass. Hidden states are
-    kept for one layer at a time.
+    `on_layer(observation, cache)` is called after each compressible layer's attention, `on_end(cache)` after
+    the pass. Hidden states are kept for one layer at a time.
 
     Raises:
         ValueError: a batch with padding (contexts of different lengths cannot share a prefill).
@@ -342,7 +356,9 @@ def observing(
         if past == 0:
             rows = inputs.detach().cpu().float().numpy()
             fingerprints = tuple(zlib.crc32(row.tobytes()) for row in rows)
-            prefill.update(tokens=inputs.shape[1], ids=inputs if inputs.dim() == 2 else None, fingerprints=fingerprints)
+            prefill.update(
+                tokens=inputs.shape[1], ids=inputs if inputs.dim() == 2 else None, fingerprints=fingerprints
+            )
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cache = _cache(kwargs)
@@ -358,7 +374,10 @@ def observing(
         seen.append((hidden, cos, sin))
         if sum(part[0].shape[1] for part in seen) < prefill["tokens"]:
             return
-        hidden, cos, sin = (tensors[0] if len(seen) == 1 else torch.cat(tensors, 1) for tensors in zip(*parts.pop(index), strict=True))
+        hidden, cos, sin = (
+            tensors[0] if len(seen) == 1 else torch.cat(tensors, 1)
+            for tensors in zip(*parts.pop(index), strict=True)
+        )
         stored, rope = cache.layers[index], rope_of(decoder, module, hidden)
         known = prefill["fingerprints"], prefill["ids"]
         with torch.no_grad():
@@ -367,7 +386,12 @@ def observing(
                 raise ValueError(
                     f"{type(module).__name__} does not call the attention function that longpress registers; it is not supported"
                 )
-            on_layer(LayerObservation(index, module, hidden, stored.keys, stored.values, cos, sin, rope, *known, witness=witness), cache)
+            on_layer(
+                LayerObservation(
+                    index, module, hidden, stored.keys, stored.values, cos, sin, rope, *known, witness=witness
+                ),
+                cache,
+            )
 
     def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if "cache" in prefill and on_end is not None:
@@ -377,7 +401,10 @@ def observing(
         parts.clear()
 
     with ExitStack() as stack:
-        hooks = [decoder.register_forward_pre_hook(begin, with_kwargs=True), decoder.register_forward_hook(end, with_kwargs=True)]
+        hooks = [
+            decoder.register_forward_pre_hook(begin, with_kwargs=True),
+            decoder.register_forward_hook(end, with_kwargs=True),
+        ]
         hooks += [module.register_forward_hook(watch, with_kwargs=True) for module in modules]
         for hook in hooks:
             stack.callback(hook.remove)
@@ -395,9 +422,17 @@ def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         ValueError: it was not called with such a pair.
     """
-    found = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1] if len(args) > 1 else None
+    found = (
+        kwargs["position_embeddings"]
+        if "position_embeddings" in kwargs
+        else args[1]
+        if len(args) > 1
+        else None
+    )
     if not (isinstance(found, tuple) and len(found) == 2):
-        raise ValueError(f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary embedding only")
+        raise ValueError(
+            f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary embedding only"
+        )
     return found
 
 

@@ -28,7 +28,9 @@ def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:
     if hasattr(module, "q_proj"):
         flat = module.q_proj(hidden)
     elif hasattr(module, "qkv_proj"):  # Phi3: queries, keys, values fused in this order
-        flat = nn.functional.linear(hidden, module.qkv_proj.weight[: n_heads * size], _slice(module.qkv_proj.bias, 0, n_heads * size))
+        flat = nn.functional.linear(
+            hidden, module.qkv_proj.weight[: n_heads * size], _slice(module.qkv_proj.bias, 0, n_heads * size)
+        )
     else:
         raise ValueError(_unknown(module, "q_proj or qkv_proj"))
     return _heads(flat, size, getattr(module, "q_norm", None))
@@ -42,7 +44,9 @@ def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
     elif hasattr(module, "qkv_proj"):
         start = query_heads(module) * size
         stop = start + n_heads * size
-        flat = nn.functional.linear(hidden, module.qkv_proj.weight[start:stop], _slice(module.qkv_proj.bias, start, stop))
+        flat = nn.functional.linear(
+            hidden, module.qkv_proj.weight[start:stop], _slice(module.qkv_proj.bias, start, stop)
+        )
     else:
         raise ValueError(_unknown(module, "k_proj or qkv_proj"))
     return _heads(flat, size, getattr(module, "k_norm", None))

@@ -1,11 +1,12 @@
 """Entries in 8, 4 or 2 bits, packed into bytes: keys in groups along the tokens, values in groups along the channels.
 
-code = round((x − low) / scale), low and scale of each group of `GROUP` numbers kept in float16, (max − min) / (2^bits − 1) apart.
-Source: Liu et al. 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", arXiv 2402.02750; authors' repository
-jy-yuan/KIVI.
-Differs: no part of the context stays in full precision; the tokens of question and answer all do. Codes are rounded against the stored
-float16 scale. Own code, since the backends that transformers offers know neither heads that keep different numbers of entries nor entries
-that move: HQQ 0.2.8 works with torch 2.13 and errs as much, quanto 0.2.7 compiles C++ at first use and has no 8 bits in groups.
+code = round((x − low) / scale), low and scale of each group of `GROUP` numbers kept in float16, (max − min) /
+(2^bits − 1) apart. Source: Liu et al. 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache",
+arXiv 2402.02750; authors' repository jy-yuan/KIVI.
+Differs: no part of the context stays in full precision; the tokens of question and answer all do. Codes are
+rounded against the stored float16 scale. Own code, since the backends that transformers offers know neither
+heads that keep different numbers of entries nor entries that move: HQQ 0.2.8 works with torch 2.13 and errs
+as much, quanto 0.2.7 compiles C++ at first use and has no 8 bits in groups.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def check_bits(bits: int | None) -> int | None:
         ValueError: anything else.
     """
     if bits is not None and (type(bits) is not int or bits not in BITS):
-        raise ValueError(f"cache_bits={bits!r} must be one of {', '.join(map(str, BITS))}, or null for the model's own precision")
+        raise ValueError(
+            f"cache_bits={bits!r} must be one of {', '.join(map(str, BITS))}, or null for the model's own precision"
+        )
     return bits
 
 
@@ -42,7 +45,8 @@ class Packed:
 
     Attributes:
         codes: (H, K, ⌈c · bits / 8⌉) uint8, several to a byte, the first in the lowest bits.
-        scale: (H, ⌈K / GROUP⌉, c) where groups lie along the tokens (`per_channel`), else (H, K, ⌈c / GROUP⌉).
+        scale: (H, ⌈K / GROUP⌉, c) where groups lie along the tokens (`per_channel`), else (H, K, ⌈c /
+            GROUP⌉).
         low: like scale.
         bits: 8, 4 or 2.
         size: c.
@@ -76,7 +80,10 @@ class Packed:
     def bytes_of(self, entries: Sequence[int]) -> int:
         """Bytes of the first `entries[h]` entries of each head h, scales included."""
         groups = [ceil(n / GROUP) if self.per_channel else n for n in entries]
-        return sum(entries) * self.codes.shape[-1] + sum(groups) * self.scale.shape[-1] * 2 * self.scale.element_size()
+        return (
+            sum(entries) * self.codes.shape[-1]
+            + sum(groups) * self.scale.shape[-1] * 2 * self.scale.element_size()
+        )
 
     def unpack(self) -> Tensor:
         """(H, K, c): the entries, dequantised."""
@@ -88,7 +95,9 @@ class Packed:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Packed:
         """The same entries on a device, still packed."""
-        codes, scale, low = (part.to(device, non_blocking=non_blocking) for part in (self.codes, self.scale, self.low))
+        codes, scale, low = (
+            part.to(device, non_blocking=non_blocking) for part in (self.codes, self.scale, self.low)
+        )
         return replace(self, codes=codes, scale=scale, low=low)
 
     def joined(self, other: Packed) -> Packed:
@@ -120,14 +129,22 @@ def pack(entries: Tensor, bits: int, per_channel: bool, counts: Tensor | None = 
         numbers = rows_at(numbers, torch.minimum(at, last))
     groups = _groups(numbers, per_channel)
     low, high = groups.amin(-1), groups.amax(-1)
-    kind = torch.float16 if not numbers.numel() or float(numbers.abs().max()) < torch.finfo(torch.float16).max else torch.float32
+    kind = (
+        torch.float16
+        if not numbers.numel() or float(numbers.abs().max()) < torch.finfo(torch.float16).max
+        else torch.float32
+    )
     low, scale = low.to(kind), ((high - low) / (2**bits - 1)).to(kind)
-    step, start = (_spread(part, per_channel, entries.shape) for part in (torch.where(scale > 0, scale, 1), low))
+    step, start = (
+        _spread(part, per_channel, entries.shape) for part in (torch.where(scale > 0, scale, 1), low)
+    )
     codes = ((numbers - start) / step).round().clamp(0, 2**bits - 1).to(torch.uint8)
     many = 8 // bits
     codes = functional.pad(codes, (0, -size % many)).unflatten(-1, (-1, many))
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=entries.device)
-    return Packed((codes << shifts).sum(-1, dtype=torch.uint8), scale, low, bits, size, per_channel, entries.dtype)
+    return Packed(
+        (codes << shifts).sum(-1, dtype=torch.uint8), scale, low, bits, size, per_channel, entries.dtype
+    )
 
 
 def rows_at(entries: Tensor, positions: Tensor) -> Tensor:
@@ -150,4 +167,8 @@ def _groups(numbers: Tensor, per_channel: bool) -> Tensor:
 def _spread(part: Tensor, per_channel: bool, shape: Sequence[int]) -> Tensor:
     """Scales or lows of groups, repeated to (H, K, c) in float32."""
     part = part.float()
-    return part.repeat_interleave(GROUP, dim=1)[:, : shape[1]] if per_channel else part.repeat_interleave(GROUP, dim=2)[..., : shape[2]]
+    return (
+        part.repeat_interleave(GROUP, dim=1)[:, : shape[1]]
+        if per_channel
+        else part.repeat_interleave(GROUP, dim=2)[..., : shape[2]]
+    )

@@ -12,7 +12,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvcache.attention import attending
 from kvcache.compressing import Prefill
-from kvcache.observation import LayerObservation, attention_modules, cache_keyword, decoder_of, rope_of, rotary_factors
+from kvcache.observation import (
+    LayerObservation,
+    attention_modules,
+    cache_keyword,
+    decoder_of,
+    rope_of,
+    rotary_factors,
+)
 
 LARGEST = 1e20
 """Gradient norms are cut here, where float16 overflows in the backward pass."""
@@ -42,7 +49,9 @@ class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
         self.device, self.dtype = context.keys.device, context.keys.dtype
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Context and replayed tokens together, in new tensors."""
         self.own_keys = torch.cat((self.own_keys, key_states), dim=2)
         self.own_values = torch.cat((self.own_values, value_states), dim=2)
@@ -71,20 +80,24 @@ class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
 def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> None:
     """Let the model read `token_ids` (B, n), or embeddings (B, n, D), which continue the context of `prefill`.
 
-    Calls `on_layer` after the attention of every observed layer, once per piece of the replay (of `PIECE` tokens, or less). Its
-    observation is of the replay: hidden states, queries and rotary factors of the tokens that the layer has just read, keys and values
-    of all replayed so far. The context's entries are in `prefill.cache.layers[observation.index]`.
+    Calls `on_layer` after the attention of every observed layer, once per piece of the replay (of `PIECE`
+    tokens, or less). Its
+    observation is of the replay: hidden states, queries and rotary factors of the tokens that the layer has
+    just read, keys and values of all replayed so far. The context's entries are in
+    `prefill.cache.layers[observation.index]`.
     """
     with torch.no_grad():
         _run(prefill, token_ids, lambda observation, _: on_layer(observation))
 
 
-def sensitivity(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> dict[int, Tensor]:
+def sensitivity(
+    prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]
+) -> dict[int, Tensor]:
     """`replay`, and how much the last layer's output hangs on what each attention adds.
 
     Returns:
-        Per observed layer (B, n): ‖∂Φ/∂a_i‖₂ for the attention's output a_i at each replayed token, Φ = Σ_i ‖h_i‖² over the outputs h_i
-        of the last decoder layer, before the final norm.
+        Per observed layer (B, n): ‖∂Φ/∂a_i‖₂ for the attention's output a_i at each replayed token, Φ = Σ_i
+        ‖h_i‖² over the outputs h_i of the last decoder layer, before the final norm.
     """
     outputs: dict[int, list[Tensor]] = {}
     last: list[Tensor] = []
@@ -105,9 +118,12 @@ def sensitivity(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerOb
         finally:
             hook.remove()
         torch.stack([part.float().square().sum() for part in last]).sum().backward()  # type: ignore[no-untyped-call]
-    gradients = {index: torch.cat([_gradient(part) for part in parts], dim=1) for index, parts in outputs.items()}
+    gradients = {
+        index: torch.cat([_gradient(part) for part in parts], dim=1) for index, parts in outputs.items()
+    }
     return {
-        index: gradient.float().norm(dim=-1).nan_to_num(nan=0.0, posinf=LARGEST).clamp(max=LARGEST) for index, gradient in gradients.items()
+        index: gradient.float().norm(dim=-1).nan_to_num(nan=0.0, posinf=LARGEST).clamp(max=LARGEST)
+        for index, gradient in gradients.items()
     }
 
 
@@ -115,7 +131,12 @@ def _gradient(output: Tensor) -> Tensor:
     return torch.zeros_like(output) if output.grad is None else output.grad
 
 
-def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation, Tensor], None], with_gradient: bool = False) -> None:
+def _run(
+    prefill: Prefill,
+    token_ids: Tensor,
+    on_layer: Callable[[LayerObservation, Tensor], None],
+    with_gradient: bool = False,
+) -> None:
     decoder, modules = decoder_of(prefill.model), attention_modules(prefill.model)
     start = prefill.cache.get_seq_length()
     layers = [ReplayLayer(layer, start) for layer in prefill.cache.layers]
@@ -126,8 +147,15 @@ def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservati
         hidden = args[0] if args else kwargs["hidden_states"]
         cos, sin = rotary_factors(module, args, kwargs)
         own = layers[index]
-        hidden, keys, values, cos, sin = (tensor.detach() for tensor in (hidden, own.own_keys, own.own_values, cos, sin))
-        on_layer(LayerObservation(index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), ids), output[0])
+        hidden, keys, values, cos, sin = (
+            tensor.detach() for tensor in (hidden, own.own_keys, own.own_values, cos, sin)
+        )
+        on_layer(
+            LayerObservation(
+                index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), ids
+            ),
+            output[0],
+        )
 
     cache = Cache(layers=layers)
     with ExitStack() as stack:
@@ -137,7 +165,9 @@ def _run(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservati
         for piece in token_ids.split(PIECE, dim=1):
             given: dict[str, Any] = {"input_ids": piece} if piece.dim() == 2 else {"inputs_embeds": piece}
             if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
-                given = {"inputs_embeds": prefill.model.get_input_embeddings()(piece).detach().requires_grad_()}  # type: ignore[operator]
+                given = {
+                    "inputs_embeds": prefill.model.get_input_embeddings()(piece).detach().requires_grad_()
+                }  # type: ignore[operator]
             positions = torch.arange(piece.shape[1], device=piece.device)[None] + cache.get_seq_length()
             decoder(**given, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache})
 

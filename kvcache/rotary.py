@@ -26,10 +26,14 @@ class Layout:
 
 LAYOUTS = (
     Layout("halves, as in Llama and its kin", lambda table: table),
-    Layout("halves, from one factor per pair, as in GPT-OSS", lambda table: torch.cat((table, table), dim=-1)),
+    Layout(
+        "halves, from one factor per pair, as in GPT-OSS", lambda table: torch.cat((table, table), dim=-1)
+    ),
     Layout("neighbours, as in Cohere", lambda table: table, neighbours=True),
     Layout(
-        "neighbours, from a table for halves, as in GLM", lambda table: table[..., : table.shape[-1] // 2].repeat_interleave(2, -1), True
+        "neighbours, from a table for halves, as in GLM",
+        lambda table: table[..., : table.shape[-1] // 2].repeat_interleave(2, -1),
+        True,
     ),
 )
 NONE = Layout("not at all, as in some layers of SmolLM3 and Cohere2", lambda table: table)

@@ -19,15 +19,17 @@ def check_ratio(ratio: float) -> float:
         ValueError: not a number in [0, 1).
     """
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
-        raise ValueError(f"compression_ratio={ratio!r} must be a number in [0, 1): it is the fraction of KV entries removed")
+        raise ValueError(
+            f"compression_ratio={ratio!r} must be a number in [0, 1): it is the fraction of KV entries removed"
+        )
     return round(float(ratio), 6)
 
 
 def budget(tokens: int, ratio: float) -> int:
     """Entries kept of `tokens` at `ratio`: `max(1, int(tokens * (1 - ratio)))`, in double precision.
 
-    The truncation is that of published numbers (kvpress and its leaderboard): 1000 tokens at 0.9 keep 99, because 1 - 0.9 is slightly
-    below 0.1 in binary. A context never loses its last entry.
+    The truncation is that of published numbers (kvpress and its leaderboard): 1000 tokens at 0.9 keep 99,
+    because 1 - 0.9 is slightly below 0.1 in binary. A context never loses its last entry.
     """
     return max(1, int(tokens * (1 - ratio)))
 
@@ -35,8 +37,8 @@ def budget(tokens: int, ratio: float) -> int:
 def ratio_for(tokens: int, kept: int) -> float:
     """The ratio at which exactly `min(tokens, kept)` entries of `tokens` stay: the inverse of `budget`.
 
-    A millionth of an entry more, so that truncating keeps the count, of a head or of all layers together, whatever rounding does; a press
-    that truncates the number it removes may keep one entry more in all.
+    A millionth of an entry more, so that truncating keeps the count, of a head or of all layers together,
+    whatever rounding does; a press that truncates the number it removes may keep one entry more in all.
     """
     return 0.0 if kept >= tokens else 1 - (kept + 1e-6) / tokens
 
@@ -53,8 +55,14 @@ class Threshold:
 
     def __post_init__(self) -> None:
         """Refuse what is not a finite number."""
-        if isinstance(self.score, bool) or not isinstance(self.score, int | float) or not isfinite(self.score):
-            raise ValueError(f"threshold={self.score!r} must be a finite number: it is the lowest score that stays")
+        if (
+            isinstance(self.score, bool)
+            or not isinstance(self.score, int | float)
+            or not isfinite(self.score)
+        ):
+            raise ValueError(
+                f"threshold={self.score!r} must be a finite number: it is the lowest score that stays"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,8 @@ class Selection:
     def top(cls, scores: Tensor, counts: int | Tensor) -> Self:
         """The `counts` highest scores of every head.
 
-        Equal scores are taken in order of position, so a smaller budget always keeps a subset of a larger one.
+        Equal scores are taken in order of position, so a smaller budget always keeps a subset of a larger
+        one.
 
         Args:
             scores: (B, H, T).
@@ -105,7 +114,8 @@ def gather(entries: Tensor, positions: Tensor) -> Tensor:
 def shorten(scores: Tensor, tokens: int, short: int, total: int) -> Tensor:
     """(B, N) entries that N heads or layers of `tokens` entries keep, `total` in all: those of lowest score are cut to `short`.
 
-    The last one that is cut keeps what is missing to the total. Where cutting all of them to `short` is not enough, all keep less, evenly.
+    The last one that is cut keeps what is missing to the total. Where cutting all of them to `short` is not
+    enough, all keep less, evenly.
     """
     n = scores.shape[-1]
     removed, room = n * tokens - total, tokens - short

@@ -22,13 +22,15 @@ class Storage:
     Attributes:
         stored_keys: (H, K, d), or (H, K, c) where only some channels are stored; possibly quantised.
         stored_values: (H, K, d), possibly quantised.
-        positions: (H or 1, K) position of each entry in the context; only where the layer attends within a sliding window.
+        positions: (H or 1, K) position of each entry in the context; only where the layer attends within a
+            sliding window.
         window: tokens that the layer attends to, None for full attention.
         channels: (H, c) index of each stored channel of the keys; the others are 0. None: all are stored.
         key_size: d, of a whole key, where `channels` is given.
         bits: of a stored number, None: as the model computes it.
         dtype: in which the model reads what is stored in 16 bits; None: as it is stored.
-        reader: device on which entries in host memory are read, moved there anew at each read; None: they are read where they lie.
+        reader: device on which entries in host memory are read, moved there anew at each read; None: they are
+            read where they lie.
     """
 
     stored_keys: Tensor | Packed
@@ -42,7 +44,9 @@ class Storage:
     reader: torch.device | None = None
 
     @classmethod
-    def without_zero_channels(cls, keys: Tensor, values: Tensor, positions: Tensor | None, window: int | None) -> Self:
+    def without_zero_channels(
+        cls, keys: Tensor, values: Tensor, positions: Tensor | None, window: int | None
+    ) -> Self:
         """Entries (H, K, d), of whose keys the channels that are 0 throughout a head are not stored."""
         used = keys.ne(0).any(dim=1)  # (H, d)
         n_used = int(used.sum(-1).max())
@@ -91,7 +95,11 @@ class Storage:
     def bytes(self) -> int:
         """Bytes in memory, be it the device's or the host's."""
         parts = (self.stored_keys, self.stored_values, self.positions, self.channels)
-        return sum(part.bytes if isinstance(part, Packed) else part.numel() * part.element_size() for part in parts if part is not None)
+        return sum(
+            part.bytes if isinstance(part, Packed) else part.numel() * part.element_size()
+            for part in parts
+            if part is not None
+        )
 
     def quantised(self, bits: int, counts: Tensor | None, movable: bool) -> Storage:
         """The same entries in `bits` bits a number.
@@ -99,13 +107,21 @@ class Storage:
         Args:
             bits: one of `quantising.BITS`; 16 changes nothing where the model computes in 16 bits.
             counts: (H,) entries that exist in each head, None for all.
-            movable: whether entries will be dropped one by one: then each has scales of its own, else keys have them per channel.
+            movable: whether entries will be dropped one by one: then each has scales of its own, else keys
+                have them per channel.
         """
         keys, values = self.keys, self.values
         if bits == 16:
             if keys.element_size() <= 2:
                 return replace(self, bits=bits)
-            return replace(self, stored_keys=keys.bfloat16(), stored_values=values.bfloat16(), bits=bits, dtype=keys.dtype, reader=None)
+            return replace(
+                self,
+                stored_keys=keys.bfloat16(),
+                stored_values=values.bfloat16(),
+                bits=bits,
+                dtype=keys.dtype,
+                reader=None,
+            )
         packed = pack(keys, bits, not movable, counts), pack(values, bits, False, counts)
         return replace(self, stored_keys=packed[0], stored_values=packed[1], bits=bits, reader=None)
 
@@ -113,11 +129,18 @@ class Storage:
         """The same entries in host memory, read on the device where they were; positions and channels stay there."""
         if self.reader is not None:
             return self
-        return replace(self, stored_keys=_on_host(self.stored_keys), stored_values=_on_host(self.stored_values), reader=self.device)
+        return replace(
+            self,
+            stored_keys=_on_host(self.stored_keys),
+            stored_values=_on_host(self.stored_values),
+            reader=self.device,
+        )
 
     def at_hand(self) -> Storage:
         """The same entries as the model reads them, to be read several times over."""
-        return replace(self, stored_keys=self.keys, stored_values=self.values, bits=None, dtype=None, reader=None)
+        return replace(
+            self, stored_keys=self.keys, stored_values=self.values, bits=None, dtype=None, reader=None
+        )
 
     def moved(self, keys: Tensor, values: Tensor, at: Tensor, positions: Tensor | None) -> Storage:
         """Entries at `at` (H, n) of those stored, movable ones, and of new ones (H, m, d) behind them, which are quantised now."""
@@ -139,7 +162,9 @@ class Storage:
         if self.channels is None:
             return keys
         heads, length, _ = keys.shape
-        return keys.new_zeros(heads, length, self.size).scatter_(-1, self.channels[:, None].expand(-1, length, -1), keys)
+        return keys.new_zeros(heads, length, self.size).scatter_(
+            -1, self.channels[:, None].expand(-1, length, -1), keys
+        )
 
     def _read(self, stored: Tensor | Packed) -> Tensor:
         here = stored if self.reader is None else stored.to(self.reader, non_blocking=True)
@@ -169,8 +194,10 @@ class Kept:
     Attributes:
         storage: the entries.
         counts: (H,) kept entries per head; None: all of the storage, in every head.
-        keep: (H, K) bool, the entries kept of a storage that variants share, `counts` in each head; None: the first.
-        notes: (H, K, m) what a follower is told of each stored entry, None for nothing; see `BasePress.notes`.
+        keep: (H, K) bool, the entries kept of a storage that variants share, `counts` in each head; None: the
+            first.
+        notes: (H, K, m) what a follower is told of each stored entry, None for nothing; see
+            `BasePress.notes`.
     """
 
     storage: Storage
@@ -187,7 +214,11 @@ class Kept:
         channels, entries = self.storage.channels, self.entries()
         total = 0 if channels is None else channels.numel() * channels.element_size()
         for part in (self.storage.stored_keys, self.storage.stored_values):
-            total += part.bytes_of(entries) if isinstance(part, Packed) else sum(entries) * part.shape[-1] * part.element_size()
+            total += (
+                part.bytes_of(entries)
+                if isinstance(part, Packed)
+                else sum(entries) * part.shape[-1] * part.element_size()
+            )
         return total
 
     def quantised(self, bits: int, movable: bool) -> Kept:
@@ -207,8 +238,8 @@ class Kept:
         """The kept entries side by side, in the storage's order.
 
         Returns:
-            Keys (H, K, c) and values (H, K, d), padded to the head that keeps most; which of them are padding, (H, K), None for none;
-            their positions (H or 1, K), where the storage has them.
+            Keys (H, K, c) and values (H, K, d), padded to the head that keeps most; which of them are
+            padding, (H, K), None for none; their positions (H or 1, K), where the storage has them.
         """
         keys, values, positions = self.storage.keys, self.storage.values, self.storage.positions
         if self.counts is None:
@@ -217,13 +248,21 @@ class Kept:
         fewest, most = (int(count) for count in self.counts.aminmax())
         padding = None if fewest == most else torch.arange(most, device=keys.device) >= self.counts[:, None]
         if self.keep is None:
-            return keys[:, :most], values[:, :most], padding, None if positions is None else positions[:, :most]
+            return (
+                keys[:, :most],
+                values[:, :most],
+                padding,
+                None if positions is None else positions[:, :most],
+            )
         if padding is None:
             flat = self.keep.flatten().nonzero()[:, 0]
         else:
             order = (~self.keep).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :most]  # (H, K)
             flat = (order + length * torch.arange(heads, device=keys.device)[:, None]).flatten()
-        keys, values = (part.reshape(heads * length, -1).index_select(0, flat).view(heads, most, -1) for part in (keys, values))
+        keys, values = (
+            part.reshape(heads * length, -1).index_select(0, flat).view(heads, most, -1)
+            for part in (keys, values)
+        )
         if positions is not None:
             positions = positions.expand(heads, -1).flatten().index_select(0, flat).view(heads, most)
         return keys, values, padding, positions

@@ -1,7 +1,8 @@
 """What exists: every press and benchmark is a file in its folder, found by scanning, described by its docstring.
 
-`python -m longpress.catalogue [DIR]` lists them, one line each with the source paper, and what each press costs; with those of a
-`presses_dir`, if one is named. Nothing is imported to list them, so that `--help` needs no torch.
+`python -m longpress.catalogue [DIR]` lists them, one line each with the source paper, and what each press
+costs; with those of a `presses_dir`, if one is named. Nothing is imported to list them, so that `--help`
+needs no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Option:
 
     Attributes:
         type: as written, e.g. "int" or "tuple[str, ...]".
-        default: a JSON-like value; of a field that is a press, the mapping `{"name": …}` of the press inside; None if it has none.
+        default: a JSON-like value; of a field that is a press, the mapping `{"name": …}` of the press inside;
+            None if it has none.
         is_press: whether the field is itself a press.
     """
 
@@ -82,7 +84,9 @@ class Entry:
                     specification.loader.exec_module(module)
                 except (Exception, SystemExit) as error:  # the file may do anything
                     del sys.modules[module_name]
-                    raise ValueError(f"{self.path} cannot be imported ({type(error).__name__}: {error}); mend the file") from error
+                    raise ValueError(
+                        f"{self.path} cannot be imported ({type(error).__name__}: {error}); mend the file"
+                    ) from error
         loaded: type[Any] = getattr(module, self.class_name)
         return loaded
 
@@ -91,7 +95,8 @@ def presses(folder: str | Path | None = None) -> dict[str, Entry]:
     """Name -> entry of every press in `presses/`, and in a folder of the user's own.
 
     Raises:
-        ValueError: the folder does not exist, or one of its files has the name of a press that is already there.
+        ValueError: the folder does not exist, or one of its files has the name of a press that is already
+            there.
     """
     found = dict(_scan(ROOT / "presses", "Press", ABSTRACT))
     if folder is not None:
@@ -101,7 +106,9 @@ def presses(folder: str | Path | None = None) -> dict[str, Entry]:
         own = _scan(path, "Press", ())
         twice = sorted(own.keys() & found.keys())
         if twice:
-            raise ValueError(f"presses_dir={folder}: {', '.join(twice)} already exist in the catalogue; rename the files")
+            raise ValueError(
+                f"presses_dir={folder}: {', '.join(twice)} already exist in the catalogue; rename the files"
+            )
         found |= own
     return found
 
@@ -130,7 +137,11 @@ def _scan(folder: Path, suffix: str, without: tuple[str, ...]) -> dict[str, Entr
     trees = {path: _parsed(path) for path in sorted(folder.glob("[a-zA-Z]*.py")) if not path.is_dir()}
     if folder != ROOT / "presses" and suffix == "Press":
         for path in sorted((ROOT / "presses").glob("[a-z]*.py")):
-            classes |= {node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)}
+            classes |= {
+                node.name: node
+                for node in ast.parse(path.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.ClassDef)
+            }
     for tree in trees.values():
         classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     found = {}
@@ -140,9 +151,13 @@ def _scan(folder: Path, suffix: str, without: tuple[str, ...]) -> dict[str, Entr
             continue
         docstring = ast.get_docstring(tree) or ast.get_docstring(own[-1]) or ""
         name = path.stem.removesuffix("_press")
-        options = {key: value for key, value in _options(own[-1], classes).items() if key != "compression_ratio"}
+        options = {
+            key: value for key, value in _options(own[-1], classes).items() if key != "compression_ratio"
+        }
         summary = docstring.split("\n", 1)[0].strip()
-        found[name] = Entry(name, path, own[-1].name, summary, _line(docstring, "Source"), _line(docstring, "Cost"), options)
+        found[name] = Entry(
+            name, path, own[-1].name, summary, _line(docstring, "Source"), _line(docstring, "Cost"), options
+        )
     return found
 
 
@@ -170,12 +185,18 @@ def _options(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[st
         if isinstance(base, ast.Name) and base.id in classes:
             options |= _options(classes[base.id], classes)
     for statement in node.body:
-        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None):
+        if not (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.value is not None
+        ):
             continue
         kind = ast.unparse(statement.annotation)
         if kind.startswith("ClassVar"):
             continue
-        options[statement.target.id] = Option(kind, _default(statement.value), kind.split(" ")[0].endswith("Press"))
+        options[statement.target.id] = Option(
+            kind, _default(statement.value), kind.split(" ")[0].endswith("Press")
+        )
     return options
 
 

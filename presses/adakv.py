@@ -1,7 +1,7 @@
 """AdaKV: let the heads of a layer compete for its budget.
 
-All scores of a layer are ranked together; each head is sure of its best `alpha_safeguard` share of the even budget.
-Source: Feng et al. 2024, arXiv 2407.11550.
+All scores of a layer are ranked together; each head is sure of its best `alpha_safeguard` share of the even
+budget. Source: Feng et al. 2024, arXiv 2407.11550.
 Differs: head-wise budgets are real: entries leave memory instead of being masked.
 Cost: one sort over all entries of a layer.
 """
@@ -41,15 +41,24 @@ class AdaKVPress(ScoreWrapperPress):
         """Refuse a share outside [0, 1]."""
         super().__post_init__()
         if not 0 <= self.alpha_safeguard <= 1:
-            raise ValueError(f"alpha_safeguard={self.alpha_safeguard} must lie in [0, 1]: it is a share of the even budget")
+            raise ValueError(
+                f"alpha_safeguard={self.alpha_safeguard} must lie in [0, 1]: it is a share of the even budget"
+            )
 
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The best entries over all heads of a layer, `H * budget(T, ratio)` of them."""
-        return [self._select(scores, budget(scores.shape[-1], ratio)) for scores in self.press.scores_at(evidence, ratio)]
+        return [
+            self._select(scores, budget(scores.shape[-1], ratio))
+            for scores in self.press.scores_at(evidence, ratio)
+        ]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:
-        scores = scores.masked_fill(Selection.top(scores, self._safe(kept)).keep, torch.finfo(scores.dtype).max)
-        return Selection(Selection.top(scores.flatten(1)[:, None], kept * scores.shape[1]).keep.view_as(scores))
+        scores = scores.masked_fill(
+            Selection.top(scores, self._safe(kept)).keep, torch.finfo(scores.dtype).max
+        )
+        return Selection(
+            Selection.top(scores.flatten(1)[:, None], kept * scores.shape[1]).keep.view_as(scores)
+        )
 
     def _safe(self, even: int) -> int:
         """Entries that a head keeps in any case, of an even budget."""

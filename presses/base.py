@@ -1,8 +1,8 @@
 """What a press is: it observes each layer in the prefill, selects what stays for a ratio, and applies the selection to the cache.
 
-The three steps are apart because one prefill serves a whole sweep: hidden states of all layers would not fit, so looking happens in the
-hook; what was seen does not depend on the ratio, so one look serves every ratio; selecting with all layers at hand makes per-layer,
-per-head and global budgets the same kind of thing.
+The three steps are apart because one prefill serves a whole sweep: hidden states of all layers would not fit,
+so looking happens in the hook; what was seen does not depend on the ratio, so one look serves every ratio;
+selecting with all layers at hand makes per-layer, per-head and global budgets the same kind of thing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class BasePress(ABC):
     def claims_ratio(self) -> bool:
         """Whether at ratio r no more than 1 - r of the full cache's bytes are left.
 
-        Else the ratio is of something else, as the press's docstring says, and only the measured `kept_fraction` tells what is left.
+        Else the ratio is of something else, as the press's docstring says, and only the measured
+        `kept_fraction` tells what is left.
         """
         return True
 
@@ -85,7 +86,9 @@ class BasePress(ABC):
 
     def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
         """Which entries reach the threshold, one selection per observed layer; only where `has_threshold`."""
-        raise ValueError(f"press {self.name} has no threshold: what it keeps is not decided by one score per entry; give it a ratio")
+        raise ValueError(
+            f"press {self.name} has no threshold: what it keeps is not decided by one score per entry; give it a ratio"
+        )
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys and values (B, H, K, d) in the order of `selection.positions`, from full ones (B, H, T, d). New tensors."""
@@ -113,7 +116,9 @@ class BasePress(ABC):
         Raises:
             ValueError: there is no recipe.
         """
-        raise ValueError(f"press {self.name} has no recipe: it learns nothing, or its authors publish only the result")
+        raise ValueError(
+            f"press {self.name} has no recipe: it learns nothing, or its authors publish only the result"
+        )
 
     @property
     def gathers(self) -> bool:
@@ -137,25 +142,34 @@ class BasePress(ABC):
     def parameters(self) -> dict[str, Any]:
         """All fields but the ratio, as JSON values; a press inside is given as its name and parameters."""
         return {
-            name: {"press": value.name, **value.parameters()} if isinstance(value, BasePress) else value for name, value in self._options()
+            name: {"press": value.name, **value.parameters()} if isinstance(value, BasePress) else value
+            for name, value in self._options()
         }
 
     def identity(self) -> Hashable:
         """Equal for presses that differ in nothing but their ratio."""
-        return (type(self), *(value.identity() if isinstance(value, BasePress) else value for _, value in self._options()))
+        return (
+            type(self),
+            *(value.identity() if isinstance(value, BasePress) else value for _, value in self._options()),
+        )
 
     def _inside(self) -> list[BasePress]:
         return [value for _, value in self._options() if isinstance(value, BasePress)]
 
     def _options(self) -> list[tuple[str, Any]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "compression_ratio"]  # type: ignore[arg-type]
+        return [
+            (field.name, getattr(self, field.name))
+            for field in fields(self)
+            if field.name != "compression_ratio"
+        ]  # type: ignore[arg-type]
 
     def __call__(self, model: nn.Module, framing: Framing | None = None) -> AbstractContextManager[nn.Module]:
         """`with press(model): model(ids, past_key_values=cache)` compresses the cache of that prefill.
 
         Args:
             model: of transformers.
-            framing: the prompt around the context; only presses that let the model read on (`probe`) make use of it.
+            framing: the prompt around the context; only presses that let the model read on (`probe`) make use
+                of it.
         """
         return compressing(model, self, framing)
 
@@ -185,11 +199,15 @@ class BasePress(ABC):
             prefill.replace(index, *self.apply(full.keys, full.values, selection), selection, position, notes)
 
 
-def check_positions(press: BasePress, position: int, selections: Sequence[Selection], all_layers: bool) -> None:
+def check_positions(
+    press: BasePress, position: int, selections: Sequence[Selection], all_layers: bool
+) -> None:
     """Refuse to move positions in a model where some layers are left whole.
 
     Raises:
         ValueError: such a press on such a model.
     """
     if position != selections[0].keep.shape[-1] and not all_layers:
-        raise ValueError(f"{press.name} gives kept keys new positions, which this model's sliding-window layers, left whole, cannot follow")
+        raise ValueError(
+            f"{press.name} gives kept keys new positions, which this model's sliding-window layers, left whole, cannot follow"
+        )

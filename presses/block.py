@@ -1,11 +1,12 @@
 """Block: read the context block by block within a fixed budget, as a model with a small cache would.
 
-The first tokens fill the budget; every following block of `block_size` tokens is scored together with what is kept so far, and the best
-of both stay.
+The first tokens fill the budget; every following block of `block_size` tokens is scored together with what is
+kept so far, and the best of both stay.
 Source: Park et al. 2025 (KeyDiff), arXiv 2504.15364; kvpress 0.5.5.
-Differs: works with every scorer: it sees the kept tokens and the block with their own hidden states, positions and rotations, head by
-head where it looks at hidden states (kvpress joins slices of different tokens). Hidden states are those of a full prefill.
-Cost: the scorer once per block and ratio; the hidden states of all layers are held until then if the scorer looks at them.
+Differs: works with every scorer: it sees the kept tokens and the block with their own hidden states,
+positions and rotations, head by head where it looks at hidden states (kvpress joins slices of different
+tokens). Hidden states are those of a full prefill. Cost: the scorer once per block and ratio; the hidden
+states of all layers are held until then if the scorer looks at them.
 """
 
 from __future__ import annotations
@@ -74,16 +75,28 @@ class BlockPress(ScoreWrapperPress):
         positions = torch.arange(layer.tokens, device=layer.keys.device).expand(layer.keys.shape[:3])
         chosen = positions[..., :kept]
         for start in range(kept, layer.tokens, self.block_size):
-            seen = torch.cat((chosen, positions[..., start : start + self.block_size]), dim=-1)  # (B, H, m), rising
+            seen = torch.cat(
+                (chosen, positions[..., start : start + self.block_size]), dim=-1
+            )  # (B, H, m), rising
             best = Selection.top(self._score(layer, seen, ratio), kept)
             chosen = seen.gather(-1, best.positions)
-        return Selection(torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=chosen.device).scatter_(-1, chosen, True))
+        return Selection(
+            torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=chosen.device).scatter_(
+                -1, chosen, True
+            )
+        )
 
     def _score(self, layer: LayerObservation, seen: Tensor, ratio: float) -> Tensor:
         """(B, H, m) scores of the entries at `seen`, as if there were no others."""
         if not layer.hidden.shape[-1]:
-            return self._scores(replace(layer, keys=gather(layer.keys, seen), values=gather(layer.values, seen), _memo={}), seen, ratio)
-        heads = [self._scores(_at(layer, seen[:, head]), seen, ratio)[:, head] for head in range(seen.shape[1])]
+            return self._scores(
+                replace(layer, keys=gather(layer.keys, seen), values=gather(layer.values, seen), _memo={}),
+                seen,
+                ratio,
+            )
+        heads = [
+            self._scores(_at(layer, seen[:, head]), seen, ratio)[:, head] for head in range(seen.shape[1])
+        ]
         return torch.stack(heads, dim=1)
 
     def _scores(self, layer: LayerObservation, seen: Tensor, ratio: float) -> Tensor:
@@ -93,7 +106,9 @@ class BlockPress(ScoreWrapperPress):
             return layer.rope(positions + after)
 
         fingerprints = tuple(zlib.crc32(str(after).encode(), row) for row in layer.fingerprints)
-        return self.press.scores_at([self.press.observe(replace(layer, rope=rope, fingerprints=fingerprints, _memo={}))], ratio)[0]
+        return self.press.scores_at(
+            [self.press.observe(replace(layer, rope=rope, fingerprints=fingerprints, _memo={}))], ratio
+        )[0]
 
 
 def _at(layer: LayerObservation, seen: Tensor) -> LayerObservation:

@@ -1,14 +1,14 @@
 """CAKE: layers whose attention is spread out and moves get more of the cache.
 
-a = attention of the last `window_size` queries i to the earlier tokens t, per query head. preference of a layer = H^(1/τ₁) · V^(1/τ₂),
-H = Σ −a_it log a_it over heads, queries and tokens (spatial dispersion), V = Σ Var_i(a_it) over heads and tokens (temporal shift); a
-layer's budget is its share of the preferences. score_t = pool( Mean_i(a_it) + γ · Var_i(a_it) ) per KV head; the window is kept. Variances
-have Bessel's correction.
-Source: Qin et al. 2025, "CAKE: Cascading and Adaptive KV Cache Eviction with Layer Preferences", arXiv 2503.12491; authors' repository
-antgroup/cakekv, cake/model/modify_llama.py.
-Differs: budgets are set once all layers are read, which gives the sizes that the cascade ends with. τ₁ and τ₂ are tuned per model
-by the authors; 1 here. The window's attention is averaged over the query heads of a group.
-Cost: one attention of `window_size` queries per layer.
+a = attention of the last `window_size` queries i to the earlier tokens t, per query head. preference of a
+layer = H^(1/τ₁) · V^(1/τ₂), H = Σ −a_it log a_it over heads, queries and tokens (spatial dispersion), V = Σ
+Var_i(a_it) over heads and tokens (temporal shift); a layer's budget is its share of the preferences. score_t
+= pool( Mean_i(a_it) + γ · Var_i(a_it) ) per KV head; the window is kept. Variances have Bessel's correction.
+Source: Qin et al. 2025, "CAKE: Cascading and Adaptive KV Cache Eviction with Layer Preferences", arXiv
+2503.12491; authors' repository antgroup/cakekv, cake/model/modify_llama.py.
+Differs: budgets are set once all layers are read, which gives the sizes that the cascade ends with. τ₁ and τ₂
+are tuned per model by the authors; 1 here. The window's attention is averaged over the query heads of a
+group. Cost: one attention of `window_size` queries per layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class CAKEPress(BasePress):
 
     Attributes:
         compression_ratio: fraction of all entries removed, in [0, 1).
-        window_size: last tokens, whose queries vote and which are kept in every layer as far as the budget allows.
+        window_size: last tokens, whose queries vote and which are kept in every layer as far as the budget
+            allows.
         kernel_size: width of the average pooling over positions, odd.
         gamma: weight of the variance in the score.
         tau1: temperature of the dispersion.
@@ -51,14 +52,18 @@ class CAKEPress(BasePress):
         object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
         if self.window_size < 1 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
             given = f"window_size={self.window_size}, kernel_size={self.kernel_size}"
-            raise ValueError(f"{given}: the window must have at least 1 token, and the kernel must be odd and positive")
+            raise ValueError(
+                f"{given}: the window must have at least 1 token, and the kernel must be odd and positive"
+            )
         if self.tau1 <= 0 or self.tau2 <= 0:
             raise ValueError(f"tau1={self.tau1} and tau2={self.tau2} must be positive: they are temperatures")
 
     def observe(self, layer: LayerObservation) -> tuple[Tensor, Tensor]:
         """Scores (B, H, T) in float32, and the layer's preference (B,)."""
         window = self.window_size if layer.tokens > self.window_size else max(1, layer.tokens // 2)
-        attention = layer.window_attention(window)[..., : layer.tokens - window].float()  # (B, H * G, w, T - w)
+        attention = layer.window_attention(window)[
+            ..., : layer.tokens - window
+        ].float()  # (B, H * G, w, T - w)
         scores = mean_over_group(attention.mean(2) + self.gamma * variance(attention, 2), layer.group)
         if scores.shape[-1]:
             scores = functional.avg_pool1d(scores, self.kernel_size, stride=1, padding=self.kernel_size // 2)
@@ -70,9 +75,14 @@ class CAKEPress(BasePress):
         preferences = torch.stack([seen for _, seen in evidence], dim=1).tolist()  # (B, L)
         tokens = evidence[0][0].shape[-1]
         even = budget(tokens, ratio)
-        shares = [apportion(row, even * len(evidence), min(even, self.window_size), tokens) for row in preferences]
+        shares = [
+            apportion(row, even * len(evidence), min(even, self.window_size), tokens) for row in preferences
+        ]
         counts = torch.tensor(shares, device=evidence[0][0].device)  # (B, L)
-        return [Selection.top(scores, counts[:, at, None].expand(scores.shape[:2])) for at, (scores, _) in enumerate(evidence)]
+        return [
+            Selection.top(scores, counts[:, at, None].expand(scores.shape[:2]))
+            for at, (scores, _) in enumerate(evidence)
+        ]
 
 
 def preference(attention: Tensor, tau1: float, tau2: float) -> Tensor:

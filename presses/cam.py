@@ -1,12 +1,14 @@
 """CaM: while decoding, values that are evicted are merged into the entries after them instead of being lost.
 
-Every `compression_interval` passes the `target_size` best positions stay, by the mean of any scorer over the heads. Of the others the best,
-as many as there were passes, are merged: with probability A_i / mean A (at most 1), A the attention received since the prefill and the
-mean that of the next `merge_budget` kept entries, each of these takes up an equal share of the value. Keys stay as they are.
-Source: Zhang et al. 2024, "CaM: Cache Merging for Memory-efficient LLMs Inference", openreview LCTmppB165; kvpress 0.5.5 (intervals).
-Differs: coins are drawn by seed, layer and position (kvpress: from the global random state). Values are summed in float32. Heads that
-keep different numbers after the prefill decide each for itself. Otherwise as decoding; `compression_interval=1` is the paper's method.
-Cost: as decoding, and the attention of one query per layer, row and pass.
+Every `compression_interval` passes the `target_size` best positions stay, by the mean of any scorer over the
+heads. Of the others the best, as many as there were passes, are merged: with probability A_i / mean A (at
+most 1), A the attention received since the prefill and the mean that of the next `merge_budget` kept entries,
+each of these takes up an equal share of the value. Keys stay as they are. Source: Zhang et al. 2024, "CaM:
+Cache Merging for Memory-efficient LLMs Inference", openreview LCTmppB165; kvpress 0.5.5 (intervals). Differs:
+coins are drawn by seed, layer and position (kvpress: from the global random state). Values are summed in
+float32. Heads that keep different numbers after the prefill decide each for itself. Otherwise as decoding;
+`compression_interval=1` is the paper's method. Cost: as decoding, and the attention of one query per layer,
+row and pass.
 """
 
 from __future__ import annotations
@@ -40,7 +42,13 @@ class MergingFollower(ScoreFollower):
     """Scores, evicts and merges."""
 
     def __init__(
-        self, press: ScorerPress, interval: int, target: Callable[[int], int], buffer_size: int, merge_budget: int, seed: int
+        self,
+        press: ScorerPress,
+        interval: int,
+        target: Callable[[int], int],
+        buffer_size: int,
+        merge_budget: int,
+        seed: int,
     ) -> None:
         """As `ScoreFollower`; an evicted value is merged into `merge_budget` entries at most."""
         super().__init__(press, interval, target, buffer_size)
@@ -79,12 +87,20 @@ class MergingFollower(ScoreFollower):
         evicted = Selection(layer.valid & ~kept.keep)
         m = min(merges, int(evicted.counts.max()))
         ranked = scores.float().masked_fill(~evicted.keep, float("-inf")).flip(-1)  # of equal ones the latest
-        sources = scores.shape[-1] - 1 - ranked.sort(dim=-1, descending=True, stable=True).indices[..., :m]  # (1, H, m)
-        after = kept.keep.cumsum(-1).gather(-1, sources)[..., None] + torch.arange(self.merge_budget, device=sources.device)
-        exists = (after < kept.counts[..., None, None]) & evicted.keep.gather(-1, sources)[..., None]  # (1, H, m, w)
+        sources = (
+            scores.shape[-1] - 1 - ranked.sort(dim=-1, descending=True, stable=True).indices[..., :m]
+        )  # (1, H, m)
+        after = kept.keep.cumsum(-1).gather(-1, sources)[..., None] + torch.arange(
+            self.merge_budget, device=sources.device
+        )
+        exists = (after < kept.counts[..., None, None]) & evicted.keep.gather(-1, sources)[
+            ..., None
+        ]  # (1, H, m, w)
         after = after.clamp(max=kept.positions.shape[-1] - 1)  # place among the kept
         targets = exists.sum(-1).clamp(min=1)
-        received = self.received.gather(-1, kept.positions)[:, :, None].expand(-1, -1, m, -1).gather(-1, after)
+        received = (
+            self.received.gather(-1, kept.positions)[:, :, None].expand(-1, -1, m, -1).gather(-1, after)
+        )
         typical = (received * exists).sum(-1) / targets
         chance = (self.received.gather(-1, sources) / typical).nan_to_num(nan=0.0, posinf=1.0).clamp(0, 1)
         shares = (coins(chance, layer, self.seed) / targets)[..., None] * exists
@@ -123,10 +139,17 @@ class CAMPress(DecodingPress):
         if self.merge_budget < 1:
             raise ValueError(f"merge_budget={self.merge_budget} must be at least 1 entry")
         if self.press.layer_by_layer:
-            raise ValueError(f"cam keeps the same positions in all heads, so {self.press.name} is no help; give it the scorer itself")
+            raise ValueError(
+                f"cam keeps the same positions in all heads, so {self.press.name} is no help; give it the scorer itself"
+            )
 
     def while_decoding(self, ratio: float | Threshold) -> Follower:
         """Keeps `target_size` entries at every interval and merges others."""
         return MergingFollower(
-            self.press, self.compression_interval, lambda tokens: self.target_size, self.buffer_size, self.merge_budget, self.seed
+            self.press,
+            self.compression_interval,
+            lambda tokens: self.target_size,
+            self.buffer_size,
+            self.merge_budget,
+            self.seed,
         )

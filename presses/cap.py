@@ -1,9 +1,9 @@
 """Cap: keep values that add most capacity, weighted by what future queries ask for.
 
-μ is the mean query behind the sinks, rotated by the mean rotation R over the next `n_future_positions` positions;
-w_t = exp(τ cos(k_t, μ) - max), A = I + Σ_t (w_t + ε) v_t v_tᵀ, score_t = w_t · v_tᵀ A⁻¹ v_t, averaged over the query heads of a group.
-Source: CapKV 2026, arXiv 2604.25975; kvpress 0.5.5 for the cosine and R.
-Differs: computed in float32; contexts within the sinks are kept by position instead of refused.
+μ is the mean query behind the sinks, rotated by the mean rotation R over the next `n_future_positions`
+positions; w_t = exp(τ cos(k_t, μ) - max), A = I + Σ_t (w_t + ε) v_t v_tᵀ, score_t = w_t · v_tᵀ A⁻¹ v_t,
+averaged over the query heads of a group. Source: CapKV 2026, arXiv 2604.25975; kvpress 0.5.5 for the cosine
+and R. Differs: computed in float32; contexts within the sinks are kept by position instead of refused.
 Cost: queries of all tokens once more, two d x d products per value and query head.
 """
 
@@ -40,7 +40,9 @@ class CapPress(ScorerPress):
         """Refuse negative sinks and epsilon, and an empty future."""
         super().__post_init__()
         if self.n_sink < 0 or self.epsilon < 0 or self.n_future_positions < 1:
-            given = f"n_sink={self.n_sink}, epsilon={self.epsilon}, n_future_positions={self.n_future_positions}"
+            given = (
+                f"n_sink={self.n_sink}, epsilon={self.epsilon}, n_future_positions={self.n_future_positions}"
+            )
             raise ValueError(f"{given}: the first two must be at least 0, the last at least 1 position")
 
     def score(self, layer: LayerObservation) -> Tensor:
@@ -48,11 +50,15 @@ class CapPress(ScorerPress):
         sinks = min(self.n_sink, layer.tokens - 1)
         keys, values = layer.keys[:, :, sinks:].float(), layer.values[:, :, sinks:].float()
         mean, _ = query_statistics(layer, sinks, covariance=False)
-        anchor = (mean.float() @ mean_rotation(layer, self.n_future_positions).float().T).unflatten(1, (-1, layer.group))  # (B, H, G, d)
+        anchor = (mean.float() @ mean_rotation(layer, self.n_future_positions).float().T).unflatten(
+            1, (-1, layer.group)
+        )  # (B, H, G, d)
         cosine = functional.normalize(anchor, dim=-1) @ functional.normalize(keys, dim=-1).mT  # (B, H, G, n)
         logits = self.tau * cosine.clamp(-1, 1)
         weights = (logits - logits.amax(-1, keepdim=True)).exp()
-        scores = torch.stack([self._weighted_leverage(weights[:, :, g], values) for g in range(layer.group)]).mean(0)
+        scores = torch.stack(
+            [self._weighted_leverage(weights[:, :, g], values) for g in range(layer.group)]
+        ).mean(0)
         return pin(functional.pad(scores, (sinks, 0)), first=sinks)
 
     def _weighted_leverage(self, weights: Tensor, values: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Chunk: score every chunk of the context as if it were the whole, and keep the same share of each.
 
 Source: Corallo & Papotti 2024 (FINCH), Transactions of the ACL; kvpress 0.5.5.
-Differs: what the press inside sees of a chunk is rotated for the chunk's own positions (in kvpress, queries of all chunks but the last
-are rotated as if they stood at the end of the context).
+Differs: what the press inside sees of a chunk is rotated for the chunk's own positions (in kvpress, queries
+of all chunks but the last are rotated as if they stood at the end of the context).
 Cost: that of the press inside; less where it grows faster than the context.
 """
 
@@ -46,17 +46,27 @@ class ChunkPress(ScoreWrapperPress):
     def observe(self, layer: LayerObservation) -> list[Any]:
         """What the press inside observes in each chunk."""
         starts = range(0, layer.tokens, self.chunk_length)
-        return [self.press.observe(part(layer, start, min(start + self.chunk_length, layer.tokens))) for start in starts]
+        return [
+            self.press.observe(part(layer, start, min(start + self.chunk_length, layer.tokens)))
+            for start in starts
+        ]
 
     def select(self, evidence: Sequence[list[Any]], ratio: float) -> list[Selection]:
         """The top `budget(length, ratio)` entries of every chunk and head."""
-        chunks = [self.press.scores_at(chunk, ratio) for chunk in zip(*evidence, strict=True)]  # per chunk, per layer (B, H, length)
-        return [Selection(torch.cat([_top(scores, ratio) for scores in layer], dim=-1)) for layer in zip(*chunks, strict=True)]
+        chunks = [
+            self.press.scores_at(chunk, ratio) for chunk in zip(*evidence, strict=True)
+        ]  # per chunk, per layer (B, H, length)
+        return [
+            Selection(torch.cat([_top(scores, ratio) for scores in layer], dim=-1))
+            for layer in zip(*chunks, strict=True)
+        ]
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """The sum over chunks, each rounded down, but at least one entry."""
         whole, rest = divmod(tokens, self.chunk_length)
-        exact = layers * heads * (whole * budget(self.chunk_length, ratio) + (budget(rest, ratio) if rest else 0))
+        exact = (
+            layers * heads * (whole * budget(self.chunk_length, ratio) + (budget(rest, ratio) if rest else 0))
+        )
         return exact, exact
 
 

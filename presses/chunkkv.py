@@ -1,9 +1,9 @@
 """ChunkKV: keep whole chunks of neighbouring tokens.
 
-Scores are summed over heads and averaged per chunk of `chunk_length` tokens; the best chunks stay, the same ones for all heads.
-Source: Liu et al. 2025, arXiv 2502.00299.
-Differs: every context of a batch chooses for itself. The budget is a number of chunks, so the kept length is a multiple of the chunk
-length (or less, if the short last chunk is kept).
+Scores are summed over heads and averaged per chunk of `chunk_length` tokens; the best chunks stay, the same
+ones for all heads. Source: Liu et al. 2025, arXiv 2502.00299.
+Differs: every context of a batch chooses for itself. The budget is a number of chunks, so the kept length is
+a multiple of the chunk length (or less, if the short last chunk is kept).
 Cost: that of the press inside.
 """
 

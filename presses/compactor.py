@@ -1,7 +1,7 @@
 """Compactor: blend how unusual a key is with what the tokens around attend to.
 
-score_t = b · leverage_t + noncausal_t, both standardised over the context without its first and last tokens, which are kept.
-Source: Chari & Van Durme 2025, arXiv 2507.08143; kvpress 0.5.5 for b = compression ratio.
+score_t = b · leverage_t + noncausal_t, both standardised over the context without its first and last tokens,
+which are kept. Source: Chari & Van Durme 2025, arXiv 2507.08143; kvpress 0.5.5 for b = compression ratio.
 Differs: as its parts do (presses leverage and non_causal_attention).
 Cost: that of both.
 """
@@ -46,7 +46,9 @@ class CompactorPress(ScorerPress):
         """Refuse negative sinks, and what the parts refuse."""
         super().__post_init__()
         if self.sink_size_start < 0 or self.sink_size_end < 0:
-            raise ValueError(f"sink_size_start={self.sink_size_start} and sink_size_end={self.sink_size_end} must be at least 0 tokens")
+            raise ValueError(
+                f"sink_size_start={self.sink_size_start} and sink_size_end={self.sink_size_end} must be at least 0 tokens"
+            )
         LeverageScorePress(sketch_dimension=self.sketch_dimension)
         NonCausalAttnPress(chunk_size=self.chunk_size)
 
@@ -57,14 +59,19 @@ class CompactorPress(ScorerPress):
             nothing = torch.zeros(layer.keys.shape[:3], device=layer.keys.device)
             return nothing, nothing
         inside = layer.once(("part", first, last), lambda: part(layer, first, layer.tokens - last))
-        parts = LeverageScorePress(sketch_dimension=self.sketch_dimension, seed=self.seed), NonCausalAttnPress(chunk_size=self.chunk_size)
+        parts = (
+            LeverageScorePress(sketch_dimension=self.sketch_dimension, seed=self.seed),
+            NonCausalAttnPress(chunk_size=self.chunk_size),
+        )
         unusual, attended = (functional.pad(inside.score(press), (first, last)) for press in parts)
         return unusual, attended
 
     def scores_at(self, evidence: Sequence[tuple[Tensor, Tensor]], ratio: float) -> list[Tensor]:
         """The blend (B, H, T), both ends on top."""
         weight = ratio if self.blending is None else self.blending
-        return [pin(weight * unusual + attended, *self._ends(unusual.shape[-1])) for unusual, attended in evidence]
+        return [
+            pin(weight * unusual + attended, *self._ends(unusual.shape[-1])) for unusual, attended in evidence
+        ]
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): the blend at the press's own ratio."""

@@ -1,10 +1,10 @@
 """Composed: two presses one after the other, the second on what the first keeps.
 
-Retained fractions multiply: (1 - r₁)(1 - r₂). For more than two presses, compose again: `ComposedPress(a, ComposedPress(b, c))`.
-Source: kvpress 0.5.5.
-Differs: what a press observes comes from the full context and is then narrowed to the entries that are left, so presses that need
-hidden states may come second (kvpress gives them keys that no longer fit). Head-wise and global budgets may come last, or first where
-the second press removes channels only.
+Retained fractions multiply: (1 - r₁)(1 - r₂). For more than two presses, compose again: `ComposedPress(a,
+ComposedPress(b, c))`. Source: kvpress 0.5.5.
+Differs: what a press observes comes from the full context and is then narrowed to the entries that are left,
+so presses that need hidden states may come second (kvpress gives them keys that no longer fit). Head-wise and
+global budgets may come last, or first where the second press removes channels only.
 Cost: the sum of both.
 """
 
@@ -57,9 +57,13 @@ class ComposedPress(WrapperPress):
         """Refuse what is not a press."""
         super().__post_init__()
         if not isinstance(self.then, BasePress):
-            raise ValueError(f"ComposedPress(press, then) takes two presses, got {self.then!r}; nest it for more")
+            raise ValueError(
+                f"ComposedPress(press, then) takes two presses, got {self.then!r}; nest it for more"
+            )
         if self.then.adds_entries:
-            raise ValueError(f"{self.then.name} adds entries of its own to the cache, so it cannot come second; use it alone")
+            raise ValueError(
+                f"{self.then.name} adds entries of its own to the cache, so it cannot come second; use it alone"
+            )
 
     @property
     def claims_ratio(self) -> bool:
@@ -79,13 +83,16 @@ class ComposedPress(WrapperPress):
         """The second press's selection among what the first keeps.
 
         Raises:
-            ValueError: heads keep different numbers, and the second press would choose among them; or it moves positions.
+            ValueError: heads keep different numbers, and the second press would choose among them; or it
+                moves positions.
         """
         firsts = self.press.select([seen for seen, _ in evidence], ratio)
         narrowed = [narrow(seen, first) for (_, seen), first in zip(evidence, firsts, strict=True)]
         seconds = self.then.select(narrowed, self._second_ratio(ratio))
         if self.then.next_position(seconds) != seconds[0].keep.shape[-1]:
-            raise ValueError(f"{self.then.name} moves entries to new positions, so it must come first, or around the composed press")
+            raise ValueError(
+                f"{self.then.name} moves entries to new positions, so it must come first, or around the composed press"
+            )
         return [self._chained(first, second) for first, second in zip(firsts, seconds, strict=True)]
 
     def _chained(self, first: Selection, second: Selection) -> Selection:
@@ -110,7 +117,9 @@ class ComposedPress(WrapperPress):
 
     def next_position(self, selections: Sequence[Selection]) -> int:
         """As the first press does."""
-        return self.press.next_position([selection.first for selection in selections if isinstance(selection, Chained)])
+        return self.press.next_position(
+            [selection.first for selection in selections if isinstance(selection, Chained)]
+        )
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """Exact where the first press keeps as much in every head, else at most as many as it keeps."""
@@ -123,7 +132,10 @@ class ComposedPress(WrapperPress):
     def parameters(self) -> dict[str, Any]:
         """All fields but the ratio; the second press's own ratio belongs to what it is."""
         parameters = super().parameters()
-        return {**parameters, "then": {**parameters["then"], "compression_ratio": self.then.compression_ratio}}
+        return {
+            **parameters,
+            "then": {**parameters["then"], "compression_ratio": self.then.compression_ratio},
+        }
 
     def identity(self) -> Hashable:
         """Presses of different second ratios are different presses."""
@@ -142,6 +154,8 @@ def narrow(seen: Any, kept: Selection) -> Any:
         return type(seen)(narrow(part, kept) for part in seen)
     if not isinstance(seen, Tensor) or seen.dim() < 3 or seen.shape[:3] != kept.keep.shape:
         return seen
-    index = kept.positions.reshape(*kept.positions.shape, *[1] * (seen.dim() - 3)).expand(*kept.positions.shape, *seen.shape[3:])
+    index = kept.positions.reshape(*kept.positions.shape, *[1] * (seen.dim() - 3)).expand(
+        *kept.positions.shape, *seen.shape[3:]
+    )
     rows = seen.gather(2, index)
     return rows & kept.keep.gather(-1, kept.positions) if rows.dtype == torch.bool else rows

@@ -1,7 +1,7 @@
 """CriticalAdaKV: budgets per head as in AdaKV, filled as in CriticalKV.
 
-The scores decide how many entries each head keeps; of these, a first share goes by score, the rest by (score_t + ε)·‖v_t W_O‖₁.
-Source: Feng et al. 2025, arXiv 2502.03805; kvpress 0.5.5 for ε.
+The scores decide how many entries each head keeps; of these, a first share goes by score, the rest by
+(score_t + ε)·‖v_t W_O‖₁. Source: Feng et al. 2025, arXiv 2502.03805; kvpress 0.5.5 for ε.
 Differs: every context of a batch has its own budgets per head; head-wise budgets are real.
 Cost: one output projection of all values, one sort over all entries of a layer, and that of the press inside.
 """
@@ -43,15 +43,24 @@ class CriticalAdaKVPress(AdaKVPress):
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the norms (B, H, T) of projected values."""
-        return self.press.observe(layer), layer.once("projected value norms", lambda: projected_value_norms(layer))
+        return self.press.observe(layer), layer.once(
+            "projected value norms", lambda: projected_value_norms(layer)
+        )
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
         """As many entries per head as AdaKV keeps, `H * budget(T, ratio)` in all."""
         scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
-        return [self._fill(one.float(), norms, budget(one.shape[-1], ratio)) for one, (_, norms) in zip(scores, evidence, strict=True)]
+        return [
+            self._fill(one.float(), norms, budget(one.shape[-1], ratio))
+            for one, (_, norms) in zip(scores, evidence, strict=True)
+        ]
 
     def _fill(self, scores: Tensor, norms: Tensor, even: int) -> Selection:
         counts = self._select(scores, even).counts  # (B, H)
-        first = (counts * self.first_stage_ratio).long().clamp_min(self._safe(even))  # both are the head's best by score
-        weighted = ((scores + self.epsilon) * norms).masked_fill(Selection.top(scores, first).keep, torch.finfo(torch.float32).max)
+        first = (
+            (counts * self.first_stage_ratio).long().clamp_min(self._safe(even))
+        )  # both are the head's best by score
+        weighted = ((scores + self.epsilon) * norms).masked_fill(
+            Selection.top(scores, first).keep, torch.finfo(torch.float32).max
+        )
         return Selection.top(weighted, counts)

@@ -1,10 +1,10 @@
 """CriticalKV: among what a scorer ranks next, keep what the output feels most.
 
-Two stages: the scorer's top share of the budget is sure; the rest goes by (score_t + ε)·N_t, N_t = ‖v_t W_O‖₁ averaged over the query
-heads of a group.
+Two stages: the scorer's top share of the budget is sure; the rest goes by (score_t + ε)·N_t, N_t = ‖v_t W_O‖₁
+averaged over the query heads of a group.
 Source: Feng et al. 2025, arXiv 2502.03805; kvpress 0.5.5 for ε.
-Differs: nothing. Scorers that already multiply by the norm of the value count it twice; give expected_attention use_vnorm=false.
-Cost: one output projection of all values, and that of the press inside.
+Differs: nothing. Scorers that already multiply by the norm of the value count it twice; give
+expected_attention use_vnorm=false. Cost: one output projection of all values, and that of the press inside.
 """
 
 from __future__ import annotations
@@ -50,12 +50,17 @@ class CriticalKVPress(ScoreWrapperPress):
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the norms (B, H, T) of projected values."""
-        return self.press.observe(layer), layer.once("projected value norms", lambda: projected_value_norms(layer))
+        return self.press.observe(layer), layer.once(
+            "projected value norms", lambda: projected_value_norms(layer)
+        )
 
     def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> Sequence[Tensor]:
         """Weighted scores (B, H, T), those of the first stage on top."""
         scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
-        return [self._weighted(seen.float(), norms, ratio) for seen, (_, norms) in zip(scores, evidence, strict=True)]
+        return [
+            self._weighted(seen.float(), norms, ratio)
+            for seen, (_, norms) in zip(scores, evidence, strict=True)
+        ]
 
     def _weighted(self, scores: Tensor, norms: Tensor, ratio: float) -> Tensor:
         share = (1 - ratio) * scores.shape[-1] * self.first_stage_ratio
@@ -64,7 +69,10 @@ class CriticalKVPress(ScoreWrapperPress):
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
         """The top `budget(T, ratio)` entries of every head by weighted score."""
-        return [Selection.top(scores, budget(scores.shape[-1], ratio)) for scores in self.scores_at(evidence, ratio)]
+        return [
+            Selection.top(scores, budget(scores.shape[-1], ratio))
+            for scores in self.scores_at(evidence, ratio)
+        ]
 
 
 def check_first_stage(share: float) -> None:
@@ -82,6 +90,9 @@ def projected_value_norms(layer: LayerObservation) -> Tensor:
     weights = output_weight(layer.module).unflatten(0, (-1, layer.group))  # (H, G, d, D)
     blocks = []
     for values in layer.values.split(TOKEN_BLOCK, dim=2):
-        per_head = [torch.linalg.vector_norm(values @ weights[:, g], ord=1, dim=-1, dtype=torch.float32) for g in range(layer.group)]
+        per_head = [
+            torch.linalg.vector_norm(values @ weights[:, g], ord=1, dim=-1, dtype=torch.float32)
+            for g in range(layer.group)
+        ]
         blocks.append(torch.stack(per_head).mean(0))
     return torch.cat(blocks, dim=-1)

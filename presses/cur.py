@@ -1,9 +1,9 @@
 """CUR: keep keys and values of large leverage, approximated by their norms.
 
-score_t = share of ‖k_t‖² among its `local_window_size` neighbours times the same share of ‖v_t‖²; the first `num_sinks` tokens are kept.
-Source: Sengupta et al. 2025 (CurDKV), arXiv 2509.15038; kvpress 0.5.5.
-Differs: the optional random projection is drawn per seed, layer and context, the same on every device. Entries of zero norm count 0.
-Cost: two norms per entry.
+score_t = share of ‖k_t‖² among its `local_window_size` neighbours times the same share of ‖v_t‖²; the first
+`num_sinks` tokens are kept. Source: Sengupta et al. 2025 (CurDKV), arXiv 2509.15038; kvpress 0.5.5.
+Differs: the optional random projection is drawn per seed, layer and context, the same on every device.
+Entries of zero norm count 0. Cost: two norms per entry.
 """
 
 from __future__ import annotations
@@ -58,10 +58,17 @@ class CURPress(ScorerPress):
         """(B, H, T): shares that sum to 1 over the context, the sinks at 1."""
         keys, values = layer.keys.float(), layer.values.float()
         if self.use_random_leverage:
-            projection = gaussian(layer, self.seed, keys.shape[-1], PROJECTED_SIZE)[:, None] / PROJECTED_SIZE**0.5
+            projection = (
+                gaussian(layer, self.seed, keys.shape[-1], PROJECTED_SIZE)[:, None] / PROJECTED_SIZE**0.5
+            )
             keys, values = keys @ projection, values @ projection
         of_keys, of_values = self._shares(keys), self._shares(values)
-        kinds = {"key": of_keys, "value": of_values, "kv_avg": (of_keys + of_values) / 2, "kv_product": of_keys * of_values}
+        kinds = {
+            "key": of_keys,
+            "value": of_values,
+            "kv_avg": (of_keys + of_values) / 2,
+            "kv_product": of_keys * of_values,
+        }
         scores = _relative(kinds[self.leverage_type])
         return scores.masked_fill(torch.arange(layer.tokens, device=scores.device) < self.num_sinks, 1.0)
 
@@ -71,7 +78,9 @@ class CURPress(ScorerPress):
         if not self.use_local_approximation:
             return squares
         padded = functional.pad(squares, (0, -squares.shape[-1] % self.local_window_size))
-        return _relative(padded.unflatten(-1, (-1, self.local_window_size))).flatten(2)[..., : squares.shape[-1]]
+        return _relative(padded.unflatten(-1, (-1, self.local_window_size))).flatten(2)[
+            ..., : squares.shape[-1]
+        ]
 
 
 def _relative(numbers: Tensor) -> Tensor:

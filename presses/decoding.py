@@ -1,9 +1,9 @@
 """Decoding: whenever `compression_interval` passes are over, keep the `target_size` best entries of every head, by any scorer.
 
 Source: kvpress 0.5.5 (DecodingPress); each scorer cites its own paper.
-Differs: every buffered query keeps its own rotation (kvpress gives all of them that of the current step). Kept entries stay in order of
-position. Several questions of a context are answered as if each were alone. Scorers that need hidden states of the whole context are
-refused while decoding.
+Differs: every buffered query keeps its own rotation (kvpress gives all of them that of the current step).
+Kept entries stay in order of position. Several questions of a context are answered as if each were alone.
+Scorers that need hidden states of the whole context are refused while decoding.
 Cost: the scorer once per interval, layer and row; the hidden states of the last `buffer_size` tokens.
 """
 
@@ -30,7 +30,9 @@ from presses.wrapper import ScoreWrapperPress, WrapperPress
 class ScoreFollower(Follower):
     """Every `interval` passes, or after a pass of at least as many tokens as may stay, the best entries stay, by a scorer."""
 
-    def __init__(self, press: ScorerPress, interval: int, target: Callable[[int], int], buffer_size: int) -> None:
+    def __init__(
+        self, press: ScorerPress, interval: int, target: Callable[[int], int], buffer_size: int
+    ) -> None:
         """Act every `interval` passes; `target` gives the entries that stay from the number of tokens of the text so far."""
         self.press, self.interval, self.target, self.buffer_size = press, interval, target, buffer_size
         self.passes = 0
@@ -53,7 +55,10 @@ class ScoreFollower(Follower):
     def remember(self, layer: DecodingObservation) -> None:
         """Count the pass, and hold its tokens for scorers that look at queries."""
         self.passes += 1
-        new = [layer.hidden, *(factor.expand(1, layer.hidden.shape[1], -1) for factor in (layer.cos, layer.sin))]
+        new = [
+            layer.hidden,
+            *(factor.expand(1, layer.hidden.shape[1], -1) for factor in (layer.cos, layer.sin)),
+        ]
         if self.buffer:
             new = [torch.cat(parts, dim=1) for parts in zip(self.buffer, new, strict=True)]
         self.buffer = [part[:, -self.buffer_size :] for part in new]
@@ -79,7 +84,9 @@ class ScoreFollower(Follower):
         scores = torch.full(layer.valid.shape, float("-inf"), device=layer.valid.device)
         for head in range(layer.valid.shape[1]):
             own = layer.valid[0, head]
-            alone = replace(layer, keys=layer.keys[:, :, own], values=layer.values[:, :, own], valid=None, _memo={})
+            alone = replace(
+                layer, keys=layer.keys[:, :, own], values=layer.values[:, :, own], valid=None, _memo={}
+            )
             scores[0, head, own] = self._score(alone, ratio)[0, head].float()
         return scores
 
@@ -87,7 +94,9 @@ class ScoreFollower(Follower):
         seen = self.press.observe(layer)
         scores: Tensor = seen if self.press.layer_by_layer else self.press.scores_at([seen], ratio)[0]
         if not isinstance(scores, Tensor) or scores.shape != layer.keys.shape[:3]:
-            raise ValueError(f"{self.press.name} does not rank entries by one score each, so it cannot act while decoding; give a scorer")
+            raise ValueError(
+                f"{self.press.name} does not rank entries by one score each, so it cannot act while decoding; give a scorer"
+            )
         return scores
 
 
@@ -135,12 +144,17 @@ def check_scorer(press: BasePress, interval: int, buffer_size: int) -> None:
     """Refuse what cannot act while decoding.
 
     Raises:
-        ValueError: a press without scores or with extra passes, or an interval or buffer that is not positive.
+        ValueError: a press without scores or with extra passes, or an interval or buffer that is not
+            positive.
     """
     if not (hasattr(press, "scores_at") or press.layer_by_layer):
-        raise ValueError(f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; give one as knorm")
+        raise ValueError(
+            f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; give one as knorm"
+        )
     if getattr(type(press), "probe", BasePress.probe) not in (BasePress.probe, ScoreWrapperPress.probe):
-        raise ValueError(f"{press.name} needs extra passes over the context, which do not exist while decoding; give a scorer as knorm")
+        raise ValueError(
+            f"{press.name} needs extra passes over the context, which do not exist while decoding; give a scorer as knorm"
+        )
     if interval < 1 or buffer_size < 1:
         raise ValueError(f"compression_interval={interval} and buffer_size={buffer_size} must be at least 1")
 
@@ -154,7 +168,9 @@ class PrefillLeftWhole(WrapperPress):
 
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """Everything, whatever the ratio."""
-        return [Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence]
+        return [
+            Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence
+        ]
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """All entries of the context, whatever the ratio."""
@@ -166,7 +182,8 @@ class DecodingPress(PrefillLeftWhole):
     """A fixed number of entries while answers are written; the context is read whole.
 
     Attributes:
-        press: that scores the entries; of head-wise budgets, adakv, which keeps `target_size` entries per head on average.
+        press: that scores the entries; of head-wise budgets, adakv, which keeps `target_size` entries per
+            head on average.
         compression_ratio: of the prefill: 0; see the press `prefill_decoding`.
         compression_interval: forward passes between two compressions; the question is one.
         target_size: entries kept per head.
@@ -185,7 +202,9 @@ class DecodingPress(PrefillLeftWhole):
         """Refuse a ratio, an empty target, and scorers that need more than a cache."""
         super().__post_init__()
         if self.compression_ratio:
-            raise ValueError(f"compression_ratio={self.compression_ratio}: decoding leaves the prefill whole; set target_size")
+            raise ValueError(
+                f"compression_ratio={self.compression_ratio}: decoding leaves the prefill whole; set target_size"
+            )
         if self.target_size < 1:
             raise ValueError(f"target_size={self.target_size} must be at least 1 entry")
         check_scorer(self.press, self.compression_interval, self.buffer_size)
@@ -197,4 +216,6 @@ class DecodingPress(PrefillLeftWhole):
 
     def while_decoding(self, ratio: float | Threshold) -> Follower:
         """Keeps `target_size` entries at every interval."""
-        return ScoreFollower(self.press, self.compression_interval, lambda tokens: self.target_size, self.buffer_size)
+        return ScoreFollower(
+            self.press, self.compression_interval, lambda tokens: self.target_size, self.buffer_size
+        )

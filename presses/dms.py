@@ -1,11 +1,11 @@
 """DMS: remove what scores below a threshold, except for a sliding window of recent tokens.
 
-Source: Łańcucki et al. 2025, arXiv 2506.05345, for the delayed eviction; kvpress 0.5.5, where scores are those of KVzap.
-Differs: no trained eviction heads: the scores are those of any press. Without a threshold, the ratio sets it in every layer: heads
-compete, as in AdaKV without a safeguard. Head-wise budgets are real: what is evicted leaves memory, in the prefill and while decoding.
-With `decoding`, several questions of a context are answered as if each were alone. Written tokens are scored pass by pass, on their own,
-so the press inside should score entries one by one (knorm, qfilter, kvzap).
-Cost: that of the press inside.
+Source: Łańcucki et al. 2025, arXiv 2506.05345, for the delayed eviction; kvpress 0.5.5, where scores are
+those of KVzap. Differs: no trained eviction heads: the scores are those of any press. Without a threshold,
+the ratio sets it in every layer: heads compete, as in AdaKV without a safeguard. Head-wise budgets are real:
+what is evicted leaves memory, in the prefill and while decoding. With `decoding`, several questions of a
+context are answered as if each were alone. Written tokens are scored pass by pass, on their own, so the press
+inside should score entries one by one (knorm, qfilter, kvzap). Cost: that of the press inside.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class WindowFollower(Follower):
         age = (layer.valid.flip(-1).cumsum(-1).flip(-1) - 1).masked_fill(~layer.valid, -1)  # 0: the newest
         known = self.begin(layer, age) if self.scores is None else self.scores
         if self.threshold is None:
-            raise ValueError("dms goes on while decoding with a threshold; give it one, or use it alone with a ratio")
+            raise ValueError(
+                "dms goes on while decoding with a threshold; give it one, or use it alone with a ratio"
+            )
         new = self.press.scores_at([self.press.observe(layer.new_tokens())], 0.5)[0]
         self.scores = scores = torch.cat((known, new.float()), dim=-1)
         keep = layer.valid & ((scores >= self.threshold) | (age < self.window))
@@ -73,7 +75,8 @@ class DMSPress(ScoreWrapperPress):
         compression_ratio: fraction of a layer's entries removed, where no threshold is given.
         threshold: lowest score that stays; it is the budget, whatever ratio a sweep asks.
         sliding_window_size: last tokens, always kept.
-        decoding: whether to go on while answers are written: every token, when it leaves the window, stays or goes.
+        decoding: whether to go on while answers are written: every token, when it leaves the window, stays or
+            goes.
     """
 
     press: ScorerPress = KnormPress()
@@ -106,7 +109,10 @@ class DMSPress(ScoreWrapperPress):
 
     def _above(self, scores: Tensor, threshold: float) -> Selection:
         tokens = scores.shape[-1]
-        return Selection((scores >= threshold) | (torch.arange(tokens, device=scores.device) >= tokens - self.sliding_window_size))
+        return Selection(
+            (scores >= threshold)
+            | (torch.arange(tokens, device=scores.device) >= tokens - self.sliding_window_size)
+        )
 
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """What reaches the threshold, and the window; or, without one, the `H * budget(T, ratio)` best entries of each layer."""

@@ -1,13 +1,14 @@
 """DuoAttention: heads that do not retrieve keep only the first and the most recent tokens.
 
-Every head has a score of how much it retrieves; the lowest of all keep `sink_size` first and `recent_size` last tokens, the others
-everything. As many are short as the ratio of entries needs, the last of them with more recent tokens, so that the budget is met exactly;
-where short heads alone are too many entries, all keep fewer.
-Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5 for scores without training.
-Differs: the ratio is of entries; that of paper and kvpress, of short heads (the round(layers · heads · ratio) lowest), is
-`head_compression_ratio`. The budget of short heads is real, so the measured fraction is then (1 - ratio) + ratio · (sink + recent)/T, never
-above 1. Without training, the head scores come from the context itself, or from texts by `calibrate`.
-Cost: nothing with patterns; else queries and keys of all tokens once more, per layer.
+Every head has a score of how much it retrieves; the lowest of all keep `sink_size` first and `recent_size`
+last tokens, the others everything. As many are short as the ratio of entries needs, the last of them with
+more recent tokens, so that the budget is met exactly; where short heads alone are too many entries, all keep
+fewer. Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5
+for scores without training. Differs: the ratio is of entries; that of paper and kvpress, of short heads (the
+round(layers · heads · ratio) lowest), is `head_compression_ratio`. The budget of short heads is real, so the
+measured fraction is then (1 - ratio) + ratio · (sink + recent)/T, never above 1. Without training, the head
+scores come from the context itself, or from texts by `calibrate`. Cost: nothing with patterns; else queries
+and keys of all tokens once more, per layer.
 """
 
 from __future__ import annotations
@@ -64,12 +65,15 @@ class DuoAttentionPress(BasePress):
     """Retrieval heads and streaming heads.
 
     Attributes:
-        compression_ratio: fraction of entries removed, in [0, 1), where `head_compression_ratio` is not given.
-        head_compression_ratio: fraction of heads that are short; it is the budget, whatever ratio a sweep asks.
+        compression_ratio: fraction of entries removed, in [0, 1), where `head_compression_ratio` is not
+            given.
+        head_compression_ratio: fraction of heads that are short; it is the budget, whatever ratio a sweep
+            asks.
         on_the_fly_scoring: whether the context itself tells the heads apart, instead of a trained pattern.
         sink_size: first tokens that short heads keep; None for the pattern's.
         recent_size: last tokens that short heads keep; None for the pattern's.
-        weights: local folder with config.json and full_attention_heads.tsv; None for the authors' pattern of the model.
+        weights: local folder with config.json and full_attention_heads.tsv; None for the authors' pattern of
+            the model.
         revision: of the authors' repository.
     """
 
@@ -89,7 +93,9 @@ class DuoAttentionPress(BasePress):
             object.__setattr__(self, "head_compression_ratio", fixed)
             object.__setattr__(self, "compression_ratio", self.compression_ratio or fixed)
         if min(self.sink_size or 0, self.recent_size or 0) < 0:
-            raise ValueError(f"sink_size={self.sink_size} and recent_size={self.recent_size} must be at least 0 tokens")
+            raise ValueError(
+                f"sink_size={self.sink_size} and recent_size={self.recent_size} must be at least 0 tokens"
+            )
 
     @property
     def own_budget(self) -> bool:
@@ -106,7 +112,10 @@ class DuoAttentionPress(BasePress):
             scores, sink, recent = head_scores(layer), SINK_SIZE, RECENT_SIZE
         else:
             scores, sink, recent = self._pattern(layer)
-        sink, recent = sink if self.sink_size is None else self.sink_size, recent if self.recent_size is None else self.recent_size
+        sink, recent = (
+            sink if self.sink_size is None else self.sink_size,
+            recent if self.recent_size is None else self.recent_size,
+        )
         return HeadScores(scores.to(layer.keys.device)[..., None].expand(layer.keys.shape[:3]), sink, recent)
 
     def _pattern(self, layer: LayerObservation) -> tuple[Tensor, int, int]:
@@ -120,9 +129,17 @@ class DuoAttentionPress(BasePress):
         try:
             sizes = json.loads(described)
             sink, recent = int(sizes["sink_size"]), int(sizes["recent_size"])
-            rows = torch.tensor([[float(number) for number in line.split("\t")] for line in table.splitlines() if line.strip()])
+            rows = torch.tensor(
+                [
+                    [float(number) for number in line.split("\t")]
+                    for line in table.splitlines()
+                    if line.strip()
+                ]
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"no {wanted}: the files at {source} are of another kind ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"no {wanted}: the files at {source} are of another kind ({type(error).__name__}: {error})"
+            ) from error
         config: Any = layer.module.config
         rows = checked(rows, (config.num_hidden_layers, layer.kv_heads), wanted).clamp(0, 1)
         return rows[layer.index][None], sink, recent
@@ -131,19 +148,27 @@ class DuoAttentionPress(BasePress):
         """Everything in retrieval heads, both ends in the others."""
         scores = torch.stack([seen.scores[..., 0] for seen in evidence], dim=1)  # (B, L, H)
         heads, tokens = scores[0].numel(), evidence[0].scores.shape[-1]
-        sink, size = evidence[0].sink_size, min(tokens, evidence[0].sink_size + max(1, evidence[0].recent_size))
+        sink, size = (
+            evidence[0].sink_size,
+            min(tokens, evidence[0].sink_size + max(1, evidence[0].recent_size)),
+        )
         if self.head_compression_ratio is None:
             counts = shorten(scores.flatten(1), tokens, size, heads * budget(tokens, ratio)).view_as(scores)
         else:
             short = Selection.top(-scores.flatten(1)[:, None], self._short_heads(heads)).keep.view_as(scores)
             counts = torch.where(short, size, tokens)
-        return [Selection(ends(layer, sink, tokens)) for layer in counts.expand(len(evidence[0].scores), -1, -1).unbind(1)]
+        return [
+            Selection(ends(layer, sink, tokens))
+            for layer in counts.expand(len(evidence[0].scores), -1, -1).unbind(1)
+        ]
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write a pattern, in the authors' format: the heads' scores without training, averaged over the pieces."""
         lines = ["\t".join(f"{score:.9f}" for score in row) for row in mean_scores(model, pieces).tolist()]
         (folder / "full_attention_heads.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (folder / "config.json").write_text(json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE}), encoding="utf-8")
+        (folder / "config.json").write_text(
+            json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE}), encoding="utf-8"
+        )
 
     def _short_heads(self, heads: int) -> int:
         return round(heads * (self.head_compression_ratio or 0.0))
@@ -165,9 +190,13 @@ class DuoAttentionPress(BasePress):
 def head_scores(layer: LayerObservation) -> Tensor:
     """(B, H): how far back the typical query of a head looks along copies of its typical key at all positions, without training.
 
-    The area under the cumulated attention: 1 where all goes to the first copy, near 0 where all goes to the last.
+    The area under the cumulated attention: 1 where all goes to the first copy, near 0 where all goes to the
+    last.
     """
-    query, key = layer.queries_before_rope().mean(2, keepdim=True), layer.keys_before_rope().mean(2, keepdim=True)
+    query, key = (
+        layer.queries_before_rope().mean(2, keepdim=True),
+        layer.keys_before_rope().mean(2, keepdim=True),
+    )
     rotary = layer.rotary
     cos, sin = rotary.at(torch.arange(POSITIONS, device=layer.keys.device))
     queries = rotary.turn(query, cos[:, -1:], sin[:, -1:])  # (B, H * G, 1, d)
@@ -187,4 +216,6 @@ def mean_scores(model: nn.Module, pieces: Iterable[Sequence[int]]) -> Tensor:
     config: Any = model.config
     means = {index: torch.stack(seen).mean(0) for index, seen in found.items()}
     whole = torch.ones_like(next(iter(means.values())))
-    return torch.stack([means.get(index, whole) for index in range(config.get_text_config().num_hidden_layers)])
+    return torch.stack(
+        [means.get(index, whole) for index in range(config.get_text_config().num_hidden_layers)]
+    )

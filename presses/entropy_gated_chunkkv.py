@@ -1,8 +1,8 @@
 """Entropy-gated ChunkKV: take the best chunks, but only a few tokens of those whose score sits on a few.
 
-Chunks are taken by falling mean score. One whose mean reaches the median while the entropy of its scores stays below the median gives
-its best `low_entropy_chunk_length` tokens, any other all of them; budget left over goes to the best remaining tokens. The same positions
-for all heads.
+Chunks are taken by falling mean score. One whose mean reaches the median while the entropy of its scores
+stays below the median gives its best `low_entropy_chunk_length` tokens, any other all of them; budget left
+over goes to the best remaining tokens. The same positions for all heads.
 Source: kvpress 0.5.5, an extension of ChunkKV (Liu et al. 2025, arXiv 2502.00299).
 Differs: every context of a batch chooses for itself.
 Cost: that of the press inside.
@@ -47,26 +47,37 @@ class EntropyGatedChunkKVPress(ScoreWrapperPress):
         """Refuse empty chunks."""
         super().__post_init__()
         if not 1 <= self.low_entropy_chunk_length <= self.chunk_length:
-            given = f"low_entropy_chunk_length={self.low_entropy_chunk_length}, chunk_length={self.chunk_length}"
+            given = (
+                f"low_entropy_chunk_length={self.low_entropy_chunk_length}, chunk_length={self.chunk_length}"
+            )
             raise ValueError(f"{given}: the first must lie between 1 and the second, in tokens")
 
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """Exactly `budget(T, ratio)` positions, shared by the heads of a layer."""
-        return [self._select(scores, budget(scores.shape[-1], ratio)) for scores in self.press.scores_at(evidence, ratio)]
+        return [
+            self._select(scores, budget(scores.shape[-1], ratio))
+            for scores in self.press.scores_at(evidence, ratio)
+        ]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:
         tokens = scores.shape[-1]
         summed = scores.float().sum(1)  # (B, T)
-        chunked = functional.pad(summed, (0, -tokens % self.chunk_length), value=float("nan")).unflatten(-1, (-1, self.chunk_length))
+        chunked = functional.pad(summed, (0, -tokens % self.chunk_length), value=float("nan")).unflatten(
+            -1, (-1, self.chunk_length)
+        )
         means, entropies = chunked.nanmean(-1), _entropies(chunked)  # (B, chunks)
         gated = (means >= _median(means)) & (entropies < _median(entropies))
         wanted = (~chunked.isnan()).sum(-1)
         wanted = wanted.where(~gated, wanted.clamp_max(self.low_entropy_chunk_length))
         order = means.sort(dim=-1, descending=True, stable=True).indices
         in_order = wanted.gather(-1, order)
-        given = (kept - (in_order.cumsum(-1) - in_order)).clamp_min(0).minimum(in_order)  # what the budget allows, best chunk first
+        given = (
+            (kept - (in_order.cumsum(-1) - in_order)).clamp_min(0).minimum(in_order)
+        )  # what the budget allows, best chunk first
         allowed = torch.zeros_like(wanted).scatter_(-1, order, given)
-        chosen = Selection.top(chunked.nan_to_num(nan=float("-inf")), allowed).keep  # (B, chunks, chunk_length)
+        chosen = Selection.top(
+            chunked.nan_to_num(nan=float("-inf")), allowed
+        ).keep  # (B, chunks, chunk_length)
         first = summed.masked_fill(chosen.flatten(1)[:, :tokens], float("inf"))
         return Selection(Selection.top(first[:, None], kept).keep.expand_as(scores))
 

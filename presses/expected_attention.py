@@ -1,9 +1,9 @@
 """Expected attention: keep what future queries will attend to, taken as normally distributed.
 
-Queries of the context have mean μ and covariance Σ before rotary embedding; R is the mean rotation over the next
-`n_future_positions` positions.
-score_t = softmax_t( (Rμ)·k_t/√d + k_tᵀ RΣRᵀ k_t / 2d ), averaged over the query heads of a group, times (‖v_t‖₂ with + ε inside).
-Source: Devoto et al. 2025, arXiv 2510.00636; kvpress 0.5.5 for ε and the sinks.
+Queries of the context have mean μ and covariance Σ before rotary embedding; R is the mean rotation over the
+next `n_future_positions` positions.
+score_t = softmax_t( (Rμ)·k_t/√d + k_tᵀ RΣRᵀ k_t / 2d ), averaged over the query heads of a group, times
+(‖v_t‖₂ with + ε inside). Source: Devoto et al. 2025, arXiv 2510.00636; kvpress 0.5.5 for ε and the sinks.
 Differs: nothing.
 Cost: queries of all tokens once more and one d x d product per key, per layer.
 """
@@ -41,7 +41,9 @@ class ExpectedAttentionPress(ScorerPress):
         """Refuse negative sinks and epsilon, and an empty future."""
         super().__post_init__()
         if self.n_sink < 0 or self.epsilon < 0 or self.n_future_positions < 1:
-            given = f"n_sink={self.n_sink}, epsilon={self.epsilon}, n_future_positions={self.n_future_positions}"
+            given = (
+                f"n_sink={self.n_sink}, epsilon={self.epsilon}, n_future_positions={self.n_future_positions}"
+            )
             raise ValueError(f"{given}: the first two must be at least 0, the last at least 1 position")
 
     def score(self, layer: LayerObservation) -> Tensor:
@@ -62,7 +64,9 @@ class ExpectedAttentionPress(ScorerPress):
         )
 
 
-def query_statistics(layer: LayerObservation, sinks: int, covariance: bool = True) -> tuple[Tensor, Tensor | None]:
+def query_statistics(
+    layer: LayerObservation, sinks: int, covariance: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Mean (B, H * G, d) and covariance (B, H * G, d, d), or None, of the queries before rotary embedding, without the first `sinks`."""
     queries = layer.queries_before_rope()[:, :, sinks:]
     mean = queries.mean(dim=2)
@@ -76,9 +80,16 @@ def mean_rotation(layer: LayerObservation, n_future_positions: int) -> Tensor:
     """(d, d) mean over the positions T … T + n_future_positions - 1 of the rotary embedding as a matrix: R @ q rotates q."""
     size = layer.keys.shape[-1]
     rotary = layer.rotary
-    cos, sin = rotary.at(torch.arange(layer.tokens, layer.tokens + n_future_positions, device=layer.keys.device))
-    cos, sin = cos.mean(1, keepdim=True), sin.mean(1, keepdim=True)  # (1, 1, r), r < d where only part of a head is rotated
-    every_channel = torch.eye(size, dtype=cos.dtype, device=cos.device)[None, None]  # turned, channel i is column i of R
+    cos, sin = rotary.at(
+        torch.arange(layer.tokens, layer.tokens + n_future_positions, device=layer.keys.device)
+    )
+    cos, sin = (
+        cos.mean(1, keepdim=True),
+        sin.mean(1, keepdim=True),
+    )  # (1, 1, r), r < d where only part of a head is rotated
+    every_channel = torch.eye(size, dtype=cos.dtype, device=cos.device)[
+        None, None
+    ]  # turned, channel i is column i of R
     return rotary.turn(every_channel, cos, sin)[0, 0].T.to(layer.keys.dtype)
 
 

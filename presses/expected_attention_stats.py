@@ -1,9 +1,9 @@
 """Expected attention with statistics: as expected_attention, with the queries of many texts instead of the context's own.
 
 Mean and covariance of the queries before rotary embedding are loaded; the rest is expected_attention.
-Source: Devoto et al. 2025, arXiv 2510.00636; statistics on the hub, `alessiodevoto/exp_att_stats_<model>_<data>_<texts>_<length>_<sinks>`.
-Differs: nothing. Statistics of other models are made by `calibrate`.
-Cost: one d x d product per key and layer; no queries.
+Source: Devoto et al. 2025, arXiv 2510.00636; statistics on the hub,
+`alessiodevoto/exp_att_stats_<model>_<data>_<texts>_<length>_<sinks>`. Differs: nothing. Statistics of other
+models are made by `calibrate`. Cost: one d x d product per key and layer; no queries.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
         """Refuse, besides, statistics of no text."""
         super().__post_init__()
         if self.num_samples < 1 or self.sample_seq_len < 1:
-            raise ValueError(f"num_samples={self.num_samples} and sample_seq_len={self.sample_seq_len} must be at least 1")
+            raise ValueError(
+                f"num_samples={self.num_samples} and sample_seq_len={self.sample_seq_len} must be at least 1"
+            )
 
     def attention(self, layer: LayerObservation, sinks: int) -> Tensor:
         """(B, H, T - sinks): expected attention of the loaded statistics.
@@ -69,7 +71,9 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
         mean = named(tensors, "query_mean", shape, wanted)[layer.index].to(layer.keys)[None]
         covariance = None
         if self.use_covariance:
-            covariance = named(tensors, "query_cov", (*shape, shape[-1]), wanted)[layer.index].to(layer.keys)[None]
+            covariance = named(tensors, "query_cov", (*shape, shape[-1]), wanted)[layer.index].to(layer.keys)[
+                None
+            ]
         return attention_of_normal_queries(layer, mean, covariance, self.n_future_positions, sinks)
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
@@ -95,7 +99,8 @@ def statistics_of(model: nn.Module, pieces: Iterable[Sequence[int]], n_sink: int
     layers = config.get_text_config().num_hidden_layers
     means = {index: sums[index] / n for index, n in count.items()}
     covariances = {
-        index: (squares[index] - n * means[index][..., None] * means[index][..., None, :]) / max(1, n - 1) for index, n in count.items()
+        index: (squares[index] - n * means[index][..., None] * means[index][..., None, :]) / max(1, n - 1)
+        for index, n in count.items()
     }
 
     def stacked(parts: dict[int, Tensor]) -> Tensor:

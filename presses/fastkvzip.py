@@ -3,8 +3,8 @@
 With q, k the normalised projections of the hidden state to 16 channels and s_i learned vectors:
 score_t = 1 / (1 + Σ_i exp(s_i·q/4 - (k·q/4 + b))), averaged over the query heads of a group.
 Source: Kim et al. 2026, arXiv 2601.17668; gates of the authors on the hub, `Jang-Hyun/Fast-KVzip`.
-Differs: head-wise budgets are real; several contexts at a time. Gates of other models have to be trained by gradient descent, with the
-authors' code; for what is computed from texts alone see kvzap.
+Differs: head-wise budgets are real; several contexts at a time. Gates of other models have to be trained by
+gradient descent, with the authors' code; for what is computed from texts alone see kvzap.
 Cost: two small matrix products per token and layer.
 """
 
@@ -60,7 +60,9 @@ class FastKVzipPress(BasePress):
         object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
         if self.n_sink < 0 or self.window_size < 1 or not 0 <= self.window_ratio <= 1:
             given = f"n_sink={self.n_sink}, window_size={self.window_size}, window_ratio={self.window_ratio}"
-            raise ValueError(f"{given}: sinks must be at least 0, the window at least 1 token, the ratio in [0, 1]")
+            raise ValueError(
+                f"{given}: sinks must be at least 0, the window at least 1 token, the ratio in [0, 1]"
+            )
 
     def observe(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: the gate's scores, sinks and window on top.
@@ -75,7 +77,9 @@ class FastKVzipPress(BasePress):
         gates = stored.get("module") if isinstance(stored, dict) else None
         config: Any = layer.module.config
         if not isinstance(gates, list) or len(gates) != config.num_hidden_layers:
-            raise ValueError(f"the file with {wanted} must hold a list 'module' of {config.num_hidden_layers} gates, one per layer")
+            raise ValueError(
+                f"the file with {wanted} must hold a list 'module' of {config.num_hidden_layers} gates, one per layer"
+            )
         tokens = layer.tokens
         window = max(1, int(tokens * self.window_ratio)) if tokens < LONG else self.window_size
         sinks = min(self.n_sink, tokens)
@@ -100,12 +104,20 @@ def gate_scores(layer: LayerObservation, gate: Any, wanted: str) -> Tensor:
     vectors = gate["k_base"].shape[2] if isinstance(gate, dict) and "k_base" in gate else VECTORS
     hidden = layer.hidden.float()
     rows = heads * group * size
-    queries = functional.linear(hidden, parameter("q_proj.weight", rows, width), parameter("q_proj.bias", rows))
+    queries = functional.linear(
+        hidden, parameter("q_proj.weight", rows, width), parameter("q_proj.bias", rows)
+    )
     keys = functional.linear(hidden, parameter("k_proj.weight", heads * size, width))
-    queries = _normalised(queries.unflatten(-1, (heads, group, size)), parameter("q_norm.weight", size))  # (B, T, H, G, 16)
-    keys = _normalised(keys.unflatten(-1, (heads, 1, size)), parameter("k_norm.weight", size))  # (B, T, H, 1, 16)
+    queries = _normalised(
+        queries.unflatten(-1, (heads, group, size)), parameter("q_norm.weight", size)
+    )  # (B, T, H, G, 16)
+    keys = _normalised(
+        keys.unflatten(-1, (heads, 1, size)), parameter("k_norm.weight", size)
+    )  # (B, T, H, 1, 16)
     own = (queries * keys).sum(-1) / size**0.5 + parameter("b", heads, 1, group)[:, 0]  # (B, T, H, G)
-    others = queries @ parameter("k_base", heads, 1, vectors, size)[:, 0].mT / size**0.5  # (B, T, H, G, vectors)
+    others = (
+        queries @ parameter("k_base", heads, 1, vectors, size)[:, 0].mT / size**0.5
+    )  # (B, T, H, G, vectors)
     return (own - others.logsumexp(-1)).sigmoid().mean(-1).transpose(1, 2)
 
 

@@ -1,12 +1,12 @@
 """Finch: keep what the question attends to, and give it neighbouring positions.
 
-score_t = mean over the question's tokens i of n_i · softmax(q_i·k_t/√d), n_i the entries that token i sees, averaged over the query heads
-of a group; the question itself is kept. Kept keys move to the positions 0 … K - 1.
-Source: Corallo and Papotti 2024, TACL a_00716; kvpress 0.5.5.
-Differs: the question is told apart by the pipeline (`query_aware=true`) instead of by a delimiter token added to tokenizer and model.
-Where nobody says what the question is, the last `window_size` tokens are taken for it. Batches of several contexts are allowed.
-Refused where sliding-window layers, left whole, would keep their old positions.
-Cost: one attention of the question per layer, and one rotation per kept key.
+score_t = mean over the question's tokens i of n_i · softmax(q_i·k_t/√d), n_i the entries that token i sees,
+averaged over the query heads of a group; the question itself is kept. Kept keys move to the positions 0 … K -
+1. Source: Corallo and Papotti 2024, TACL a_00716; kvpress 0.5.5.
+Differs: the question is told apart by the pipeline (`query_aware=true`) instead of by a delimiter token added
+to tokenizer and model. Where nobody says what the question is, the last `window_size` tokens are taken for
+it. Batches of several contexts are allowed. Refused where sliding-window layers, left whole, would keep their
+old positions. Cost: one attention of the question per layer, and one rotation per kept key.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class FinchPress(ScorerPress):
         if self.window_size < 1:
             raise ValueError(f"window_size={self.window_size} must be at least 1 token")
         if self.chunk_length is not None and self.chunk_length < 1:
-            raise ValueError(f"chunk_length={self.chunk_length} must be at least 1 token, or null for one chunk")
+            raise ValueError(
+                f"chunk_length={self.chunk_length} must be at least 1 token, or null for one chunk"
+            )
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): attention of the question, the question on top."""
@@ -59,7 +61,9 @@ class FinchPress(ScorerPress):
         votes = layer.window_attention(window)[..., :before].float()  # (B, H * G, w, T - w)
         if self.normalize_scores:
             votes = votes * torch.arange(before, layer.tokens, device=votes.device)[:, None]
-        return pin(torch.nn.functional.pad(mean_over_group(votes.mean(dim=2), layer.group), (0, window)), last=window)
+        return pin(
+            torch.nn.functional.pad(mean_over_group(votes.mean(dim=2), layer.group), (0, window)), last=window
+        )
 
     def observe(self, layer: LayerObservation) -> Any:
         """The scores (B, H, T), and the layer's rotary embedding."""
@@ -70,7 +74,10 @@ class FinchPress(ScorerPress):
         length = self.chunk_length or evidence[0][0].shape[-1]
         selections: list[Selection] = []
         for scores, rotary in evidence:
-            parts = [Selection.top(part, budget(part.shape[-1], ratio)).keep for part in scores.split(length, dim=-1)]
+            parts = [
+                Selection.top(part, budget(part.shape[-1], ratio)).keep
+                for part in scores.split(length, dim=-1)
+            ]
             plain = Selection(torch.cat(parts, dim=-1))
             selections.append(Moved(plain.keep, plain, rotary) if self.rerotate_keys else plain)
         return selections
@@ -78,7 +85,9 @@ class FinchPress(ScorerPress):
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys turned to their new positions, and kept values."""
         kept = gather(keys, selection.positions)
-        return turned(kept, selection) if isinstance(selection, Moved) else kept, gather(values, selection.positions)
+        return turned(kept, selection) if isinstance(selection, Moved) else kept, gather(
+            values, selection.positions
+        )
 
     @property
     def gathers(self) -> bool:
@@ -97,7 +106,11 @@ class FinchPress(ScorerPress):
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """The budget of every chunk."""
         length = self.chunk_length or tokens
-        exact = layers * heads * sum(budget(min(length, tokens - start), ratio) for start in range(0, tokens, length))
+        exact = (
+            layers
+            * heads
+            * sum(budget(min(length, tokens - start), ratio) for start in range(0, tokens, length))
+        )
         return exact, exact
 
     def compress(self, layer: LayerObservation, prefill: Prefill) -> None:

@@ -1,9 +1,10 @@
 """A press written for kvpress, run unchanged: any object with its interface, kvpress itself need not be installed.
 
-Its `score` is asked once per layer where nothing else decides and it does not look at the ratio; otherwise its own hook runs for every
-ratio on a copy of the layer's cache, so hidden states of all layers are held until then. Head-wise presses that only note the entries
-to be masked (`module.masked_key_indices`) lose these entries for good. Presses whose work is done elsewhere, in `__call__` around the
-model or while decoding, are refused.
+Its `score` is asked once per layer where nothing else decides and it does not look at the ratio; otherwise
+its own hook runs for every ratio on a copy of the layer's cache, so hidden states of all layers are held
+until then. Head-wise presses that only note the entries to be masked (`module.masked_key_indices`) lose these
+entries for good. Presses whose work is done elsewhere, in `__call__` around the model or while decoding, are
+refused.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ class FromKVPress(BasePress):
     """Runs the press of `make()`: `FromKVPress(kvpress.SnapKVPress(window_size=32))`, or a subclass in a file of `presses_dir`.
 
     Attributes:
-        press: an object with kvpress's interface: `score`, `compress` or `forward_hook`, with the arguments they have there.
+        press: an object with kvpress's interface: `score`, `compress` or `forward_hook`, with the arguments
+            they have there.
         compression_ratio: fraction of entries removed, in [0, 1).
-        attentions: whether the press needs the attention of all queries (B, H * G, T, T), as observed attention does.
+        attentions: whether the press needs the attention of all queries (B, H * G, T, T), as observed
+            attention does.
     """
 
     press: Any = None
@@ -61,7 +64,9 @@ class FromKVPress(BasePress):
         if not any(callable(getattr(self.press, verb, None)) for verb in ("score", "compress")):
             raise ValueError(f"{kind} has neither score nor compress: give a press with kvpress's interface")
         if any("__call__" in vars(one) for one in type(self.press).__mro__ if one.__name__ != "BasePress"):
-            raise ValueError(f"{kind} does its work around the model (it has a __call__ of its own), which a shared prefill cannot run")
+            raise ValueError(
+                f"{kind} does its work around the model (it has a __call__ of its own), which a shared prefill cannot run"
+            )
 
     def make(self) -> Any:
         """The press to run, for subclasses: then the file's name is the press's."""
@@ -73,7 +78,11 @@ class FromKVPress(BasePress):
         has = callable(getattr(self.press, "score", None))
         return has and all(
             not hasattr(self.press, verb) or _defined(self.press, verb, owner)
-            for verb, owner in (("compress", "ScorerPress"), ("forward_hook", "BasePress"), ("post_init_from_model", "BasePress"))
+            for verb, owner in (
+                ("compress", "ScorerPress"),
+                ("forward_hook", "BasePress"),
+                ("post_init_from_model", "BasePress"),
+            )
         )
 
     def observe(self, layer: LayerObservation) -> LayerObservation | Tensor:
@@ -82,9 +91,13 @@ class FromKVPress(BasePress):
             return layer
         watched, read = _watching_ratio(self.press)
         with self._kvpress_call(layer) as (_, kwargs, attention):
-            scores: Tensor = watched.score(layer.module, layer.hidden, layer.keys, layer.values, attention, kwargs)
+            scores: Tensor = watched.score(
+                layer.module, layer.hidden, layer.keys, layer.values, attention, kwargs
+            )
         if scores.shape != layer.keys.shape[:3]:
-            raise ValueError(f"{self._title}.score must return (B, H, T)={tuple(layer.keys.shape[:3])}, got {tuple(scores.shape)}")
+            raise ValueError(
+                f"{self._title}.score must return (B, H, T)={tuple(layer.keys.shape[:3])}, got {tuple(scores.shape)}"
+            )
         return layer if read else scores
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
@@ -96,16 +109,27 @@ class FromKVPress(BasePress):
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The top `budget(T, ratio)` of scores; or what the press's own hook leaves."""
         return [
-            Selection.top(seen, budget(seen.shape[-1], ratio)) if isinstance(seen, Tensor) else self._run(seen, ratio) for seen in evidence
+            Selection.top(seen, budget(seen.shape[-1], ratio))
+            if isinstance(seen, Tensor)
+            else self._run(seen, ratio)
+            for seen in evidence
         ]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """What the press left, or the entries of highest score."""
-        return (selection.keys, selection.values) if isinstance(selection, Kept) else super().apply(keys, values, selection)
+        return (
+            (selection.keys, selection.values)
+            if isinstance(selection, Kept)
+            else super().apply(keys, values, selection)
+        )
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """The budget where scores decide; else whatever the press does, which is measured."""
-        return super().entries(layers, heads, tokens, ratio) if self._only_scores else (0, layers * heads * tokens)
+        return (
+            super().entries(layers, heads, tokens, ratio)
+            if self._only_scores
+            else (0, layers * heads * tokens)
+        )
 
     def parameters(self) -> dict[str, Any]:
         """Class and fields of the press, without its ratio."""
@@ -124,14 +148,18 @@ class FromKVPress(BasePress):
         try:
             press.compression_ratio = ratio
         except AttributeError as error:
-            raise ValueError(f"{self._title} has no compression_ratio that can be set ({error}); a sweep needs one") from error
+            raise ValueError(
+                f"{self._title} has no compression_ratio that can be set ({error}); a sweep needs one"
+            ) from error
         with self._kvpress_call(layer) as (cache, kwargs, attention):
             stored = cache.layers[layer.index]
             if hasattr(press, "forward_hook"):
                 press.forward_hook(layer.module, [], kwargs, [layer.hidden, attention])
                 keys, values = stored.keys, stored.values
             else:
-                keys, values = press.compress(layer.module, layer.hidden, stored.keys, stored.values, attention, kwargs)
+                keys, values = press.compress(
+                    layer.module, layer.hidden, stored.keys, stored.values, attention, kwargs
+                )
             masked = getattr(layer.module, "masked_key_indices", None)
         if masked is not None:
             keep = torch.ones(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
@@ -140,7 +168,9 @@ class FromKVPress(BasePress):
         return Kept(_where(layer, keys, values), keys, values)
 
     @contextmanager
-    def _kvpress_call(self, layer: LayerObservation) -> Iterator[tuple[DynamicCache, dict[str, Any], Tensor | None]]:
+    def _kvpress_call(
+        self, layer: LayerObservation
+    ) -> Iterator[tuple[DynamicCache, dict[str, Any], Tensor | None]]:
         """Cache, keywords and attention as kvpress's hook gets them; what a press leaves on the module is taken off again."""
         module = layer.module
         before = dict(module.__dict__)
@@ -202,10 +232,13 @@ def _described(press: Any) -> dict[str, Any]:
 def _where(layer: LayerObservation, keys: Tensor, values: Tensor) -> Tensor:
     """(B, H, T) bool with as many True per head as entries are left: where they came from, found by their values; else the last ones.
 
-    Entries are compared bit by bit through a hash; a press that changes values (merging) hides where they came from.
+    Entries are compared bit by bit through a hash; a press that changes values (merging) hides where they
+    came from.
     """
     left = keys.shape[2]
-    keep = (torch.arange(layer.tokens, device=keys.device) >= layer.tokens - left).expand(layer.keys.shape[:3])
+    keep = (torch.arange(layer.tokens, device=keys.device) >= layer.tokens - left).expand(
+        layer.keys.shape[:3]
+    )
     whole, part = _hash(layer.values), _hash(values)
     both = whole + _hash(layer.keys), part + _hash(keys) if keys.shape == values.shape else part
     for full, some in ((whole, part), both) if left else ():

@@ -1,14 +1,15 @@
 """H2O: keep the tokens that have received the most attention so far, and the most recent ones, while reading and while writing.
 
-score_t = Σ over all queries i ≥ t of attention a_it, the queries of question and answer included, summed over the query heads of a group;
-`recent_share` of the budget are the latest tokens, the rest the highest sums. After each token the lowest sum leaves, so the cache
-has a constant size.
-Source: Zhang et al. 2023, "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", arXiv 2306.14048;
-authors' repository FMInference/H2O at ac75c2a, h2o_hf/utils_real_drop/modify_llama.py.
-Differs: evicts once after the context is read (the shared prefill is whole), then after the question and after every token. The question
-counts as one step. Keys keep their positions. See observed_attention for the same sums, normalised, without eviction while decoding.
-Cost: attention of all queries once more per layer; while decoding the attention of each new token once more and a copy of the kept entries,
-and one number per kept entry in memory that the measured bytes leave out.
+score_t = Σ over all queries i ≥ t of attention a_it, the queries of question and answer included, summed over
+the query heads of a group; `recent_share` of the budget are the latest tokens, the rest the highest sums.
+After each token the lowest sum leaves, so the cache has a constant size.
+Source: Zhang et al. 2023, "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language
+Models", arXiv 2306.14048; authors' repository FMInference/H2O at ac75c2a,
+h2o_hf/utils_real_drop/modify_llama.py. Differs: evicts once after the context is read (the shared prefill is
+whole), then after the question and after every token. The question counts as one step. Keys keep their
+positions. See observed_attention for the same sums, normalised, without eviction while decoding. Cost:
+attention of all queries once more per layer; while decoding the attention of each new token once more and a
+copy of the kept entries, and one number per kept entry in memory that the measured bytes leave out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class H2OPress(ScorerPress):
         """Refuse a share outside [0, 1]."""
         super().__post_init__()
         if not 0 <= self.recent_share <= 1:
-            raise ValueError(f"recent_share={self.recent_share} must lie in [0, 1]: it is the part of the budget for recent tokens")
+            raise ValueError(
+                f"recent_share={self.recent_share} must lie in [0, 1]: it is the part of the budget for recent tokens"
+            )
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: attention that each position received from itself and later ones."""
@@ -69,11 +72,19 @@ class HeavyHitters(ConstantFollower):
 
     def begin(self, layer: DecodingObservation) -> Tensor:
         """The sums of the prefill, or zeros where they are not known: (1, H, K - n, 1)."""
-        return layer.keys[:, :, layer.hidden.shape[1] :, :1].float() * 0 if layer.notes is None else layer.notes
+        return (
+            layer.keys[:, :, layer.hidden.shape[1] :, :1].float() * 0 if layer.notes is None else layer.notes
+        )
 
     def update(self, layer: DecodingObservation, known: Tensor) -> Tensor:
         """Adds what each entry receives from the new tokens: (1, H, K, 1)."""
-        new = layer.window_attention(layer.hidden.shape[1]).float().sum(2).unflatten(1, (-1, layer.group)).sum(2)
+        new = (
+            layer.window_attention(layer.hidden.shape[1])
+            .float()
+            .sum(2)
+            .unflatten(1, (-1, layer.group))
+            .sum(2)
+        )
         return known + new[..., None]
 
     def scores(self, known: Tensor, counts: Tensor, age: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """HeadKV: heads that look back at what was said before get more of the cache, on the scores of another press.
 
-Every head has an importance s_h, averaged over the query heads of a group. Of an even budget of b entries, a head keeps `window_size`
-and (b − window_size)(1 − 1/β) in any case; what remains of all heads together is shared in proportion to s_h. Which entries stay, the
-press inside decides.
-Source: Fu et al. 2024, "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning",
-arXiv 2410.19258; authors' repository FYYFU/HeadKV at 0862a09, whose head scores are loaded.
-Differs: KV heads share their cache among the query heads of a group (the authors store it once per query head). Shares are exact in sum,
-and no head gets more than the context; β is the default of the authors' command. `calibrate` scores heads of other models by the
-attention that repeated spans pay, under forced tokens, to the token that followed when they stood in the text before (authors: needles
-that the model must answer about).
-Cost: that of the press inside.
+Every head has an importance s_h, averaged over the query heads of a group. Of an even budget of b entries, a
+head keeps `window_size` and (b − window_size)(1 − 1/β) in any case; what remains of all heads together is
+shared in proportion to s_h. Which entries stay, the press inside decides.
+Source: Fu et al. 2024, "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated
+Retrieval and Reasoning", arXiv 2410.19258; authors' repository FYYFU/HeadKV at 0862a09, whose head scores are
+loaded. Differs: KV heads share their cache among the query heads of a group (the authors store it once per
+query head). Shares are exact in sum, and no head gets more than the context; β is the default of the authors'
+command. `calibrate` scores heads of other models by the attention that repeated spans pay, under forced
+tokens, to the token that followed when they stood in the text before (authors: needles that the model must
+answer about). Cost: that of the press inside.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class HeadKVPress(ScoreWrapperPress):
         press: whose scores are ranked.
         compression_ratio: fraction of all entries removed, in [0, 1).
         beta: 1 shares everything by importance, large values share evenly.
-        window_size: last tokens' worth of entries that every head keeps in any case, as far as the budget allows.
+        window_size: last tokens' worth of entries that every head keeps in any case, as far as the budget
+            allows.
         weights: local file or folder with the heads' scores; None for those published for the model.
         revision: of the authors' repository.
     """
@@ -65,7 +66,9 @@ class HeadKVPress(ScoreWrapperPress):
         """Refuse shares below 1 and a negative window."""
         super().__post_init__()
         if self.beta < 1 or self.window_size < 0:
-            raise ValueError(f"beta={self.beta} must be at least 1 and window_size={self.window_size} at least 0 tokens")
+            raise ValueError(
+                f"beta={self.beta} must be at least 1 and window_size={self.window_size} at least 0 tokens"
+            )
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the importance (H,) of the layer's heads.
@@ -77,7 +80,9 @@ class HeadKVPress(ScoreWrapperPress):
         wanted = f"head scores of {name or 'a model without a name'}"
         known = last_part(name) if last_part(name) in PUBLISHED else None
         source = self.weights or (known and ADDRESS.format(revision=self.revision))
-        text = read(source, FILE if self.weights else f"{known}_retrieval_reasoning_heads.json", self.revision, wanted)
+        text = read(
+            source, FILE if self.weights else f"{known}_retrieval_reasoning_heads.json", self.revision, wanted
+        )
         config: Any = layer.module.config
         scores = head_table(str(text), (int(config.num_hidden_layers), layer.kv_heads * layer.group), wanted)
         return self.press.observe(layer), scores[layer.index].unflatten(0, (-1, layer.group)).mean(-1)
@@ -90,7 +95,9 @@ class HeadKVPress(ScoreWrapperPress):
         least = min(even, self.window_size + int(max(0, even - self.window_size) * (1 - 1 / self.beta)))
         shares = apportion(importance.flatten().tolist(), even * importance.numel(), least, tokens)
         counts = torch.tensor(shares, device=ranked[0].device).view_as(importance)
-        return [Selection.top(scores, counts[at].expand(scores.shape[:2])) for at, scores in enumerate(ranked)]
+        return [
+            Selection.top(scores, counts[at].expand(scores.shape[:2])) for at, scores in enumerate(ranked)
+        ]
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """Exactly the even budget in all."""
@@ -110,8 +117,14 @@ class HeadKVPress(ScoreWrapperPress):
             show(model, [[*piece, *piece[slice(*span)]]], look)
         config: Any = model.config
         text = config.get_text_config()
-        names = [f"{layer}-{head}" for layer in range(text.num_hidden_layers) for head in range(text.num_attention_heads)]
-        (folder / FILE).write_text(json.dumps({name: found.get(name, [0.0]) for name in names}), encoding="utf-8")
+        names = [
+            f"{layer}-{head}"
+            for layer in range(text.num_hidden_layers)
+            for head in range(text.num_attention_heads)
+        ]
+        (folder / FILE).write_text(
+            json.dumps({name: found.get(name, [0.0]) for name in names}), encoding="utf-8"
+        )
 
 
 def head_table(text: str, shape: tuple[int, int], wanted: str) -> Tensor:
@@ -121,11 +134,26 @@ def head_table(text: str, shape: tuple[int, int], wanted: str) -> Tensor:
         ValueError: it is in another format, or another model's.
     """
     try:
-        means = {tuple(map(int, name.split("-"))): sum(scores) / len(scores) for name, scores in json.loads(text).items()}
+        means = {
+            tuple(map(int, name.split("-"))): sum(scores) / len(scores)
+            for name, scores in json.loads(text).items()
+        }
     except (AttributeError, TypeError, ValueError, ZeroDivisionError):
-        raise ValueError(f"the file with {wanted} is in another format: it must map 'layer-head' to a list of numbers") from None
-    size = tuple(1 + max(name[side] for name in means) for side in (0, 1)) if means and all(len(name) == 2 for name in means) else (0, 0)
-    return checked(torch.tensor([[means.get((layer, head), 0.0) for head in range(size[1])] for layer in range(size[0])]), shape, wanted)
+        raise ValueError(
+            f"the file with {wanted} is in another format: it must map 'layer-head' to a list of numbers"
+        ) from None
+    size = (
+        tuple(1 + max(name[side] for name in means) for side in (0, 1))
+        if means and all(len(name) == 2 for name in means)
+        else (0, 0)
+    )
+    return checked(
+        torch.tensor(
+            [[means.get((layer, head), 0.0) for head in range(size[1])] for layer in range(size[0])]
+        ),
+        shape,
+        wanted,
+    )
 
 
 def span_of(tokens: int, depth: float) -> tuple[int, int]:

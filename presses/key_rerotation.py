@@ -1,10 +1,10 @@
 """Key re-rotation: give kept keys neighbouring positions, as if the evicted tokens had never been there.
 
-The key kept at rank m, cached at position p, is rotated by m - p; the question continues at the number of kept entries.
-Source: Xiao et al. 2023 (StreamingLLM's positions within the cache), arXiv 2309.17453; kvpress 0.5.5.
-Differs: works inside other wrappers, and with every kind of rotary embedding that scales angles (the model's own cosines and sines are
-used, on the channels that the model pairs). Refused where sliding-window layers, left whole, would keep their old positions.
-Cost: one rotation per kept key.
+The key kept at rank m, cached at position p, is rotated by m - p; the question continues at the number of
+kept entries. Source: Xiao et al. 2023 (StreamingLLM's positions within the cache), arXiv 2309.17453; kvpress
+0.5.5. Differs: works inside other wrappers, and with every kind of rotary embedding that scales angles (the
+model's own cosines and sines are used, on the channels that the model pairs). Refused where sliding-window
+layers, left whole, would keep their old positions. Cost: one rotation per kept key.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ class KeyRerotationPress(WrapperPress):
     def select(self, evidence: Sequence[tuple[Any, Any]], ratio: float) -> list[Selection]:
         """What the press inside selects."""
         inner = self.press.select([seen for seen, _ in evidence], ratio)
-        return [Moved(selection.keep, selection, rotary) for selection, (_, rotary) in zip(inner, evidence, strict=True)]
+        return [
+            Moved(selection.keep, selection, rotary)
+            for selection, (_, rotary) in zip(inner, evidence, strict=True)
+        ]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys turned from their old to their new positions; values as the press inside gives them."""
@@ -82,10 +85,14 @@ def turned(keys: Tensor, selection: Moved) -> Tensor:
     old = selection.positions  # (B, H, K), rising
     cos, sin = selection.rotary.at(torch.arange(selection.keep.shape[-1], device=keys.device))
     cos, sin = cos[0].float(), sin[0].float()  # (T, r)
-    size = torch.hypot(cos[0, 0], sin[0, 0])  # attention scaling of YaRN and its kin, already in the cached keys
+    size = torch.hypot(
+        cos[0, 0], sin[0, 0]
+    )  # attention scaling of YaRN and its kin, already in the cached keys
     new = torch.arange(old.shape[-1], device=keys.device)
     # cos(new - old) and sin(new - old), from the model's own tables
     turn_cos = (cos[new] * cos[old] + sin[new] * sin[old]) / size**2  # (B, H, K, r)
     turn_sin = (sin[new] * cos[old] - cos[new] * sin[old]) / size**2
-    rotated = selection.rotary.turn(keys.flatten(0, 1)[:, None], turn_cos.flatten(0, 1), turn_sin.flatten(0, 1))
+    rotated = selection.rotary.turn(
+        keys.flatten(0, 1)[:, None], turn_cos.flatten(0, 1), turn_sin.flatten(0, 1)
+    )
     return rotated.view_as(keys).to(keys.dtype)

@@ -1,12 +1,13 @@
 """KVCompose: let the layers compete for the budget by composite tokens, each head filling them with its own best entries.
 
-The context is read again on top of its cache; an entry's score is the highest attention it gets, averaged over the query heads of a
-group, plus the mean of that over the KV heads. Composite token i of a layer counts the mean over heads of the i-th best score; the best
-composite tokens of all layers stay, and each head of a layer keeps as many of its own best entries. No layer keeps more than the first.
-Source: Akulov et al. 2025, arXiv 2509.05165.
-Differs: the second reading leaves nothing in the cache and needs no eager attention; batches of several contexts are allowed; layers
-with sliding windows are left whole. Every layer keeps at least one entry per head.
-Cost: one more pass over the context on top of its cache, and its attention once more in blocks, once for all ratios.
+The context is read again on top of its cache; an entry's score is the highest attention it gets, averaged
+over the query heads of a group, plus the mean of that over the KV heads. Composite token i of a layer counts
+the mean over heads of the i-th best score; the best composite tokens of all layers stay, and each head of a
+layer keeps as many of its own best entries. No layer keeps more than the first. Source: Akulov et al. 2025,
+arXiv 2509.05165. Differs: the second reading leaves nothing in the cache and needs no eager attention;
+batches of several contexts are allowed; layers with sliding windows are left whole. Every layer keeps at
+least one entry per head. Cost: one more pass over the context on top of its cache, and its attention once
+more in blocks, once for all ratios.
 """
 
 from __future__ import annotations
@@ -84,7 +85,11 @@ class KVComposePress(BasePress):
         def look(seen: LayerObservation) -> None:
             found = self._received(prefill.cache.layers[seen.index].keys, seen)
             if seen.index in received:
-                found = torch.maximum(found, received[seen.index]) if self.agg_task == "max" else found + received[seen.index]
+                found = (
+                    torch.maximum(found, received[seen.index])
+                    if self.agg_task == "max"
+                    else found + received[seen.index]
+                )
             received[seen.index] = found
 
         replay(prefill, prefill.token_ids, look)
@@ -101,9 +106,13 @@ class KVComposePress(BasePress):
         for start in range(0, n, block):
             logits = seen.logits(queries[:, :, :, start : start + block], everything)
             at = own - n + start + torch.arange(logits.shape[3], device=keys.device)
-            logits[..., tokens:].masked_fill_(torch.arange(own, device=keys.device) > at[:, None], float("-inf"))
+            logits[..., tokens:].masked_fill_(
+                torch.arange(own, device=keys.device) > at[:, None], float("-inf")
+            )
             weights = seen.softmax(logits)[..., :tokens]
-            total = torch.maximum(total, weights.amax(3)) if self.agg_task == "max" else total + weights.sum(3)
+            total = (
+                torch.maximum(total, weights.amax(3)) if self.agg_task == "max" else total + weights.sum(3)
+            )
         return total
 
     def _scores(self, received: Tensor, values: Tensor) -> Tensor:
@@ -127,7 +136,10 @@ class KVComposePress(BasePress):
         counts = best.view_as(ranked).sum(-1)  # (B, L, H or 1)
         if self.structured:
             counts = counts.clamp(min=self._floor(ranked.shape[-1]))
-        return [Selection.top(scores, counts[:, at].expand(scores.shape[:2])) for at, scores in enumerate(evidence)]
+        return [
+            Selection.top(scores, counts[:, at].expand(scores.shape[:2]))
+            for at, scores in enumerate(evidence)
+        ]
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """The budget of all composite tokens, and what layers keep in any case."""

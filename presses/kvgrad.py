@@ -1,10 +1,11 @@
 """KVgrad: keep what changes the model's last hidden states while it repeats the context.
 
-score_t = max over the tokens i of the repetition and the query heads of a group of a_it · ‖v_t W_O‖₂ · ‖∂Φ/∂a_i‖₂, with the attention a_it
-as in KVzip, a_i what the layer's attention adds at token i, and Φ = Σ_i ‖h_i‖² over the last layer's outputs.
-Source: KVgrad, openreview.net/forum?id=cg1wTCJjjk; kvpress 0.5.5.
+score_t = max over the tokens i of the repetition and the query heads of a group of a_it · ‖v_t W_O‖₂ ·
+‖∂Φ/∂a_i‖₂, with the attention a_it as in KVzip, a_i what the layer's attention adds at token i, and Φ = Σ_i
+‖h_i‖² over the last layer's outputs. Source: KVgrad, openreview.net/forum?id=cg1wTCJjjk; kvpress 0.5.5.
 Differs: as KVzip. Attention is computed again after the backward pass instead of being stored for all layers.
-Cost: one forward and one backward pass over the context on top of its cache, 3 to 4 times the prefill, once for all ratios.
+Cost: one forward and one backward pass over the context on top of its cache, 3 to 4 times the prefill, once
+for all ratios.
 """
 
 from __future__ import annotations
@@ -34,17 +35,23 @@ class KVgradPress(KVzipPress):
         """Refuse KVzip+, beside what KVzip refuses."""
         super().__post_init__()
         if self.kvzip_plus_normalization:
-            raise ValueError("kvzip_plus_normalization=True does not apply to kvgrad, which weighs by gradients; use press kvzip")
+            raise ValueError(
+                "kvzip_plus_normalization=True does not apply to kvgrad, which weighs by gradients; use press kvzip"
+            )
 
     def _scores(self, prefill: Prefill, chunk: Chunk) -> Iterator[tuple[int, Tensor]]:
         """Layer index and scores (B, H, C) of one chunk's entries."""
         seen: dict[int, list[LayerObservation]] = {}
-        gradients = sensitivity(prefill, chunk.token_ids, lambda layer: seen.setdefault(layer.index, []).append(layer))
+        gradients = sensitivity(
+            prefill, chunk.token_ids, lambda layer: seen.setdefault(layer.index, []).append(layer)
+        )
         for index, pieces in seen.items():
             scores, start = None, 0
             for piece in pieces:  # one, or several where a layer reads the repetition in pieces
                 stop = start + piece.hidden.shape[1]
-                found = chunk_scores(prefill, piece, chunk, self.n_sink, gradients[index][:, start:stop], by_output=True)
+                found = chunk_scores(
+                    prefill, piece, chunk, self.n_sink, gradients[index][:, start:stop], by_output=True
+                )
                 scores, start = found if scores is None else scores.maximum(found), stop
             assert scores is not None
             yield index, scores

@@ -1,10 +1,10 @@
 """KVzap: a small learned model tells from a token's hidden state what KVzip would find.
 
-score_t = log importance, from a linear map or a two-layer perceptron on the input of the attention, one per layer.
-Source: Jegou & Jeblick 2026, arXiv 2601.07891; models on the hub, `nvidia/KVzap-<kind>-<model>`.
-Differs: nothing. The paper compares the scores with a threshold: wrap it in dms. `calibrate` fits the linear model to KVzip+'s scores of
-texts, by least squares; the perceptron has to be trained by gradient descent, with the authors' code.
-Cost: one small matrix product per token and layer.
+score_t = log importance, from a linear map or a two-layer perceptron on the input of the attention, one per
+layer. Source: Jegou & Jeblick 2026, arXiv 2601.07891; models on the hub, `nvidia/KVzap-<kind>-<model>`.
+Differs: nothing. The paper compares the scores with a threshold: wrap it in dms. `calibrate` fits the linear
+model to KVzip+'s scores of texts, by least squares; the perceptron has to be trained by gradient descent,
+with the authors' code. Cost: one small matrix product per token and layer.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class KVzapPress(ScorerPress):
         config: Any = layer.module.config
         known = len({key.split(".")[1] for key in tensors if key.startswith("layers.")})
         if known != config.num_hidden_layers:
-            raise ValueError(f"{wanted} must be for {config.num_hidden_layers} layers, got {known}; these weights belong to another model")
+            raise ValueError(
+                f"{wanted} must be for {config.num_hidden_layers} layers, got {known}; these weights belong to another model"
+            )
         prefix, hidden = f"layers.{layer.index}.", layer.hidden
         if self.model_type == "mlp":
             width = tensors[f"{prefix}0.weight"].shape[0] if f"{prefix}0.weight" in tensors else 0

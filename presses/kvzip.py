@@ -1,12 +1,12 @@
 """KVzip: keep what the model reads when it repeats the context.
 
-The model is asked to repeat the context, chunk by chunk, on top of the full cache; score_t = max over the tokens of the repetition and
-the query heads of a group of softmax(q·k/√d) over the first tokens, the chunk and the repetition itself. The lowest scores of all layers
-and heads together go.
+The model is asked to repeat the context, chunk by chunk, on top of the full cache; score_t = max over the
+tokens of the repetition and the query heads of a group of softmax(q·k/√d) over the first tokens, the chunk
+and the repetition itself. The lowest scores of all layers and heads together go.
 Source: Kim et al. 2025, arXiv 2505.23416; KVzip+ of kvpress 0.5.5.
-Differs: head-wise budgets are real. Without a tokenizer (`with press(model)` on bare ids) the chunk is repeated without being asked for.
-Layers with sliding windows are left whole. Tokens of the chat template in front of the context are not repeated and, beyond `n_sink`,
-score 0, as in kvpress.
+Differs: head-wise budgets are real. Without a tokenizer (`with press(model)` on bare ids) the chunk is
+repeated without being asked for. Layers with sliding windows are left whole. Tokens of the chat template in
+front of the context are not repeated and, beyond `n_sink`, score 0, as in kvpress.
 Cost: one more pass over the context on top of its cache, 2 to 3 times the prefill, once for all ratios.
 """
 
@@ -53,7 +53,8 @@ class KVzipPress(BasePress):
         compression_ratio: fraction of entries removed, in [0, 1).
         layerwise: whether every layer keeps as much as any other; heads of a layer compete in any case.
         n_sink: first tokens, always kept.
-        kvzip_plus_normalization: KVzip+: multiply by the norm of what the value adds to the hidden state, divide by that of the state.
+        kvzip_plus_normalization: KVzip+: multiply by the norm of what the value adds to the hidden state,
+            divide by that of the state.
         chunk_size: tokens of the context repeated in one pass.
     """
 
@@ -78,7 +79,10 @@ class KVzipPress(BasePress):
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> list[Tensor]:
         """Per layer the scores (B, H, T), from one repetition."""
-        scores = [torch.zeros(_layer(prefill, index).keys.shape[:3], device=_layer(prefill, index).keys.device) for index in prefill.layers]
+        scores = [
+            torch.zeros(_layer(prefill, index).keys.shape[:3], device=_layer(prefill, index).keys.device)
+            for index in prefill.layers
+        ]
         where = {index: at for at, index in enumerate(prefill.layers)}
         with torch.no_grad():
             for chunk in chunks(prefill, self.chunk_size, self.name):
@@ -134,7 +138,9 @@ def chunks(prefill: Prefill, size: int, name: str) -> Iterator[Chunk]:
     """
     ids, framing = prefill.token_ids, prefill.framing
     if ids is None:
-        raise ValueError(f"{name} lets the model repeat the context, for which it needs token ids; the model was given embeddings")
+        raise ValueError(
+            f"{name} lets the model repeat the context, for which it needs token ids; the model was given embeddings"
+        )
 
     def tokens(known: Callable[[], Sequence[int]]) -> Tensor:
         given = torch.tensor([] if framing is None else list(known()), dtype=ids.dtype, device=ids.device)
@@ -146,10 +152,16 @@ def chunks(prefill: Prefill, size: int, name: str) -> Iterator[Chunk]:
         text = FIRST if start == first else NEXT
         asked = tokens(lambda text=text: framing.encode(text))  # type: ignore[misc, union-attr]
         reminder = ids[:, max(start - size, start - REMINDER) : start] if start > first else ids[:, :0]
-        yield Chunk(start, stop, torch.cat((asked, reminder, tokens(lambda: framing.after), ids[:, start:stop]), dim=1))  # type: ignore[union-attr]
+        yield Chunk(
+            start,
+            stop,
+            torch.cat((asked, reminder, tokens(lambda: framing.after), ids[:, start:stop]), dim=1),
+        )  # type: ignore[union-attr]
 
 
-def chunk_scores(prefill: Prefill, seen: LayerObservation, chunk: Chunk, n_sink: int, rows: Tensor | None, by_output: bool) -> Tensor:
+def chunk_scores(
+    prefill: Prefill, seen: LayerObservation, chunk: Chunk, n_sink: int, rows: Tensor | None, by_output: bool
+) -> Tensor:
     """(B, H, C) highest attention that each entry of a chunk gets in its repetition, in float32.
 
     Args:
@@ -170,7 +182,9 @@ def chunk_scores(prefill: Prefill, seen: LayerObservation, chunk: Chunk, n_sink:
         block = queries[:, :, :, start : start + QUERY_BLOCK]
         logits = seen.logits(block, keys)  # (B, H, G, q, sinks + C + own)
         at = own - n + start + torch.arange(block.shape[3], device=keys.device)
-        logits[..., sinks + size :].masked_fill_(torch.arange(own, device=keys.device) > at[:, None], float("-inf"))
+        logits[..., sinks + size :].masked_fill_(
+            torch.arange(own, device=keys.device) > at[:, None], float("-inf")
+        )
         weights = seen.softmax(logits)[..., sinks : sinks + size]
         if rows is not None:
             weights = weights * rows[:, None, None, start : start + QUERY_BLOCK, None]

@@ -1,12 +1,12 @@
 """LagKV: keep what stands out from the tokens that follow.
 
-The context behind the sinks is cut into partitions of `lag_size`. Every channel of a partition's keys is scaled by the smallest and
-largest value in the next partition, z = (k - min)/(max - min); score_t = softmax over the partition of the deviation of z_t over
-channels, averaged over keys and values. What counts is the rank inside the partition; sinks and what follows the last scored partition
-are kept.
+The context behind the sinks is cut into partitions of `lag_size`. Every channel of a partition's keys is
+scaled by the smallest and largest value in the next partition, z = (k - min)/(max - min); score_t = softmax
+over the partition of the deviation of z_t over channels, averaged over keys and values. What counts is the
+rank inside the partition; sinks and what follows the last scored partition are kept.
 Source: Liang et al. 2025, arXiv 2504.04704.
-Differs: a channel that is constant in the next partition, whose scale is 0/0 there, counts 0 (kvpress gives NaN). Equal ranks of
-different partitions are kept from the start of the context on.
+Differs: a channel that is constant in the next partition, whose scale is 0/0 there, counts 0 (kvpress gives
+NaN). Equal ranks of different partitions are kept from the start of the context on.
 Cost: a few passes over keys and values.
 """
 
@@ -27,7 +27,8 @@ class LagKVPress(ScorerPress):
 
     Attributes:
         n_sink: first tokens, always kept.
-        lag_size: tokens of a partition; a context shorter than the sinks and two partitions is ranked by recency.
+        lag_size: tokens of a partition; a context shorter than the sinks and two partitions is ranked by
+            recency.
         cross_scoring: whether partitions compete by their scores instead of by the ranks inside them.
     """
 
@@ -39,7 +40,9 @@ class LagKVPress(ScorerPress):
         """Refuse negative sinks and empty partitions."""
         super().__post_init__()
         if self.n_sink < 0 or self.lag_size < 1:
-            raise ValueError(f"n_sink={self.n_sink} must be at least 0 and lag_size={self.lag_size} at least 1 token")
+            raise ValueError(
+                f"n_sink={self.n_sink} must be at least 0 and lag_size={self.lag_size} at least 1 token"
+            )
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): ranks in [0, 1) or softmax scores, sinks and end on top."""
@@ -48,7 +51,9 @@ class LagKVPress(ScorerPress):
         if scored <= 0:
             recency = torch.arange(tokens, dtype=torch.float32, device=layer.keys.device) / tokens
             return pin(recency.expand(layer.keys.shape[:3]), first=sinks)
-        scores = (self._deviation(layer.keys, sinks, scored) + self._deviation(layer.values, sinks, scored)) / 2
+        scores = (
+            self._deviation(layer.keys, sinks, scored) + self._deviation(layer.values, sinks, scored)
+        ) / 2
         if not self.cross_scoring:
             scores = scores.argsort(dim=-1, stable=True).argsort(dim=-1) / self.lag_size
         last = tokens - sinks - scored
@@ -56,9 +61,14 @@ class LagKVPress(ScorerPress):
 
     def _deviation(self, states: Tensor, sinks: int, scored: int) -> Tensor:
         """(B, H, partitions, lag_size): softmax of the deviation over channels, for the first `scored` tokens behind the sinks."""
-        states = states[:, :, sinks : sinks + scored + self.lag_size].float().unflatten(2, (-1, self.lag_size))
+        states = (
+            states[:, :, sinks : sinks + scored + self.lag_size].float().unflatten(2, (-1, self.lag_size))
+        )
         following = states[:, :, 1:]
-        low, high = following.amin(3, keepdim=True), following.amax(3, keepdim=True)  # (B, H, partitions, 1, d)
+        low, high = (
+            following.amin(3, keepdim=True),
+            following.amax(3, keepdim=True),
+        )  # (B, H, partitions, 1, d)
         constant = high - low <= torch.finfo(torch.float32).eps * torch.maximum(high.abs(), low.abs())
         scaled = ((states[:, :, :-1] - low) / (high - low).masked_fill(constant, 1)).masked_fill(constant, 0)
         return scaled.std(dim=-1).softmax(dim=-1)

@@ -3,8 +3,8 @@
 Keys before rotary embedding, centred over the context and projected by a random d x m matrix, give X;
 score_t = x_t (XᵀX + λI)⁻¹ x_tᵀ, standardised over the heads and positions of the layer.
 Source: Chari & Van Durme 2025 (Compactor), arXiv 2507.08143; kvpress 0.5.5 for λ.
-Differs: the projection is drawn per seed, layer and context, the same on every device; every context of a batch is standardised alone.
-Cost: keys once more, two products of size T x m x m per head.
+Differs: the projection is drawn per seed, layer and context, the same on every device; every context of a
+batch is standardised alone. Cost: keys once more, two products of size T x m x m per head.
 """
 
 from __future__ import annotations
@@ -42,13 +42,18 @@ class LeverageScorePress(ScorerPress):
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: standardised leverage scores."""
         keys = layer.keys_before_rope().float()
-        projection = gaussian(layer, self.seed, keys.shape[1], keys.shape[-1], self.sketch_dimension) / self.sketch_dimension**0.5
+        projection = (
+            gaussian(layer, self.seed, keys.shape[1], keys.shape[-1], self.sketch_dimension)
+            / self.sketch_dimension**0.5
+        )
         return standardised(leverage((keys - keys.mean(2, keepdim=True)) @ projection))
 
 
 def gaussian(layer: LayerObservation, seed: int, *shape: int) -> Tensor:
     """(B, *shape) float32 standard normal numbers, drawn per row for this seed, layer and context."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in layer.generators(seed)]).to(layer.keys.device)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in layer.generators(seed)]).to(
+        layer.keys.device
+    )
 
 
 def leverage(rows: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """LU-KV: budgets per head that were learned offline, on the scores of another press.
 
-A curve gives, for each percent of compression, the share that each head of each layer loses; a layer's total is the sum over its heads,
-rounded, and at least one entry stays in each. A head's curve is made so that what the press inside keeps of it is of use later: the
-use of an entry j is max_k ‖a_kj v_j W_O‖₂ over later queries k, and entries go where the concave hull of the summed use rises most.
-Source: Baidu 2026, arXiv 2602.08585; curve of the authors for Llama-3.1-8B-Instruct with expected attention; kvpress 0.5.5 for sinks.
-Differs: head-wise budgets are real. Curves of other models are made by `calibrate`, where the later queries are those of the last
-quarter of each text (authors: of tokens that the model writes).
-Cost: that of the press inside.
+A curve gives, for each percent of compression, the share that each head of each layer loses; a layer's total
+is the sum over its heads, rounded, and at least one entry stays in each. A head's curve is made so that what
+the press inside keeps of it is of use later: the use of an entry j is max_k ‖a_kj v_j W_O‖₂ over later
+queries k, and entries go where the concave hull of the summed use rises most. Source: Baidu 2026, arXiv
+2602.08585; curve of the authors for Llama-3.1-8B-Instruct with expected attention; kvpress 0.5.5 for sinks.
+Differs: head-wise budgets are real. Curves of other models are made by `calibrate`, where the later queries
+are those of the last quarter of each text (authors: of tokens that the model writes). Cost: that of the press
+inside.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class LUKVPress(ScoreWrapperPress):
         compression_ratio: fraction removed, in [0, 1), to a percent; the curve decides how it is met.
         sink: first tokens, always kept.
         window: last tokens, always kept.
-        weights: local .npy file (99, layers, heads) of pruned shares, or a folder with it; None for what is published for the model.
+        weights: local .npy file (99, layers, heads) of pruned shares, or a folder with it; None for what is
+            published for the model.
     """
 
     press: ScorerPress = ExpectedAttentionPress(epsilon=0.02)
@@ -70,18 +72,24 @@ class LUKVPress(ScoreWrapperPress):
         name = model_name(layer.module)
         wanted = f"LU-KV budget curves of {name or 'a model without a name'}"
         config: Any = layer.module.config
-        curve = read(self.weights or PUBLISHED.get(last_part(name).replace("Meta-", "")), FILE, "main", wanted)
+        curve = read(
+            self.weights or PUBLISHED.get(last_part(name).replace("Meta-", "")), FILE, "main", wanted
+        )
         curve = checked(curve, (99, config.num_hidden_layers, layer.kv_heads), wanted)
         return self.press.observe(layer), curve[:, layer.index]
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
         """Of every head as many of its best entries as the curve says."""
         scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
-        return [self._select(ranked, curve, ratio) for ranked, (_, curve) in zip(scores, evidence, strict=True)]
+        return [
+            self._select(ranked, curve, ratio) for ranked, (_, curve) in zip(scores, evidence, strict=True)
+        ]
 
     def _select(self, scores: Tensor, curve: Tensor, ratio: float) -> Selection:
         tokens = scores.shape[-1]
-        counts = head_budgets(1 - curve[min(max(round(100 * ratio) - 1, 0), 98)].double(), tokens).to(scores.device)
+        counts = head_budgets(1 - curve[min(max(round(100 * ratio) - 1, 0), 98)].double(), tokens).to(
+            scores.device
+        )
         return Selection.top(self._pinned(scores), counts.expand(scores.shape[:2]))
 
     def _pinned(self, scores: Tensor) -> Tensor:
@@ -96,15 +104,21 @@ class LUKVPress(ScoreWrapperPress):
 
         def look(layer: LayerObservation) -> None:
             context = part(layer, 0, layer.tokens - max(1, layer.tokens // 4))
-            order = self._pinned(self.press.scores_at([self.press.observe(context)], 0.5)[0]).sort(dim=-1, descending=True, stable=True)
+            order = self._pinned(self.press.scores_at([self.press.observe(context)], 0.5)[0]).sort(
+                dim=-1, descending=True, stable=True
+            )
             found = later_use(layer, context.tokens).gather(-1, order.indices[0]).double().cpu()
             gains.setdefault(layer.index, []).append(torch.stack([concave(head) for head in found]))
 
         show(model, pieces, look)
         config: Any = model.config
         layers = config.get_text_config().num_hidden_layers
-        curves = [pruned_shares(torch.stack(of_piece)) for of_piece in zip(*gains.values(), strict=True)]  # (99, observed layers, H)
-        curve = torch.zeros(99, layers, curves[0].shape[-1], dtype=torch.float64)  # layers that are left whole lose nothing
+        curves = [
+            pruned_shares(torch.stack(of_piece)) for of_piece in zip(*gains.values(), strict=True)
+        ]  # (99, observed layers, H)
+        curve = torch.zeros(
+            99, layers, curves[0].shape[-1], dtype=torch.float64
+        )  # layers that are left whole lose nothing
         curve[:, list(gains)] = torch.stack(curves).mean(0)
         numpy.save(folder / FILE, curve.float().numpy())
 
@@ -147,5 +161,8 @@ def pruned_shares(gains: Tensor) -> Tensor:
     """(99, L, H): share that each head loses at 1 … 99 percent, where the largest of all gains (L, H, C) stay."""
     order = gains.flatten().sort(descending=True, stable=True).indices
     heads = gains.shape[0] * gains.shape[1]
-    kept = [(order[: round(len(order) * (100 - percent) / 100)] // gains.shape[-1]).bincount(minlength=heads) for percent in range(1, 100)]
+    kept = [
+        (order[: round(len(order) * (100 - percent) / 100)] // gains.shape[-1]).bincount(minlength=heads)
+        for percent in range(1, 100)
+    ]
     return 1 - torch.stack(kept).double().view(99, *gains.shape[:2]) / gains.shape[-1]

@@ -1,10 +1,11 @@
 """Merging: evicted values live on in the most similar kept entry instead of being lost.
 
-An evicted entry e goes to the kept entry t of the highest key cosine c_et ≥ `similarity_threshold`, with the weight
-w_e = c_et · ‖v_e‖ / (‖v_e‖ + ‖v_t‖); v_t becomes (v_t + Σ w_e v_e) / (1 + Σ w_e). Keys stay as they are.
-Source: Bolya et al. 2022 (token merging), arXiv 2210.09461; Wan et al. 2024 (D2O), arXiv 2406.13035; weights of kvpress 0.5.5.
-Differs: head-wise budgets, batches of several contexts and any press that selects entries are allowed inside.
-Cost: cosines of evicted with kept keys, per layer and ratio, in blocks of evicted entries.
+An evicted entry e goes to the kept entry t of the highest key cosine c_et ≥ `similarity_threshold`, with the
+weight w_e = c_et · ‖v_e‖ / (‖v_e‖ + ‖v_t‖); v_t becomes (v_t + Σ w_e v_e) / (1 + Σ w_e). Keys stay as they
+are. Source: Bolya et al. 2022 (token merging), arXiv 2210.09461; Wan et al. 2024 (D2O), arXiv 2406.13035;
+weights of kvpress 0.5.5. Differs: head-wise budgets, batches of several contexts and any press that selects
+entries are allowed inside. Cost: cosines of evicted with kept keys, per layer and ratio, in blocks of evicted
+entries.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class MergingPress(WrapperPress):
         press: that selects.
         compression_ratio: fraction of entries removed, in [0, 1).
         similarity_threshold: cosine of keys below which an evicted entry is dropped, in [0, 1].
-        merge_fraction: share of the evicted entries of a head, the most similar ones, that are merged, in (0, 1].
+        merge_fraction: share of the evicted entries of a head, the most similar ones, that are merged, in (0,
+            1].
     """
 
     press: BasePress = SnapKVPress()
@@ -48,9 +50,13 @@ class MergingPress(WrapperPress):
         """Refuse a threshold or a fraction outside its range."""
         super().__post_init__()
         if not 0 <= self.similarity_threshold <= 1:
-            raise ValueError(f"similarity_threshold={self.similarity_threshold} must lie in [0, 1]: it is a cosine")
+            raise ValueError(
+                f"similarity_threshold={self.similarity_threshold} must lie in [0, 1]: it is a cosine"
+            )
         if not 0 < self.merge_fraction <= 1:
-            raise ValueError(f"merge_fraction={self.merge_fraction} must lie in (0, 1]: it is the share of evicted entries to merge")
+            raise ValueError(
+                f"merge_fraction={self.merge_fraction} must lie in (0, 1]: it is the share of evicted entries to merge"
+            )
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """What the press inside makes of the keys and the merged values."""
@@ -65,7 +71,9 @@ class MergingPress(WrapperPress):
         padding = _padding(evicted)
         merges = (similarity >= self.similarity_threshold) & ~padding
         if self.merge_fraction < 1:
-            levels = similarity.masked_fill(padding, float("nan")).nanquantile(1 - self.merge_fraction, dim=-1, keepdim=True)
+            levels = similarity.masked_fill(padding, float("nan")).nanquantile(
+                1 - self.merge_fraction, dim=-1, keepdim=True
+            )
             merges &= similarity >= levels
         gone = gather(values, evicted.positions).float()  # (B, H, E, d)
         norms = values.float().norm(dim=-1)  # (B, H, T)
@@ -80,7 +88,8 @@ class MergingPress(WrapperPress):
 def nearest(keys: Tensor, kept: Selection, evicted: Selection) -> tuple[Tensor, Tensor]:
     """For each evicted entry the highest cosine of its key with a kept one, and the position of that: (B, H, E) each.
 
-    Behind a head's own number of evicted entries stand meaningless ones; in a head without kept entries the cosine is -inf.
+    Behind a head's own number of evicted entries stand meaningless ones; in a head without kept entries the
+    cosine is -inf.
     """
     directions = functional.normalize(keys.float(), dim=-1, eps=SMALLEST)
     stays, absent = gather(directions, kept.positions).transpose(2, 3), _padding(kept)[:, :, None]
@@ -96,4 +105,7 @@ def nearest(keys: Tensor, kept: Selection, evicted: Selection) -> tuple[Tensor, 
 
 def _padding(selection: Selection) -> Tensor:
     """(B, H, K) bool: which of `selection.positions` are not its own."""
-    return torch.arange(selection.positions.shape[-1], device=selection.keep.device) >= selection.counts[..., None]
+    return (
+        torch.arange(selection.positions.shape[-1], device=selection.keep.device)
+        >= selection.counts[..., None]
+    )

@@ -1,14 +1,15 @@
 """MorphKV: a cache of constant size that follows what the latest tokens attend to, step by step.
 
-score_t = Σ (or max) over the last `window_size` queries of attention a_it, averaged over the query heads of a group; the window itself is
-kept. After each token the entry of lowest score leaves, and the window moves on, so old tokens compete anew at every step.
-Source: Ghadia et al. 2025, "Dialogue Without Limits: Constant-Sized KV Caches for Extended Responses in LLMs", arXiv 2503.00979; authors'
-repository ghadiaravi13/MorphKV at 8903d2a, morphkv/models/patch_llama.py.
-Differs: the attention weights of the paper; the authors' code takes, for grouped queries, the softmax over the old tokens of the summed
-logits of a group. While decoding the window begins with the question: the last queries of the context vote in the prefill
-only. The question counts as one step.
-Cost: one attention of `window_size` queries per layer; while decoding the attention of each new token once more and a copy of the kept
-entries, and `window_size` numbers per kept entry in memory that the measured bytes leave out.
+score_t = Σ (or max) over the last `window_size` queries of attention a_it, averaged over the query heads of a
+group; the window itself is kept. After each token the entry of lowest score leaves, and the window moves on,
+so old tokens compete anew at every step. Source: Ghadia et al. 2025, "Dialogue Without Limits: Constant-Sized
+KV Caches for Extended Responses in LLMs", arXiv 2503.00979; authors' repository ghadiaravi13/MorphKV at
+8903d2a, morphkv/models/patch_llama.py. Differs: the attention weights of the paper; the authors' code takes,
+for grouped queries, the softmax over the old tokens of the summed logits of a group. While decoding the
+window begins with the question: the last queries of the context vote in the prefill only. The question counts
+as one step. Cost: one attention of `window_size` queries per layer; while decoding the attention of each new
+token once more and a copy of the kept entries, and `window_size` numbers per kept entry in memory that the
+measured bytes leave out.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class MorphKVPress(ScorerPress):
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): fused attention of the window, the window on top."""
         window = self.window_size if layer.tokens > self.window_size else max(1, layer.tokens // 2)
-        votes = mean_over_group(layer.window_attention(window)[..., : layer.tokens - window].float(), layer.group)  # (B, H, w, T - w)
+        votes = mean_over_group(
+            layer.window_attention(window)[..., : layer.tokens - window].float(), layer.group
+        )  # (B, H, w, T - w)
         return pin(functional.pad(fuse(votes, self.fusion), (0, window)), last=window)
 
     def while_decoding(self, ratio: float | Threshold) -> MovingWindow | None:

@@ -1,10 +1,10 @@
 """Non-causal attention: keep what the tokens around, before or after, attend to.
 
-The context is cut into chunks; in each, every query attends to every key of the chunk, later ones included, with logits q·k.
-score_t = (attention received, averaged over the group)·‖v_t‖₂, averaged over 3 neighbours, standardised over the heads and positions.
-Source: Chari & Van Durme 2025 (Compactor), arXiv 2507.08143.
-Differs: the last chunk is as short as it is (kvpress pads it with zeros that take part in the softmax); every context of a batch is
-standardised alone; logits in float32.
+The context is cut into chunks; in each, every query attends to every key of the chunk, later ones included,
+with logits q·k. score_t = (attention received, averaged over the group)·‖v_t‖₂, averaged over 3 neighbours,
+standardised over the heads and positions. Source: Chari & Van Durme 2025 (Compactor), arXiv 2507.08143.
+Differs: the last chunk is as short as it is (kvpress pads it with zeros that take part in the softmax); every
+context of a batch is standardised alone; logits in float32.
 Cost: attention of all queries within their chunks.
 """
 
@@ -47,7 +47,9 @@ class NonCausalAttnPress(ScorerPress):
 def attention_within_chunks(layer: LayerObservation, chunk_size: int) -> Tensor:
     """(B, H * G, T) float32: attention that each position receives from the queries of its chunk."""
     sums = []
-    for queries, keys in zip(layer.queries().split(chunk_size, dim=2), layer.keys.split(chunk_size, dim=2), strict=True):
+    for queries, keys in zip(
+        layer.queries().split(chunk_size, dim=2), layer.keys.split(chunk_size, dim=2), strict=True
+    ):
         grouped = queries.float().unflatten(1, (-1, layer.group))  # (B, H, G, c, d)
         sums.append((grouped @ keys.float()[:, :, None].mT).softmax(-1).sum(3).flatten(1, 2))
     return torch.cat(sums, dim=-1)

@@ -32,7 +32,9 @@ class NonePress(ScorerPress):
         """Refuse any ratio but 0."""
         super().__post_init__()
         if self.compression_ratio:
-            raise ValueError(f"press none keeps everything; compression_ratio={self.compression_ratio} must be 0")
+            raise ValueError(
+                f"press none keeps everything; compression_ratio={self.compression_ratio} must be 0"
+            )
 
     def score(self, layer: LayerObservation) -> Tensor:
         """Equal scores: nothing is removed."""

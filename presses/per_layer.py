@@ -1,8 +1,8 @@
 """Per layer: another press with a ratio of its own in every layer.
 
 Source: kvpress 0.5.5 (PerLayerCompressionPress).
-Differs: different lengths per layer work with every attention. Without ratios, every layer has the ratio of the sweep.
-Cost: that of the press inside.
+Differs: different lengths per layer work with every attention. Without ratios, every layer has the ratio of
+the sweep. Cost: that of the press inside.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class PerLayerCompressionPress(WrapperPress):
     Attributes:
         press: that compresses each layer, without knowing of the others.
         compression_ratio: of every layer, where `compression_ratios` is empty.
-        compression_ratios: fraction removed in each layer of the model, from the bottom; they are the budget, whatever ratio a sweep asks.
+        compression_ratios: fraction removed in each layer of the model, from the bottom; they are the budget,
+            whatever ratio a sweep asks.
     """
 
     press: BasePress = KnormPress()
@@ -35,9 +36,13 @@ class PerLayerCompressionPress(WrapperPress):
 
     def __post_init__(self) -> None:
         """Refuse ratios outside [0, 1)."""
-        object.__setattr__(self, "compression_ratios", tuple(check_ratio(ratio) for ratio in self.compression_ratios))
+        object.__setattr__(
+            self, "compression_ratios", tuple(check_ratio(ratio) for ratio in self.compression_ratios)
+        )
         if self.compression_ratios and not self.compression_ratio:
-            object.__setattr__(self, "compression_ratio", sum(self.compression_ratios) / len(self.compression_ratios))
+            object.__setattr__(
+                self, "compression_ratio", sum(self.compression_ratios) / len(self.compression_ratios)
+            )
         super().__post_init__()
 
     @property
@@ -66,7 +71,9 @@ class PerLayerCompressionPress(WrapperPress):
         if not self.compression_ratios:
             return ratio
         if index >= len(self.compression_ratios):
-            raise ValueError(f"compression_ratios has {len(self.compression_ratios)} entries, but the model a layer {index}; give one each")
+            raise ValueError(
+                f"compression_ratios has {len(self.compression_ratios)} entries, but the model a layer {index}; give one each"
+            )
         return self.compression_ratios[index]
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Prefill and decoding: one press compresses the context, another acts while the answer is written.
 
 Source: kvpress 0.5.5 (PrefillDecodingPress).
-Differs: the prefill is shared with all other presses of a sweep; heads that keep different numbers are compressed further as they are.
-Cost: that of both presses.
+Differs: the prefill is shared with all other presses of a sweep; heads that keep different numbers are
+compressed further as they are. Cost: that of both presses.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class PrefillDecodingPress(WrapperPress):
         """Refuse a second press that does nothing while decoding."""
         super().__post_init__()
         if self.decoding.while_decoding(0.5) is None:
-            raise ValueError(f"decoding={self.decoding.name} does nothing while decoding; give one such as DecodingPress()")
+            raise ValueError(
+                f"decoding={self.decoding.name} does nothing while decoding; give one such as DecodingPress()"
+            )
 
     @property
     def has_threshold(self) -> bool:

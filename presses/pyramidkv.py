@@ -1,9 +1,9 @@
 """PyramidKV: lower layers keep more, upper layers less.
 
-Budgets fall linearly with the layer, from 2c - c/β at the bottom to c/β at the top, c the even budget in tokens.
-Source: Cai et al. 2024, arXiv 2406.02069; kvpress 0.5.5 for the limits.
-Differs: nothing. Where the line would leave [window_size, T - window_size], all layers keep c: with a window of 64 tokens and
-contexts of 4k that is so for ratios above about 0.67, where PyramidKV is its inner press.
+Budgets fall linearly with the layer, from 2c - c/β at the bottom to c/β at the top, c the even budget in
+tokens. Source: Cai et al. 2024, arXiv 2406.02069; kvpress 0.5.5 for the limits.
+Differs: nothing. Where the line would leave [window_size, T - window_size], all layers keep c: with a window
+of 64 tokens and contexts of 4k that is so for ratios above about 0.67, where PyramidKV is its inner press.
 Cost: that of the press inside.
 """
 
@@ -41,7 +41,9 @@ class PyramidKVPress(ScoreWrapperPress):
         if self.window_size < 0:
             raise ValueError(f"window_size={self.window_size} must be at least 0 tokens")
         if self.beta < 1:
-            raise ValueError(f"beta={self.beta} must be at least 1: the top layer keeps 1/beta of the even budget")
+            raise ValueError(
+                f"beta={self.beta} must be at least 1: the top layer keeps 1/beta of the even budget"
+            )
 
     def layer_budgets(self, layers: int, tokens: int, ratio: float) -> list[int]:
         """Entries per head of each layer, from the bottom."""

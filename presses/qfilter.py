@@ -1,10 +1,10 @@
 """Q-Filters: keep the keys that point along the main direction of the model's queries.
 
-score_t = -f·k_t, f the learned filter of the head: published filters point against the queries, so that keys along them score high.
-Source: Godey et al. 2025, arXiv 2503.02812; filters of the authors on the hub, `nthngdy/<model>_qfilt`.
-Differs: nothing. Filters of other models are made by `calibrate`, as by make_filters.py of the authors' repository (NathanGodey/qfilters at
-cda5c38), from all queries instead of a sample of 3000.
-Cost: one product per key.
+score_t = -f·k_t, f the learned filter of the head: published filters point against the queries, so that keys
+along them score high. Source: Godey et al. 2025, arXiv 2503.02812; filters of the authors on the hub,
+`nthngdy/<model>_qfilt`. Differs: nothing. Filters of other models are made by `calibrate`, as by
+make_filters.py of the authors' repository (NathanGodey/qfilters at cda5c38), from all queries instead of a
+sample of 3000. Cost: one product per key.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ class QFilterPress(ScorerPress):
         name = model_name(layer.module)
         known = last_part(name) if "405B" in name else last_part(name).replace("Meta-Llama", "Llama")
         wanted = f"query filters of {name or 'a model without a name'}"
-        tensors = read(self.weights or (f"nthngdy/{known}_qfilt" if known else None), FILE, self.revision, wanted)
+        tensors = read(
+            self.weights or (f"nthngdy/{known}_qfilt" if known else None), FILE, self.revision, wanted
+        )
         config: Any = layer.module.config
-        return named(tensors, "q_filters", (config.num_hidden_layers, layer.kv_heads, layer.keys.shape[-1]), wanted)
+        return named(
+            tensors, "q_filters", (config.num_hidden_layers, layer.kv_heads, layer.keys.shape[-1]), wanted
+        )
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write the filters to `model.safetensors`: each head's first right singular vector of the queries of all pieces.

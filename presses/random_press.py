@@ -2,8 +2,8 @@
 
 score_t uniform in [0, 1), from a generator of its own per seed, layer and context.
 Source: none.
-Differs: reproducible on any device and independent of what ran before (kvpress draws from the global generator, or repeats the same
-positions in every layer).
+Differs: reproducible on any device and independent of what ran before (kvpress draws from the global
+generator, or repeats the same positions in every layer).
 Cost: nothing.
 """
 
@@ -30,5 +30,8 @@ class RandomPress(ScorerPress):
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) uniform numbers."""
-        rows = [torch.rand(layer.keys.shape[1:3], generator=generator) for generator in layer.generators(self.seed)]
+        rows = [
+            torch.rand(layer.keys.shape[1:3], generator=generator)
+            for generator in layer.generators(self.seed)
+        ]
         return torch.stack(rows).to(layer.keys.device)

@@ -1,8 +1,8 @@
 """Ratio decoding: while decoding, keep the share `1 - compression_ratio` of all tokens so far, context, question and answer, by any scorer.
 
 Source: kvpress 0.5.5 (CompressionRatioDecodingPress); each scorer cites its own paper.
-Differs: the ratio of the sweep is the ratio while decoding (kvpress: a field of its own). Otherwise as decoding.
-Cost: as decoding.
+Differs: the ratio of the sweep is the ratio while decoding (kvpress: a field of its own). Otherwise as
+decoding. Cost: as decoding.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ class RatioDecodingPress(PrefillLeftWhole):
     def while_decoding(self, ratio: float | Threshold) -> Follower | None:
         """Keeps `budget(tokens so far, ratio)` entries at every interval; at ratio 0 there is nothing to do."""
         if isinstance(ratio, Threshold):
-            raise ValueError("ratio_decoding takes no threshold: what it keeps is a share of all tokens so far; give it a ratio")
+            raise ValueError(
+                "ratio_decoding takes no threshold: what it keeps is a share of all tokens so far; give it a ratio"
+            )
         if ratio == 0:
             return None
-        return ScoreFollower(self.press, self.compression_interval, lambda tokens: budget(tokens, ratio), self.buffer_size)
+        return ScoreFollower(
+            self.press, self.compression_interval, lambda tokens: budget(tokens, ratio), self.buffer_size
+        )

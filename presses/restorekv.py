@@ -1,13 +1,14 @@
 """RestoreKV: a few learned tokens read the whole context before it is evicted, and their entries stay in its place.
 
-Scores are those of KVzip (KVzip+ with `kvzip_plus_normalization`). n learned embeddings pass the model once at the positions after the
-context, on top of its full cache and with a trained low-rank adapter; their keys and values are kept in all layers and heads, and that
-much more of the context goes, so that the budget is met: the lowest of all layers and heads together, at ratio r + n/T.
-Source: RestoreKV, arXiv 2608.01247; weights of the authors on the hub, `higokri/RestoreKV-<model>`, with `_plus` for KVzip+.
-Differs: as KVzip. Of a budget of fewer entries than learned tokens per head, only the first of these are kept (kvpress exceeds the
-budget). The model is not changed: the adapter is added to its projections for that one pass. The question continues at position T + n.
-Models in which some layers have sliding windows are refused (kvpress refuses Gemma). Embeddings and adapter of other models have to be
-trained by gradient descent, with the authors' code.
+Scores are those of KVzip (KVzip+ with `kvzip_plus_normalization`). n learned embeddings pass the model once
+at the positions after the context, on top of its full cache and with a trained low-rank adapter; their keys
+and values are kept in all layers and heads, and that much more of the context goes, so that the budget is
+met: the lowest of all layers and heads together, at ratio r + n/T. Source: RestoreKV, arXiv 2608.01247;
+weights of the authors on the hub, `higokri/RestoreKV-<model>`, with `_plus` for KVzip+. Differs: as KVzip. Of
+a budget of fewer entries than learned tokens per head, only the first of these are kept (kvpress exceeds the
+budget). The model is not changed: the adapter is added to its projections for that one pass. The question
+continues at position T + n. Models in which some layers have sliding windows are refused (kvpress refuses
+Gemma). Embeddings and adapter of other models have to be trained by gradient descent, with the authors' code.
 Cost: as KVzip, and one pass of n tokens, once for all ratios.
 """
 
@@ -55,7 +56,8 @@ class RestoreKVPress(KVzipPress):
     """KVzip, with learned tokens that make up for what is lost.
 
     Attributes:
-        weights: local folder or hub id with `restore_embeddings.safetensors` and the adapter; None for what is published for the model.
+        weights: local folder or hub id with `restore_embeddings.safetensors` and the adapter; None for what
+            is published for the model.
         revision: of the hub repository.
     """
 
@@ -97,7 +99,9 @@ class RestoreKVPress(KVzipPress):
             ValueError: there are none, or they are another model's.
         """
         table: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
-        embeddings, source, wanted = self._embeddings(attention_modules(prefill.model)[0], table.weight.shape[1])
+        embeddings, source, wanted = self._embeddings(
+            attention_modules(prefill.model)[0], table.weight.shape[1]
+        )
         return embeddings.to(table.weight)[None], read_adapter(source, self.revision, wanted)
 
     def _embeddings(self, module: nn.Module, size: int) -> tuple[Tensor, Any, str]:
@@ -110,7 +114,9 @@ class RestoreKVPress(KVzipPress):
         embeddings = tensors.get("restore_embeddings") if isinstance(tensors, dict) else None
         if embeddings is None or embeddings.dim() != 2 or embeddings.shape[1] != size:
             got = None if embeddings is None else tuple(embeddings.shape)
-            raise ValueError(f"restore_embeddings of {wanted} must have the shape (tokens, {size}), got {got}; these are another model's")
+            raise ValueError(
+                f"restore_embeddings of {wanted} must have the shape (tokens, {size}), got {got}; these are another model's"
+            )
         return embeddings, source, wanted
 
     def select(self, evidence: Sequence[Evidence], ratio: float) -> list[Selection]:  # type: ignore[override]
@@ -118,7 +124,9 @@ class RestoreKVPress(KVzipPress):
         batch, heads, tokens = evidence[0].scores.shape
         learned = evidence[0].keys.shape[2]
         kept = min(learned, self._budget(len(evidence), heads, tokens, ratio) // (len(evidence) * heads))
-        chosen = globally_highest([seen.scores for seen in evidence], min(1.0, ratio + kept / tokens), self.layerwise)
+        chosen = globally_highest(
+            [seen.scores for seen in evidence], min(1.0, ratio + kept / tokens), self.layerwise
+        )
         more = (torch.arange(learned, device=evidence[0].keys.device) < kept).expand(batch, heads, -1)
         return [
             Restored(torch.cat((selection.keep, more), dim=-1), seen.keys, seen.values)

@@ -1,14 +1,15 @@
 """R-KV: keep what is attended to and is not said again.
 
-score_t = λ I_t − (1 − λ) R_t. I = pooled attention of the last `window_size` queries, the largest of a group's query heads.
-R = softmax over t of the mean over j of cos(k_j, k_t), where j ≠ t and the most recent token that is similar to j
-(cosine above `threshold`) is not counted, so that the latest of several repetitions stays. The window is kept.
-Source: Cai et al. 2025, "R-KV: Redundancy-aware KV Cache Compression for Reasoning Models", arXiv 2505.24133; authors' repository
-Zefan-Cai/R-KV.
-Differs: applied once, after the prefill; inside `decoding`, at every interval, as in the paper. The largest attention of a group is
-taken (the authors: the largest logit, then the softmax over the tokens before the window). A key that nothing is similar to spares no
-token (in the authors' code, the first one). Similarities are summed in blocks, no T x T matrix.
-Cost: one attention of `window_size` queries and all products of keys with keys, per layer.
+score_t = λ I_t − (1 − λ) R_t. I = pooled attention of the last `window_size` queries, the largest of a
+group's query heads. R = softmax over t of the mean over j of cos(k_j, k_t), where j ≠ t and the most recent
+token that is similar to j (cosine above `threshold`) is not counted, so that the latest of several
+repetitions stays. The window is kept. Source: Cai et al. 2025, "R-KV: Redundancy-aware KV Cache Compression
+for Reasoning Models", arXiv 2505.24133; authors' repository Zefan-Cai/R-KV.
+Differs: applied once, after the prefill; inside `decoding`, at every interval, as in the paper. The largest
+attention of a group is taken (the authors: the largest logit, then the softmax over the tokens before the
+window). A key that nothing is similar to spares no token (in the authors' code, the first one). Similarities
+are summed in blocks, no T x T matrix. Cost: one attention of `window_size` queries and all products of keys
+with keys, per layer.
 """
 
 from __future__ import annotations
@@ -43,10 +44,14 @@ class RKVPress(ScorerPress):
         """Refuse a weight outside [0, 1], an empty window and an even kernel."""
         super().__post_init__()
         if not 0 <= self.mix_lambda <= 1:
-            raise ValueError(f"mix_lambda={self.mix_lambda} must lie in [0, 1]: it is the weight of importance")
+            raise ValueError(
+                f"mix_lambda={self.mix_lambda} must lie in [0, 1]: it is the weight of importance"
+            )
         if self.window_size < 1 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
             given = f"window_size={self.window_size}, kernel_size={self.kernel_size}"
-            raise ValueError(f"{given}: the window must have at least 1 token, and the kernel must be odd and positive")
+            raise ValueError(
+                f"{given}: the window must have at least 1 token, and the kernel must be odd and positive"
+            )
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): importance less redundancy, the window on top."""
@@ -55,7 +60,9 @@ class RKVPress(ScorerPress):
         votes = votes.unflatten(1, (-1, layer.group)).amax(2)  # (B, H, T - w)
         if votes.shape[-1]:
             votes = functional.max_pool1d(votes, self.kernel_size, stride=1, padding=self.kernel_size // 2)
-        scores = self.mix_lambda * functional.pad(votes, (0, window)) - (1 - self.mix_lambda) * redundancy(layer.keys, self.threshold)
+        scores = self.mix_lambda * functional.pad(votes, (0, window)) - (1 - self.mix_lambda) * redundancy(
+            layer.keys, self.threshold
+        )
         return pin(scores, last=window)
 
 
@@ -69,6 +76,8 @@ def redundancy(keys: Tensor, threshold: float) -> Tensor:
     for start in range(0, tokens, n):
         rows = at[start : start + n, None]
         cosines = (unit[:, :, start : start + n] @ unit.transpose(2, 3)).masked_fill(rows == at, 0)
-        latest = torch.where(cosines > threshold, at, -1).amax(-1, keepdim=True)  # (B, H, n, 1), -1: none is similar
+        latest = torch.where(cosines > threshold, at, -1).amax(
+            -1, keepdim=True
+        )  # (B, H, n, 1), -1: none is similar
         sums += cosines.masked_fill(latest == at, 0).sum(2)
     return (sums / tokens).softmax(-1)

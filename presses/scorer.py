@@ -44,12 +44,19 @@ class ScorerPress(BasePress):
 
     def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
         """The top `budget(T, ratio)` entries of every head."""
-        return [Selection.top(scores, budget(scores.shape[-1], ratio)) for scores in self.scores_at(evidence, ratio)]
+        return [
+            Selection.top(scores, budget(scores.shape[-1], ratio))
+            for scores in self.scores_at(evidence, ratio)
+        ]
 
     @property
     def has_threshold(self) -> bool:
         """Whether nothing but a score that does not depend on the ratio decides what stays."""
-        return not self.lossless and type(self).select is ScorerPress.select and type(self).scores_at is ScorerPress.scores_at
+        return (
+            not self.lossless
+            and type(self).select is ScorerPress.select
+            and type(self).scores_at is ScorerPress.scores_at
+        )
 
     def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
         """Entries whose score is at least the threshold, and the best of every head in any case: counts differ from head to head."""
@@ -63,18 +70,28 @@ class ScorerPress(BasePress):
             return
         seen = self.observe(layer)
         (selection,) = self.select([seen], self.compression_ratio)
-        prefill.replace(layer.index, *self.apply(layer.keys, layer.values, selection), selection, layer.tokens, self.notes(seen))
+        prefill.replace(
+            layer.index,
+            *self.apply(layer.keys, layer.values, selection),
+            selection,
+            layer.tokens,
+            self.notes(seen),
+        )
 
 
 def pin(scores: Tensor, first: int = 0, last: int = 0) -> Tensor:
     """A copy of `scores` (B, H, T) in float32 with the first and last positions above all others, later ones above earlier ones.
 
-    The highest score of the row + 1, as in kvpress; a thousandth more towards the end, so that a budget smaller than the pinned part
-    keeps its most recent entries instead of arbitrary ones.
+    The highest score of the row + 1, as in kvpress; a thousandth more towards the end, so that a budget
+    smaller than the pinned part keeps its most recent entries instead of arbitrary ones.
     """
     tokens = scores.shape[-1]
     pinned = scores.float().clone()
-    rising = scores.float().amax((1, 2), keepdim=True) + 1 + 1e-3 * torch.arange(1, tokens + 1, device=scores.device) / tokens  # (B, 1, T)
+    rising = (
+        scores.float().amax((1, 2), keepdim=True)
+        + 1
+        + 1e-3 * torch.arange(1, tokens + 1, device=scores.device) / tokens
+    )  # (B, 1, T)
     pinned[..., :first] = rising[..., :first]
     if last:
         pinned[..., -last:] = rising[..., -last:]

@@ -1,12 +1,12 @@
 """SimLayerKV: layers whose last tokens look only at the start and the end of the context keep only these.
 
-laziness of a layer = attention of the last `n_last` tokens to the first `n_initial` and the last `n_recent` positions, averaged over
-heads; a lazy layer keeps `n_initial` first and `n_recent - n_last` last tokens, any other all.
-Source: Zhang et al. 2024, arXiv 2410.13846; kvpress 0.5.5. Their thresholds: Llama-3 0.9, Llama-2 0.65, Mistral 0.8, Qwen 0.85.
-Differs: works with every attention, and each context of a batch decides for itself. Without a threshold, as many of the laziest layers
-are lazy as the ratio of entries needs, the last of them with more recent tokens, so that the budget is met exactly; where lazy layers
-alone are too many entries (short contexts), all layers keep fewer.
-Cost: one attention of `n_last` queries per layer.
+laziness of a layer = attention of the last `n_last` tokens to the first `n_initial` and the last `n_recent`
+positions, averaged over heads; a lazy layer keeps `n_initial` first and `n_recent - n_last` last tokens, any
+other all. Source: Zhang et al. 2024, arXiv 2410.13846; kvpress 0.5.5. Their thresholds: Llama-3 0.9, Llama-2
+0.65, Mistral 0.8, Qwen 0.85. Differs: works with every attention, and each context of a batch decides for
+itself. Without a threshold, as many of the laziest layers are lazy as the ratio of entries needs, the last of
+them with more recent tokens, so that the budget is met exactly; where lazy layers alone are too many entries
+(short contexts), all layers keep fewer. Cost: one attention of `n_last` queries per layer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class SimLayerKVPress(BasePress):
             object.__setattr__(self, "compression_ratio", 0.5)
         if self.n_last < 1 or self.n_recent <= self.n_last or self.n_initial < 0:
             given = f"n_last={self.n_last}, n_recent={self.n_recent}, n_initial={self.n_initial}"
-            raise ValueError(f"{given}: n_last must be at least 1 token, n_recent larger than n_last, n_initial at least 0")
+            raise ValueError(
+                f"{given}: n_last must be at least 1 token, n_recent larger than n_last, n_initial at least 0"
+            )
 
     @property
     def own_budget(self) -> bool:
@@ -57,7 +59,9 @@ class SimLayerKVPress(BasePress):
     def observe(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): the layer's laziness, the same for all its entries."""
         n_last = min(self.n_last, layer.tokens)
-        attention = layer.window_attention(n_last)[..., : layer.tokens - n_last].float().mean((1, 2))  # (B, T - n_last)
+        attention = (
+            layer.window_attention(n_last)[..., : layer.tokens - n_last].float().mean((1, 2))
+        )  # (B, T - n_last)
         lazy = attention[:, : self.n_initial].sum(-1) + attention[:, -self.n_recent :].sum(-1)
         return lazy[:, None, None].expand(layer.keys.shape[:3])
 
@@ -70,14 +74,21 @@ class SimLayerKVPress(BasePress):
             counts = shorten(-laziness, tokens, little, len(evidence) * budget(tokens, ratio))
         else:
             counts = torch.where(laziness > self.lazy_threshold, little, tokens)
-        return [Selection(ends(counts[:, i, None], self.n_initial, tokens).expand(seen.shape)) for i, seen in enumerate(evidence)]
+        return [
+            Selection(ends(counts[:, i, None], self.n_initial, tokens).expand(seen.shape))
+            for i, seen in enumerate(evidence)
+        ]
 
     def _kept_at_the_end(self, tokens: int) -> int:
         """Tokens that a lazy layer keeps at the end; all, where there is nothing between its windows."""
-        return tokens if tokens <= self.n_initial + self.n_recent + self.n_last else self.n_recent - self.n_last
+        return (
+            tokens if tokens <= self.n_initial + self.n_recent + self.n_last else self.n_recent - self.n_last
+        )
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """Exact without a threshold; with one, from all layers lazy to none."""
         if self.lazy_threshold is None:
             return super().entries(layers, heads, tokens, ratio)
-        return layers * heads * min(tokens, self.n_initial + self._kept_at_the_end(tokens)), layers * heads * tokens
+        return layers * heads * min(
+            tokens, self.n_initial + self._kept_at_the_end(tokens)
+        ), layers * heads * tokens

@@ -1,9 +1,9 @@
 """SnapKV: keep what the last `window_size` queries attend to.
 
-score_t = pool( mean over the window of softmax(q·k_t/√d) ), averaged over the query heads of a group; the window itself is kept.
-Source: Li et al. 2024, arXiv 2404.14469; authors' snapkv_utils.py.
-Differs: averages the query heads of a group (the authors expand KV heads). A budget below the window keeps its most recent tokens;
-a context of at most `window_size` tokens is scored with the second half as window.
+score_t = pool( mean over the window of softmax(q·k_t/√d) ), averaged over the query heads of a group; the
+window itself is kept. Source: Li et al. 2024, arXiv 2404.14469; authors' snapkv_utils.py.
+Differs: averages the query heads of a group (the authors expand KV heads). A budget below the window keeps
+its most recent tokens; a context of at most `window_size` tokens is scored with the second half as window.
 Cost: one attention of `window_size` queries per layer.
 """
 
@@ -36,7 +36,9 @@ class SnapKVPress(ScorerPress):
         if self.window_size < 1:
             raise ValueError(f"window_size={self.window_size} must be at least 1 token")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={self.kernel_size} must be odd and positive, so that pooling keeps positions in place")
+            raise ValueError(
+                f"kernel_size={self.kernel_size} must be odd and positive, so that pooling keeps positions in place"
+            )
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): pooled attention of the window, the window on top."""

@@ -1,10 +1,10 @@
 """ThinK: remove the channels of the keys that queries hardly read.
 
-Channel c of a head counts mean over the last queries and the group of q_c² · mean over positions of k_c²; int(d · ratio) channels go.
-Source: Xu et al. 2024, arXiv 2407.21018.
-Differs: the channels really leave memory (kvpress sets them to 0): a head stores its other channels and their index, and a query
-reads with these alone. Values and the keys of later tokens stay whole, so at ratio r the measured cache shrinks by r/2, not r.
-Cost: queries of the window and two sums per layer.
+Channel c of a head counts mean over the last queries and the group of q_c² · mean over positions of k_c²;
+int(d · ratio) channels go. Source: Xu et al. 2024, arXiv 2407.21018.
+Differs: the channels really leave memory (kvpress sets them to 0): a head stores its other channels and their
+index, and a query reads with these alone. Values and the keys of later tokens stay whole, so at ratio r the
+measured cache shrinks by r/2, not r. Cost: queries of the window and two sums per layer.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ThinKPress(BasePress):
 
     Attributes:
         compression_ratio: fraction of key channels removed, in [0, 1).
-        key_channel_compression_ratio: the same, fixed: then every ratio above 0 of a sweep, or of the presses composed with this one,
-            removes this fraction.
+        key_channel_compression_ratio: the same, fixed: then every ratio above 0 of a sweep, or of the presses
+            composed with this one, removes this fraction.
         window_size: last tokens whose queries count.
     """
 
@@ -73,14 +73,19 @@ class ThinKPress(BasePress):
     def select(self, evidence: Sequence[tuple[Tensor, Tensor]], ratio: float) -> list[Selection]:
         """All entries."""
         fraction = ratio if self.key_channel_compression_ratio is None else self.key_channel_compression_ratio
-        return [Thinned(everything, reading, int(reading.shape[-1] * fraction)) for reading, everything in evidence]
+        return [
+            Thinned(everything, reading, int(reading.shape[-1] * fraction))
+            for reading, everything in evidence
+        ]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Keys with zeros in the removed channels, which the cache then does not store."""
         assert isinstance(selection, Thinned)
         written = keys.float().square().masked_fill_(~selection.keep[..., None], 0).sum(dim=2, keepdim=True)
         order = (selection.reading * written).sort(dim=-1, stable=True).indices  # (B, H, 1, d)
-        removed = torch.zeros_like(written, dtype=torch.bool).scatter_(-1, order[..., : selection.n_removed], True)
+        removed = torch.zeros_like(written, dtype=torch.bool).scatter_(
+            -1, order[..., : selection.n_removed], True
+        )
         positions = selection.positions
         return gather(keys, positions).masked_fill_(removed, 0), gather(values, positions)
 

@@ -1,11 +1,11 @@
 """VATP: attention alone does not tell importance; what a token adds is its attention times the size of its value.
 
-score_t = s_t · ‖v_t‖₁, s the scores of a press inside (accumulated attention); the first and the last tokens are kept.
-Source: Guo, Kamigaito, Watanabe 2024, "Attention Score is Not All You Need for Token Importance Indicator in KV Cache Reduction: Value
-Also Matters", arXiv 2406.12335; authors' repository guozhiyu/vatp.
-Differs: applied once, after the prefill. The authors keep the most recent half of the budget; here `window_size` tokens, whatever the
-ratio, and with summed attention, as their variant of H2O (their other variant averages the last 400 queries).
-Cost: one norm per value, and that of the press inside.
+score_t = s_t · ‖v_t‖₁, s the scores of a press inside (accumulated attention); the first and the last tokens
+are kept. Source: Guo, Kamigaito, Watanabe 2024, "Attention Score is Not All You Need for Token Importance
+Indicator in KV Cache Reduction: Value Also Matters", arXiv 2406.12335; authors' repository guozhiyu/vatp.
+Differs: applied once, after the prefill. The authors keep the most recent half of the budget; here
+`window_size` tokens, whatever the ratio, and with summed attention, as their variant of H2O (their other
+variant averages the last 400 queries). Cost: one norm per value, and that of the press inside.
 """
 
 from __future__ import annotations
@@ -44,11 +44,15 @@ class VATPPress(ScoreWrapperPress):
         """Refuse negative windows."""
         super().__post_init__()
         if self.sinks < 0 or self.window_size < 0:
-            raise ValueError(f"sinks={self.sinks} and window_size={self.window_size} must be at least 0 tokens")
+            raise ValueError(
+                f"sinks={self.sinks} and window_size={self.window_size} must be at least 0 tokens"
+            )
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the L1 norms (B, H, T) of the values in float32."""
-        return self.press.observe(layer), torch.linalg.vector_norm(layer.values, ord=1, dim=-1, dtype=torch.float32)
+        return self.press.observe(layer), torch.linalg.vector_norm(
+            layer.values, ord=1, dim=-1, dtype=torch.float32
+        )
 
     def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> Sequence[Tensor]:
         """Weighted scores (B, H, T), both ends on top.
@@ -58,9 +62,17 @@ class VATPPress(ScoreWrapperPress):
         """
         scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
         if any(bool((seen < 0).any()) for seen in scores):
-            raise ValueError(f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use one of attention")
-        return [pin(seen.float() * norms, self.sinks, self.window_size) for seen, (_, norms) in zip(scores, evidence, strict=True)]
+            raise ValueError(
+                f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use one of attention"
+            )
+        return [
+            pin(seen.float() * norms, self.sinks, self.window_size)
+            for seen, (_, norms) in zip(scores, evidence, strict=True)
+        ]
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
         """The top `budget(T, ratio)` entries of every head by weighted score."""
-        return [Selection.top(scores, budget(scores.shape[-1], ratio)) for scores in self.scores_at(evidence, ratio)]
+        return [
+            Selection.top(scores, budget(scores.shape[-1], ratio))
+            for scores in self.scores_at(evidence, ratio)
+        ]

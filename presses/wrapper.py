@@ -18,7 +18,8 @@ from presses.scorer import ScorerPress
 class WrapperPress(BasePress):
     """A press that changes how another press's evidence becomes a selection, or how a selection is applied.
 
-    Subclasses are frozen dataclasses with the fields `press` (first) and `compression_ratio: float | None = None`; without a ratio of
+    Subclasses are frozen dataclasses with the fields `press` (first) and `compression_ratio: float | None =
+    None`; without a ratio of
     its own, a wrapper takes that of the press inside: `AdaKVPress(SnapKVPress(0.5))`.
     """
 
@@ -27,9 +28,13 @@ class WrapperPress(BasePress):
     def __post_init__(self) -> None:
         """Refuse a ratio outside [0, 1), and anything inside that is not a press."""
         if not isinstance(self.press, BasePress):
-            raise ValueError(f"{type(self).__name__} is built on a press, got {self.press!r}; give it one such as SnapKVPress()")
+            raise ValueError(
+                f"{type(self).__name__} is built on a press, got {self.press!r}; give it one such as SnapKVPress()"
+            )
         if self.press.adds_entries and type(self).apply is not WrapperPress.apply:
-            raise ValueError(f"{self.press.name} adds entries of its own to the cache, which {self.name} cannot change; use it alone")
+            raise ValueError(
+                f"{self.press.name} adds entries of its own to the cache, which {self.name} cannot change; use it alone"
+            )
         ratio = self.press.compression_ratio if self.compression_ratio is None else self.compression_ratio
         object.__setattr__(self, "compression_ratio", check_ratio(ratio))
 
@@ -59,11 +64,19 @@ class WrapperPress(BasePress):
     def has_threshold(self) -> bool:
         """As the press inside, where this one does not choose entries itself."""
         own = type(self)
-        return own.select is WrapperPress.select and own.observe is WrapperPress.observe and self.press.has_threshold
+        return (
+            own.select is WrapperPress.select
+            and own.observe is WrapperPress.observe
+            and self.press.has_threshold
+        )
 
     def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
         """As the press inside does."""
-        return self.press.select_above(evidence, threshold) if self.has_threshold else super().select_above(evidence, threshold)
+        return (
+            self.press.select_above(evidence, threshold)
+            if self.has_threshold
+            else super().select_above(evidence, threshold)
+        )
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """As the press inside does."""
@@ -100,4 +113,6 @@ class ScoreWrapperPress(WrapperPress):
         """Refuse a press without scores."""
         super().__post_init__()
         if not hasattr(self.press, "scores_at"):
-            raise ValueError(f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press such as snapkv")
+            raise ValueError(
+                f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press such as snapkv"
+            )

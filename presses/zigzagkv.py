@@ -1,11 +1,12 @@
 """ZigZagKV: layers that need more entries to hold their attention get more of the cache.
 
-need of a layer = smallest number of entries that together hold `coverage` of the attention of the last `window_size` queries, averaged
-over the query heads; a layer's budget is `floor` of the even one and its share of the needs of what remains.
-Source: Zhong et al. 2024, "ZigZagKV: Dynamic KV Cache Compression for Long-context Modeling based on Layer Uncertainty", arXiv 2412.09036.
-Differs: a wrapper around any scorer. The floor is a share of the even budget; its 0.5 is ours, no official code says the authors'. Heads
-of a layer share its budget evenly.
-Cost: one attention of `window_size` queries and one sort of it per layer, and that of the press inside.
+need of a layer = smallest number of entries that together hold `coverage` of the attention of the last
+`window_size` queries, averaged over the query heads; a layer's budget is `floor` of the even one and its
+share of the needs of what remains. Source: Zhong et al. 2024, "ZigZagKV: Dynamic KV Cache Compression for
+Long-context Modeling based on Layer Uncertainty", arXiv 2412.09036. Differs: a wrapper around any scorer. The
+floor is a share of the even budget; its 0.5 is ours, no official code says the authors'. Heads of a layer
+share its budget evenly. Cost: one attention of `window_size` queries and one sort of it per layer, and that
+of the press inside.
 """
 
 from __future__ import annotations
@@ -47,11 +48,15 @@ class ZigZagKVPress(ScoreWrapperPress):
         super().__post_init__()
         if not (0 < self.coverage <= 1 and 0 <= self.floor <= 1 and self.window_size >= 1):
             given = f"coverage={self.coverage}, floor={self.floor}, window_size={self.window_size}"
-            raise ValueError(f"{given}: coverage must lie in (0, 1], floor in [0, 1], and the window have at least 1 token")
+            raise ValueError(
+                f"{given}: coverage must lie in (0, 1], floor in [0, 1], and the window have at least 1 token"
+            )
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the layer's need (B,) in entries."""
-        return self.press.observe(layer), need(layer.window_attention(self.window_size).float().mean(2), self.coverage)
+        return self.press.observe(layer), need(
+            layer.window_attention(self.window_size).float().mean(2), self.coverage
+        )
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
         """The top entries of every head, as many as the layer's need gives."""
@@ -61,7 +66,10 @@ class ZigZagKVPress(ScoreWrapperPress):
         needs = torch.stack([seen for _, seen in evidence], dim=1).tolist()  # (B, L)
         shares = [apportion(row, even * len(ranked), max(1, int(even * self.floor)), tokens) for row in needs]
         counts = torch.tensor(shares, device=ranked[0].device)
-        return [Selection.top(scores, counts[:, at, None].expand(scores.shape[:2])) for at, scores in enumerate(ranked)]
+        return [
+            Selection.top(scores, counts[:, at, None].expand(scores.shape[:2]))
+            for at, scores in enumerate(ranked)
+        ]
 
     def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
         """Exactly the even budget in all."""

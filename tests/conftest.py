@@ -11,7 +11,9 @@ from longpress.models.loading import LoadedModel, ModelConfig, load_model
 from tests.support.browser import chromium
 
 torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background deaf to it, and so would be all below
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell starts what runs in its background deaf to it, and so would be all below
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,21 @@ ALLOWED = {
         *("longpress.analysis", "longpress.pipeline", "longpress.models", "benchmarks", "presses", "kvcache"),
         *("longpress.catalogue", "longpress.arguments", "longpress.errors"),
     },
-    "longpress.speed": {"longpress.pipeline", "longpress.models", "longpress.catalogue", "benchmarks", "presses", "kvcache"},
+    "longpress.speed": {
+        "longpress.pipeline",
+        "longpress.models",
+        "longpress.catalogue",
+        "benchmarks",
+        "presses",
+        "kvcache",
+    },
 }
 """Each part of the house, and the parts that it may import."""
-MODULES = sorted(path for package in ("benchmarks", "kvcache", "longpress", "presses") for path in (ROOT / package).rglob("*.py"))
+MODULES = sorted(
+    path
+    for package in ("benchmarks", "kvcache", "longpress", "presses")
+    for path in (ROOT / package).rglob("*.py")
+)
 
 
 def dotted(path: Path) -> str:
@@ -66,15 +77,27 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 
 
 def test_the_engine_names_no_press() -> None:
-    presses = {path.stem for path in (ROOT / "presses").glob("*.py")} - {"__init__", "base", "scorer", "wrapper", "none"}
+    presses = {path.stem for path in (ROOT / "presses").glob("*.py")} - {
+        "__init__",
+        "base",
+        "scorer",
+        "wrapper",
+        "none",
+    }
     for path in MODULES:
         if dotted(path).startswith(("kvcache", "longpress")):
             named = {name.split(".")[1] for name in imports(path) if name.startswith("presses.")}
             assert not named & presses, path
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Name)
+                    and node.func.id == "isinstance"
+                ):
                     classes = ast.unparse(node.args[1])
-                    assert not classes.endswith("Press") or classes == "BasePress", f"{path}: isinstance(…, {classes})"
+                    assert not classes.endswith("Press") or classes == "BasePress", (
+                        f"{path}: isinstance(…, {classes})"
+                    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
@@ -82,7 +105,9 @@ def test_nothing_dangerous_is_called(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), f"{path}: {called}"
+            assert called not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), (
+                f"{path}: {called}"
+            )
 
 
 def test_transformers_internals_stay_in_kvcache() -> None:

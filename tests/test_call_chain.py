@@ -41,15 +41,24 @@ def test_a_press_in_the_pipeline_goes_down_the_chain(calls: list[tuple[str, int]
     pipeline = CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer())
     pipeline(CONTEXT, questions=["Who?", "What?"], press=SnapKVPress(0.5), max_new_tokens=6)
     per_layer = [
-        (name, layer) for layer in range(LAYERS) for name in ("BasePress.forward_hook", "ScorerPress.compress", "SnapKVPress.score")
+        (name, layer)
+        for layer in range(LAYERS)
+        for name in ("BasePress.forward_hook", "ScorerPress.compress", "SnapKVPress.score")
     ]
     assert calls == [("CompressingPipeline._forward", -1), ("BasePress.__call__", -1), *per_layer]
 
 
 def test_a_sweep_scores_once_per_layer_whatever_the_ratios(calls: list[tuple[str, int]]) -> None:
     pipeline = CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer())
-    pipeline.sweep(CONTEXT, ["Who?", "What?"], [(SnapKVPress(), ratio) for ratio in (0.1, 0.25, 0.5, 0.75)], max_new_tokens=6)
-    assert [call for call in calls if call[0] == "SnapKVPress.score"] == [("SnapKVPress.score", layer) for layer in range(LAYERS)]
+    pipeline.sweep(
+        CONTEXT,
+        ["Who?", "What?"],
+        [(SnapKVPress(), ratio) for ratio in (0.1, 0.25, 0.5, 0.75)],
+        max_new_tokens=6,
+    )
+    assert [call for call in calls if call[0] == "SnapKVPress.score"] == [
+        ("SnapKVPress.score", layer) for layer in range(LAYERS)
+    ]
     assert calls.count(("CompressingPipeline._forward", -1)) == 1
 
 
@@ -58,7 +67,11 @@ def test_score_has_all_kv_heads_at_once_and_never_runs_while_decoding(
 ) -> None:
     model, shapes = tiny_model("llama"), []
     score = SnapKVPress.score
-    monkeypatch.setattr(SnapKVPress, "score", lambda self, layer: shapes.append(tuple(score(self, layer).shape)) or score(self, layer))
+    monkeypatch.setattr(
+        SnapKVPress,
+        "score",
+        lambda self, layer: shapes.append(tuple(score(self, layer).shape)) or score(self, layer),
+    )
     cache = DynamicCache()
     with torch.no_grad(), SnapKVPress(0.5)(model):
         model(tiny_ids(100), **{cache_keyword(model): cache})

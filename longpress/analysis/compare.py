@@ -1,8 +1,9 @@
 """Is press X better than press Y, by how much, at what kept fraction, on which tasks: `python -m longpress.analysis.compare X Y DIR…`.
 
-Paired differences on the same samples, per budget and task, from records alone; p-values adjusted by Holm over all rows printed. Where
-fidelity was measured, also its differences, and how many samples would tell the two apart by score and by each measure of fidelity.
-With `all` for Y, every other press on the suite's average; p-values are then adjusted within each budget, as in `scores.csv`.
+Paired differences on the same samples, per budget and task, from records alone; p-values adjusted by Holm
+over all rows printed. Where fidelity was measured, also its differences, and how many samples would tell the
+two apart by score and by each measure of fidelity. With `all` for Y, every other press on the suite's
+average; p-values are then adjusted within each budget, as in `scores.csv`.
 """
 
 from __future__ import annotations
@@ -38,16 +39,17 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
     """Paired differences `press - other`, 0 to 100, one row per model, benchmark, budget and task, and one for the suite's average.
 
     Returns:
-        Columns model, benchmark, parameters, query_aware, prefill, budget, task, n, kept, kept_other, delta, ci_low, ci_high, p_value,
-        p_holm, wins, ties, losses, verdict ("better", "worse" or "not distinguishable"), not_worse (the whole interval lies above -margin);
-        the average, over the tasks that both answered, is called `average (<tasks>)` and its p-value adjusted among averages.
-        `needed_score` and `needed_<measure>` are samples from which on the difference seen would be found at 5 % with 80 % power
-        (`significance.samples_needed`), `delta_<measure>` (nats per token, or a share), `p_<measure>` and `p_holm_<measure>` the
-        differences in fidelity; NaN where it is not known.
+        Columns model, benchmark, parameters, query_aware, prefill, budget, task, n, kept, kept_other, delta,
+        ci_low, ci_high, p_value, p_holm, wins, ties, losses, verdict ("better", "worse" or "not
+        distinguishable"), not_worse (the whole interval lies above -margin); the average, over the tasks that
+        both answered, is called `average (<tasks>)` and its p-value adjusted among averages. `needed_score`
+        and `needed_<measure>` are samples from which on the difference seen would be found at 5 % with 80 %
+        power (`significance.samples_needed`), `delta_<measure>` (nats per token, or a share), `p_<measure>`
+        and `p_holm_<measure>` the differences in fidelity; NaN where it is not known.
 
     Raises:
-        ValueError: a press has no records, they share no sample at a common budget, a press has several parameter sets at one
-            budget, or a sample was asked with different prompts.
+        ValueError: a press has no records, they share no sample at a common budget, a press has several
+            parameter sets at one budget, or a sample was asked with different prompts.
     """
     cells: dict[tuple[Any, ...], dict[str, dict[str, Record]]] = defaultdict(lambda: {press: {}, other: {}})
     seen: set[str] = set()
@@ -57,19 +59,42 @@ def compare(records: Iterable[Record], press: str, other: str, margin: float = M
             continue
         options = record.benchmark_text
         mode = record.query_aware, record.prefill
-        table = (record.model, record.revision, record.dtype, record.benchmark, record.benchmark_version, options, *mode)
+        table = (
+            record.model,
+            record.revision,
+            record.dtype,
+            record.benchmark,
+            record.benchmark_version,
+            options,
+            *mode,
+        )
         samples = cells[(*table, _budget(record), record.task)][record.press]
         known = samples.setdefault(record.sample_id, record)
         if known is not record and known.press_parameters != record.press_parameters:
-            raise ValueError(f"press '{record.press}' has several sets of parameters at {_budget(record)}; give folders with one of them")
+            raise ValueError(
+                f"press '{record.press}' has several sets of parameters at {_budget(record)}; give folders with one of them"
+            )
     for name in (press, other):
         if name not in seen:
-            raise ValueError(f"no records of press '{name}'; these folders hold: {', '.join(sorted(seen)) or 'none'}")
-    rows = [_row(key, pair[press], pair[other]) for key, pair in sorted(cells.items()) if pair[press].keys() & pair[other].keys()]
+            raise ValueError(
+                f"no records of press '{name}'; these folders hold: {', '.join(sorted(seen)) or 'none'}"
+            )
+    rows = [
+        _row(key, pair[press], pair[other])
+        for key, pair in sorted(cells.items())
+        if pair[press].keys() & pair[other].keys()
+    ]
     if not rows:
-        raise ValueError(f"'{press}' and '{other}' share no sample at a common budget; run both at the same ratios on the same samples")
+        raise ValueError(
+            f"'{press}' and '{other}' share no sample at a common budget; run both at the same ratios on the same samples"
+        )
     frame = _adjusted(pd.DataFrame(rows))
-    joint = [row for _, part in frame.groupby([*KEY, "budget"], sort=False) if len(part) > 1 for row in _average(part)]
+    joint = [
+        row
+        for _, part in frame.groupby([*KEY, "budget"], sort=False)
+        if len(part) > 1
+        for row in _average(part)
+    ]
     if joint:
         frame = pd.concat([_adjusted(pd.DataFrame(joint)), frame], ignore_index=True).sort_values(
             [*KEY, "budget"], kind="stable", ignore_index=True
@@ -84,8 +109,8 @@ def compare_all(records: Iterable[Record], press: str, margin: float = MARGIN) -
     """`press` against every other one with which it shares samples at a budget, the full cache left out.
 
     Returns:
-        As `compare`, with a column `other`: one row per table, budget and press, of the suite's average, or of the only task in common;
-        best of the others first. Adjusted by Holm within a table and budget.
+        As `compare`, with a column `other`: one row per table, budget and press, of the suite's average, or
+        of the only task in common; best of the others first. Adjusted by Holm within a table and budget.
 
     Raises:
         ValueError: as `compare`; or there is no other press.
@@ -93,13 +118,25 @@ def compare_all(records: Iterable[Record], press: str, margin: float = MARGIN) -
     held, parts = list(records), []
     for other in sorted({record.press for record in held} - {press, BASELINE}):
         pair = [record for record in held if record.press in (press, other)]
-        shared = {(record.sample_id, _budget(record), record.press) for record in pair if record.score is not None}
+        shared = {
+            (record.sample_id, _budget(record), record.press) for record in pair if record.score is not None
+        }
         if any((sample, budget, press) in shared for sample, budget, name in shared if name == other):
-            parts.append(compare(pair, press, other, margin).drop_duplicates([*KEY, "budget"]).assign(other=other))
+            parts.append(
+                compare(pair, press, other, margin).drop_duplicates([*KEY, "budget"]).assign(other=other)
+            )
     if not parts:
-        raise ValueError(f"no other press shares samples and a budget with '{press}'; these folders hold: {_presses(held)}")
-    frame = pd.concat(parts, ignore_index=True).sort_values([*KEY, "budget", "delta", "other"], kind="stable", ignore_index=True)
-    return _judged(pd.concat([_adjusted(part) for _, part in frame.groupby([*KEY, "budget"], sort=False)], ignore_index=True))
+        raise ValueError(
+            f"no other press shares samples and a budget with '{press}'; these folders hold: {_presses(held)}"
+        )
+    frame = pd.concat(parts, ignore_index=True).sort_values(
+        [*KEY, "budget", "delta", "other"], kind="stable", ignore_index=True
+    )
+    return _judged(
+        pd.concat(
+            [_adjusted(part) for _, part in frame.groupby([*KEY, "budget"], sort=False)], ignore_index=True
+        )
+    )
 
 
 def _presses(records: Iterable[Record]) -> str:
@@ -109,24 +146,39 @@ def _presses(records: Iterable[Record]) -> str:
 def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
     """With p-values of the score, and of each measure that has them, adjusted for the rows of the frame."""
     frame = frame.assign(p_holm=significance.holm(frame["p_value"]))
-    return frame.assign(**{f"p_holm_{name}": significance.holm(frame[f"p_{name}"]) for name in FIDELITY if f"p_{name}" in frame})
+    return frame.assign(
+        **{
+            f"p_holm_{name}": significance.holm(frame[f"p_{name}"])
+            for name in FIDELITY
+            if f"p_{name}" in frame
+        }
+    )
 
 
 def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     sure = frame["p_holm"] < SIGNIFICANT
     frame["verdict"] = "not distinguishable"
-    frame.loc[sure, "verdict"] = frame.loc[sure, "delta"].map(lambda delta: "better" if delta > 0 else "worse")
+    frame.loc[sure, "verdict"] = frame.loc[sure, "delta"].map(
+        lambda delta: "better" if delta > 0 else "worse"
+    )
     return frame
 
 
 @exit_code
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = Parser(prog="python -m longpress.analysis.compare", description="Compare two presses on the same samples.")
+    parser = Parser(
+        prog="python -m longpress.analysis.compare", description="Compare two presses on the same samples."
+    )
     parser.add_argument("press", metavar="X")
     parser.add_argument("other", metavar="Y", help=f"another press, or {ALL}: every other one")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders")
-    parser.add_argument("--margin", type=points, default=MARGIN, help="points that X may lose and still count as no worse (%(default)s)")
+    parser.add_argument(
+        "--margin",
+        type=points,
+        default=MARGIN,
+        help="points that X may lose and still count as no worse (%(default)s)",
+    )
     given = parser.parse_args(arguments)
     records = list(read_records(given.folders))
     everyone = given.other == ALL and ALL not in {record.press for record in records}
@@ -135,19 +187,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         frame = compare(records, given.press, given.other, given.margin).assign(other=given.other)
     counts = frame["verdict"].value_counts()
-    said = ", ".join(f"{verdict} in {counts.get(verdict, 0)}" for verdict in ("better", "worse", "not distinguishable"))
+    said = ", ".join(
+        f"{verdict} in {counts.get(verdict, 0)}" for verdict in ("better", "worse", "not distinguishable")
+    )
     whom = "every other press" if everyone else given.other
     print(f"{given.press} against {whom}, {len(frame)} comparisons: {said} (p < {SIGNIFICANT:g}, Holm).")
     frame["row"] = frame["other"] if everyone else frame["task"]
     wide = max(24, frame["row"].str.len().max())
-    for names, part in frame.groupby(["model", "benchmark", "parameters", "query_aware", "prefill"], sort=False):
+    for names, part in frame.groupby(
+        ["model", "benchmark", "parameters", "query_aware", "prefill"], sort=False
+    ):
         model, benchmark, _, aware, prefill = names
-        print(f"\n{benchmark} on {model}{' (query-aware)' if aware else ''}{'' if prefill == 'shared' else f' (prefill {prefill})'}")
+        print(
+            f"\n{benchmark} on {model}{' (query-aware)' if aware else ''}{'' if prefill == 'shared' else f' (prefill {prefill})'}"
+        )
         for row in part.to_dict("records"):
             change = f"{row['delta']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]"
             kept = f"kept {100 * row['kept']:.1f} % against {100 * row['kept_other']:.1f} %"
             said = row["verdict"] + (f", no worse than {given.margin:g} below" if row["not_worse"] else "")
-            print(f"  {row['budget']:<14} {row['row']:<{wide}} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {said}")
+            print(
+                f"  {row['budget']:<14} {row['row']:<{wide}} {change:<24} p = {row['p_holm']:.3g}, n = {row['n']}, {kept}: {said}"
+            )
         _print_measures(part, wide, everyone)
 
 
@@ -162,7 +222,9 @@ def _print_measures(part: pd.DataFrame, wide: int, everyone: bool) -> None:
         print(f"  {budget:<14} {name:<{wide}} {' '.join(f'{text:>20}' for text in texts)}")
 
     rows = part.to_dict("records")
-    print("\n  difference in fidelity (nats per token, lower is closer; agreement: share, higher is closer), and its p (Holm):")
+    print(
+        "\n  difference in fidelity (nats per token, lower is closer; agreement: share, higher is closer), and its p (Holm):"
+    )
     put("", "", measures)
     for row in rows:
         put(row["budget"], row["row"], (_moved(row, name) for name in measures))
@@ -172,7 +234,11 @@ def _print_measures(part: pd.DataFrame, wide: int, everyone: bool) -> None:
         put(row["budget"], row["row"], (_count(row[f"needed_{name}"]) for name in both))
     for budget, block in part.groupby("budget", sort=False) if everyone else ():
         known = block[block[[f"needed_{name}" for name in both]].notna().all(axis=1)]
-        put(budget, f"median of {len(known)} pairs", (_count(known[f"needed_{name}"].median()) for name in both))
+        put(
+            budget,
+            f"median of {len(known)} pairs",
+            (_count(known[f"needed_{name}"].median()) for name in both),
+        )
         p_values = [known["p_holm" if name == "score" else f"p_holm_{name}"] for name in both]
         put(budget, "of them told apart here", ((p_value < SIGNIFICANT).sum() for p_value in p_values))
 
@@ -190,8 +256,15 @@ def _changes(left: Sequence[Record], right: Sequence[Record]) -> dict[str, Clust
     """Paired differences of the score and of every measure that two samples or more have on both sides."""
     changes = {}
     for measure in ("score", *FIDELITY):
-        pairs = [(getattr(one, measure), getattr(other, measure), one) for one, other in zip(left, right, strict=True)]
-        known = [(ours - theirs, one.weight, one.context_id) for ours, theirs, one in pairs if ours is not None and theirs is not None]
+        pairs = [
+            (getattr(one, measure), getattr(other, measure), one)
+            for one, other in zip(left, right, strict=True)
+        ]
+        known = [
+            (ours - theirs, one.weight, one.context_id)
+            for ours, theirs, one in pairs
+            if ours is not None and theirs is not None
+        ]
         if len(known) > 1:
             change, weights, ids = zip(*known, strict=True)
             changes[measure] = clusters.cluster(change, weights, ids, bounded=False)
@@ -228,10 +301,19 @@ def _row(key: tuple[Any, ...], samples: dict[str, Record], others: dict[str, Rec
     clusters.pair(ids, next(hashes), ids, next(hashes))
     ours, theirs = (np.array([record.score for record in side], dtype=float) for side in (left, right))
     change = ours - theirs
-    found = intervals.difference(ours, theirs, [record.weight for record in left], [record.context_id for record in left])
+    found = intervals.difference(
+        ours, theirs, [record.weight for record in left], [record.context_id for record in left]
+    )
     kept, kept_other = (sum(record.kept_fraction for record in side) / len(ids) for side in (left, right))
-    summed = clusters.cluster(change, [record.weight for record in left], [record.context_id for record in left])
-    measured = {"delta": 100 * found.mean, "ci_low": 100 * found.low, "ci_high": 100 * found.high, "p_value": found.p_value}
+    summed = clusters.cluster(
+        change, [record.weight for record in left], [record.context_id for record in left]
+    )
+    measured = {
+        "delta": 100 * found.mean,
+        "ci_low": 100 * found.low,
+        "ci_high": 100 * found.high,
+        "p_value": found.p_value,
+    }
     counts = {"n": found.n, "wins": found.wins, "ties": found.ties, "losses": found.losses}
     changes = _changes(left, right)
     return {
@@ -258,14 +340,25 @@ def _average(part: pd.DataFrame) -> list[dict[str, Any]]:
     known = [weight * one for weight, one in zip(shares, drawn, strict=True) if one is not None]
     inside = [one is not None for one in drawn]
     total = np.sum(known, axis=0) if known else None
-    mean, _, low, high = intervals.macro(cells, part["ci_low"] / 100, part["ci_high"] / 100, shares, total, inside, paired=True)
+    mean, _, low, high = intervals.macro(
+        cells, part["ci_low"] / 100, part["ci_high"] / 100, shares, total, inside, paired=True
+    )
     p_value = float(significance.p_values([clusters.joint(cells, list(shares))])[0])
     kept, kept_other = (float(shares @ part[name].to_numpy()) for name in ("kept", "kept_other"))
     counts = {name: int(part[name].sum()) for name in ("n", "wins", "ties", "losses")}
     measured = {"delta": 100 * mean, "ci_low": 100 * low, "ci_high": 100 * high, "p_value": p_value}
     first = {name: part[name].iloc[0] for name in (*KEY, "budget")}
     measured |= _needed(list(part["changes"]), list(shares))
-    return [{**first, "task": f"average ({len(part)} tasks)", **counts, "kept": kept, "kept_other": kept_other, **measured}]
+    return [
+        {
+            **first,
+            "task": f"average ({len(part)} tasks)",
+            **counts,
+            "kept": kept,
+            "kept_other": kept_other,
+            **measured,
+        }
+    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Which tokens each variant keeps, for the first samples of a task: a side file that the report shades contexts with.
 
-One JSON line per context that was read, in `kept_maps/<writer>.jsonl` beside the records, written like them. Counts and character
-spans are numbers packed by zlib in base64, so that nothing is executed on reading; a 2k context under 33 variants takes about 50 kB.
+One JSON line per context that was read, in `kept_maps/<writer>.jsonl` beside the records, written like them.
+Counts and character spans are numbers packed by zlib in base64, so that nothing is executed on reading; a 2k
+context under 33 variants takes about 50 kB.
 """
 
 from __future__ import annotations
@@ -73,17 +74,30 @@ class KeptMap:
         try:
             row: dict[str, Any] = json.loads(line)
             spans = _unpack(row["spans"]).reshape(-1, 2)
-            counts = {str(key): values for one in row["maps"] for values in [_unpack(one["counts"])] for key in one["keys"]}
+            counts = {
+                str(key): values
+                for one in row["maps"]
+                for values in [_unpack(one["counts"])]
+                for key in one["keys"]
+            }
             if row["schema"] != 1 or any(len(one) != len(spans) for one in counts.values()):
                 raise ValueError("another schema, or a map of another length than its context")
-            evidence = {str(name): [[int(start), int(end)] for start, end in one] for name, one in row["evidence"].items()}
+            evidence = {
+                str(name): [[int(start), int(end)] for start, end in one]
+                for name, one in row["evidence"].items()
+            }
             questions = {str(name): str(text) for name, text in row["questions"].items()}
             return cls(str(row["text"]), spans, int(row["entries"]), evidence, questions, counts)
         except (KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
             raise ValueError(f"not a kept map: {error}") from None
 
 
-def kept_map(text: str, spans: Sequence[tuple[int, int]], samples: Sequence[Sample], kept: Mapping[str, CompressedContext]) -> KeptMap:
+def kept_map(
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    samples: Sequence[Sample],
+    kept: Mapping[str, CompressedContext],
+) -> KeptMap:
     """The map of a context: characters of its tokens, the samples that ask about it, and what the variant of each record kept."""
     any_kept = next(iter(kept.values()))
     heads = any_kept.entries()
@@ -92,7 +106,9 @@ def kept_map(text: str, spans: Sequence[tuple[int, int]], samples: Sequence[Samp
     counts = {key: full if one.kept_by is None else one.kept_by.numpy() for key, one in kept.items()}
     evidence = {sample.id: [list(span) for span in sample.evidence] for sample in samples}
     questions = {sample.id: sample.question for sample in samples}
-    return KeptMap(text, np.array(spans, dtype=np.int32).clip(0).reshape(-1, 2), entries, evidence, questions, counts)
+    return KeptMap(
+        text, np.array(spans, dtype=np.int32).clip(0).reshape(-1, 2), entries, evidence, questions, counts
+    )
 
 
 def append(path: Path, kept: KeptMap) -> None:
@@ -106,7 +122,9 @@ def append(path: Path, kept: KeptMap) -> None:
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(kept.to_json() + "\n")
     except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); free space, or run with kept_maps=0") from error
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); free space, or run with kept_maps=0"
+        ) from error
 
 
 def read_kept_maps(folders: Iterable[Path]) -> Iterator[KeptMap]:

@@ -1,10 +1,12 @@
 """Export to other tools' layouts: `python -m longpress.analysis.kvpress_export kvpress DIR OUT` writes folders for the kvpress leaderboard.
 
-Source: NVIDIA/kvpress at 8bb29b9, evaluation/evaluate.py (folder names, config.yaml, predictions.csv, metrics.json) and
-    evaluation/benchmarks/*/calculate_metrics.py. One folder per run, that is per data set, model, press and budget:
+Source: NVIDIA/kvpress at 8bb29b9, evaluation/evaluate.py (folder names, config.yaml, predictions.csv,
+    metrics.json) and evaluation/benchmarks/*/calculate_metrics.py. One folder per run, that is per data set,
+    model, press and budget:
     `<dataset>__<data_dir>__<model>__<press>__<ratio>[__fraction<share>][__query_aware]/`.
-Differs: predictions.csv has the columns that records know (no question, answer prefix and token limit) and also `sample_id` and `score`;
-    metrics are means of the recorded scores. config.yaml has kvpress's fields, and `kept_fraction` as it was measured.
+Differs: predictions.csv has the columns that records know (no question, answer prefix and token limit) and
+    also `sample_id` and `score`; metrics are means of the recorded scores. config.yaml has kvpress's fields,
+    and `kept_fraction` as it was measured.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def kvpress(records: Iterable[Record], out: Path, names: Mapping[str, str] | Non
     """Write one folder per run into `out`.
 
     Args:
-        records: of any number of models, presses and budgets; of a budget in tokens the folder is named after the measured ratio.
+        records: of any number of models, presses and budgets; of a budget in tokens the folder is named after
+            the measured ratio.
         out: folder, made if missing.
         names: press as it is called here -> as kvpress's registry calls it, where they differ.
 
@@ -42,12 +45,14 @@ def kvpress(records: Iterable[Record], out: Path, names: Mapping[str, str] | Non
         The folders, sorted.
 
     Raises:
-        ValueError: no record; failed samples; a benchmark that the leaderboard does not take; two runs of one name; or a folder that
-            is already there.
+        ValueError: no record; failed samples; a benchmark that the leaderboard does not take; two runs of one
+            name; or a folder that is already there.
     """
     lines: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
-        lines[tuple(json.dumps(getattr(record, name), sort_keys=True) for name in (*TABLE, *LINE))].append(record)
+        lines[tuple(json.dumps(getattr(record, name), sort_keys=True) for name in (*TABLE, *LINE))].append(
+            record
+        )
     if not lines:
         raise ValueError("there are no records to export")
     planned: dict[Path, tuple[Any, list[Record], LeaderboardRun]] = {}
@@ -61,10 +66,17 @@ def kvpress(records: Iterable[Record], out: Path, names: Mapping[str, str] | Non
         config, runs = _config(rows, names or {}), _runs(rows)
         for run in runs:
             mine = [row for row in rows if row.task in run.tasks]
-            whole = {**config, "dataset": run.dataset, "data_dir": run.data_dir, "fraction": _fraction(mine, run)}
+            whole = {
+                **config,
+                "dataset": run.dataset,
+                "data_dir": run.data_dir,
+                "fraction": _fraction(mine, run),
+            }
             folder = out / _folder(whole)
             if folder in planned:
-                raise ValueError(f"two lines of these results would both be {folder.name}; export them to folders of their own")
+                raise ValueError(
+                    f"two lines of these results would both be {folder.name}; export them to folders of their own"
+                )
             if folder.exists():
                 raise ValueError(f"{folder} is already there; give another OUT, or remove it")
             planned[folder] = whole, mine, run
@@ -76,12 +88,19 @@ def kvpress(records: Iterable[Record], out: Path, names: Mapping[str, str] | Non
 @exit_code
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = Parser(prog="python -m longpress.analysis.kvpress_export", description="Export results to another tool's layout.")
+    parser = Parser(
+        prog="python -m longpress.analysis.kvpress_export",
+        description="Export results to another tool's layout.",
+    )
     parser.add_argument("layout", choices=["kvpress"], help="kvpress: the folders that its leaderboard takes")
     parser.add_argument("folder", type=Path, metavar="DIR", help="results folder")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     parser.add_argument(
-        "--name", action="append", default=[], metavar="OURS=THEIRS", help="what a press is called there, e.g. mine=its_name"
+        "--name",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="what a press is called there, e.g. mine=its_name",
     )
     given = parser.parse_args(arguments)
     unclear = [name for name in given.name if name.count("=") != 1]
@@ -97,7 +116,9 @@ def _config(rows: Sequence[Record], names: Mapping[str, str]) -> dict[str, Any]:
     kept = sum(row.kept_fraction for row in rows) / len(rows)
     parameters = ", ".join(f"{key}={value}" for key, value in first.press_parameters.items())
     ratio = first.compression_ratio if first.compression_ratio is not None else round(1 - kept, 4)
-    budget: dict[str, Any] = {"compression_ratio": ratio} if first.threshold is None else {"threshold": first.threshold}
+    budget: dict[str, Any] = (
+        {"compression_ratio": ratio} if first.threshold is None else {"threshold": first.threshold}
+    )
     return {
         "dataset": "",
         "data_dir": "",
@@ -126,7 +147,10 @@ def _config(rows: Sequence[Record], names: Mapping[str, str]) -> dict[str, Any]:
 
 def _runs(rows: Sequence[Record]) -> list[LeaderboardRun]:
     entry = find(rows[0].benchmark, benchmarks(), "benchmark")
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in rows[0].benchmark_parameters.items()}
+    options = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in rows[0].benchmark_parameters.items()
+    }
     benchmark: Benchmark = entry.load()(**options)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for row in rows:

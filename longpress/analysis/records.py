@@ -1,8 +1,9 @@
 """One JSON line per (sample, variant): the only thing a run produces; everything else is made from it.
 
-A line is appended when its answer is known, each process to a file of its own (`records/<host>-<pid>-<random>.jsonl`), so any number
-of processes may fill one folder. A torn last line is skipped, and its sample is done again. What is done is decided by
-content: `Record.key` hashes everything that can change the answer or the score, so a resume is a set difference.
+A line is appended when its answer is known, each process to a file of its own
+(`records/<host>-<pid>-<random>.jsonl`), so any number of processes may fill one folder. A torn last line is
+skipped, and its sample is done again. What is done is decided by content: `Record.key` hashes everything that
+can change the answer or the score, so a resume is a set difference.
 """
 
 from __future__ import annotations
@@ -189,7 +190,9 @@ class Record:
         if not isinstance(row, dict) or type(row.get("schema")) is not int:
             raise ValueError("a record is a JSON object with a schema")
         if row["schema"] > SCHEMA:
-            raise NewerRecordError(f"record schema {row['schema']} is not known here (up to {SCHEMA}); update longpress")
+            raise NewerRecordError(
+                f"record schema {row['schema']} is not known here (up to {SCHEMA}); update longpress"
+            )
         if _SURROGATE.search(line):  # as escapes: names that no table could be written with
             row |= {name: _writable(row[name]) for name in _NAMES if name in row}
         try:
@@ -219,7 +222,9 @@ def _checks() -> tuple[tuple[tuple[type, ...], Callable[[Any], bool] | None], ..
     hints, checks = get_type_hints(Record), []
     for name in _names():
         hint = hints[name]
-        plain = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+        plain = tuple(
+            get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
+        )
         kinds = (*plain, int) if float in plain else plain
         checks.append((kinds, _rule(name, kinds)))
     return tuple(checks)
@@ -267,7 +272,9 @@ def _writable(value: Any) -> Any:
 
 def record_key(parts: Mapping[str, Any]) -> str:
     """Content hash (32 hex digits) of everything that determines an answer and its score; the order of `parts` does not matter."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str).encode()
+    ).hexdigest()[:32]
 
 
 class RecordWriter:
@@ -283,7 +290,9 @@ class RecordWriter:
         """Use as a context manager so that the file is closed."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()  # unbuffered: nothing is left that could fail now

@@ -23,15 +23,22 @@ def read(folders: Sequence[Path]) -> list[Record]:
             raise ValueError(f"no folder at {folder}; give the results folder of a run")
         try:
             if not record_files(folder):
-                raise ValueError(f"{folder} has no records (records/*.jsonl); give the results folder of a run")
+                raise ValueError(
+                    f"{folder} has no records (records/*.jsonl); give the results folder of a run"
+                )
         except OSError as error:
             raise ValueError(f"{folder} cannot be read: {error.strerror}") from error
     damaged: Counter[Path] = Counter()
     records = list(read_records(folders, damaged))
     if not records:
-        raise ValueError(f"no line under {', '.join(str(folder / 'records') for folder in folders)} is a record; run the benchmark again")
+        raise ValueError(
+            f"no line under {', '.join(str(folder / 'records') for folder in folders)} is a record; run the benchmark again"
+        )
     for path, lines in damaged.items():
-        print(f"note: {path}: damaged lines left out: {lines}; the command that wrote them answers again", file=sys.stderr)
+        print(
+            f"note: {path}: damaged lines left out: {lines}; the command that wrote them answers again",
+            file=sys.stderr,
+        )
     return records
 
 

@@ -52,7 +52,14 @@ HELP = """longpress: read a context once, ask every press what it would keep, de
 {config}"""
 
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "options", type(None): "null"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "options",
+    type(None): "null",
+}
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "benchmark", "shard"), (dict,)),
     **dict.fromkeys(("baseline", "query_aware", "plots", "plan", "fidelity"), (bool,)),
@@ -117,7 +124,8 @@ class Settings:
 def register(arguments: Sequence[str] = ()) -> None:
     """Tell Hydra what exists: an option of the group `benchmark` per benchmark, of the group `press` per press.
 
-    A chosen press has its options under `presses.<name>`; choosing several (`press=[a,b]`) gives several such nodes.
+    A chosen press has its options under `presses.<name>`; choosing several (`press=[a,b]`) gives several such
+    nodes.
 
     Args:
         arguments: of the command line, searched for `presses_dir=`, whose presses are options too.
@@ -151,7 +159,8 @@ def check_flags(arguments: Sequence[str]) -> None:
 def help_text(arguments: Sequence[str]) -> str:
     """What `--help` prints, beside it the configuration that the other arguments give.
 
-    Hydra's own help copies everything registered once per group of options, which takes longer than all the rest.
+    Hydra's own help copies everything registered once per group of options, which takes longer than all the
+    rest.
 
     Raises:
         ValueError: the arguments give no configuration.
@@ -164,7 +173,9 @@ def help_text(arguments: Sequence[str]) -> str:
     folder = Path(__file__).parents[2] / "conf"
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-            config = compose("config", overrides=[argument for argument in arguments if not argument.startswith("-")])
+            config = compose(
+                "config", overrides=[argument for argument in arguments if not argument.startswith("-")]
+            )
     except HydraException as error:
         raise ValueError(str(error)) from error
     models = ", ".join(sorted(path.stem for path in (folder / "model").glob("*.yaml")))
@@ -190,18 +201,28 @@ def settings(config: DictConfig) -> Settings:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1 sample per task, or null for all")
     if plain["prefill_chunk"] is not None and plain["prefill_chunk"] < 1:
-        raise ValueError(f"prefill_chunk={plain['prefill_chunk']} must be a positive number of tokens, or null to read in one piece")
+        raise ValueError(
+            f"prefill_chunk={plain['prefill_chunk']} must be a positive number of tokens, or null to read in one piece"
+        )
     if plain["kept_maps"] < 0:
-        raise ValueError(f"kept_maps={plain['kept_maps']} must be a number of samples per task, or 0 for none")
+        raise ValueError(
+            f"kept_maps={plain['kept_maps']} must be a number of samples per task, or 0 for none"
+        )
     if not 0 < plain["max_batch_gb"] < math.inf:
-        raise ValueError(f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB")
+        raise ValueError(
+            f"max_batch_gb={plain['max_batch_gb']} must be positive: it bounds the memory of a decode batch, in GiB"
+        )
     if plain["workers"] < 0:
         raise ValueError(f"workers={plain['workers']} must be a number of processes, or 0 for one per GPU")
     if plain["workers"] != 1 and plain["model"].get("device_map") is not None:
-        raise ValueError(f"workers={plain['workers']} with model.device_map: one model takes all devices; set workers=1")
+        raise ValueError(
+            f"workers={plain['workers']} with model.device_map: one model takes all devices; set workers=1"
+        )
     index, count = plain["shard"]["index"], plain["shard"]["count"]
     if not (type(index) is type(count) is int and 0 <= index < count):
-        raise ValueError(f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count")
+        raise ValueError(
+            f"shard.index={index} with shard.count={count}: the index must be a whole number from 0 to below the count"
+        )
     benchmark = _benchmark(plain["benchmark"])
     variants = _variants(plain)
     _check_prefill(plain["prefill"], plain["prefill_chunk"], plain["offload"], variants)
@@ -242,7 +263,9 @@ def _check_types(plain: Mapping[str, Any]) -> None:
         raise ValueError(f"{', '.join(missing)} cannot be deleted; leave the default, or give a value")
     for name, kinds in TYPES.items():
         if type(plain.get(name)) not in kinds:
-            raise ValueError(f"{name}={plain.get(name)!r} must be {' or '.join(map(KINDS.__getitem__, kinds))}")
+            raise ValueError(
+                f"{name}={plain.get(name)!r} must be {' or '.join(map(KINDS.__getitem__, kinds))}"
+            )
     for name, needed in groups.items():
         if missing := [one for one in needed if one not in plain[name]]:
             raise ValueError(f"{name} lacks {', '.join(missing)}; leave the default, or give a value")
@@ -251,14 +274,18 @@ def _check_types(plain: Mapping[str, Any]) -> None:
     if not -LARGEST < plain["seed"] < LARGEST:
         raise ValueError(f"seed={plain['seed']} is too large; it must lie within 64 bits")
     if not str(plain["model"].get("name")).isprintable():
-        raise ValueError(f"model.name={plain['model']['name']!r} must be text that can be printed: it stands in tables")
+        raise ValueError(
+            f"model.name={plain['model']['name']!r} must be text that can be printed: it stands in tables"
+        )
     _refuse_targets(str(plain))
 
 
 def _refuse_targets(text: str) -> None:
     """Only what our own files name is made from a configuration; Hydra itself takes launchers and sweepers from its plugins alone."""
     if "_target_" in text:
-        raise ValueError("_target_ is not allowed: presses, benchmarks, models and launchers are chosen by name, and nothing else is made")
+        raise ValueError(
+            "_target_ is not allowed: presses, benchmarks, models and launchers are chosen by name, and nothing else is made"
+        )
 
 
 def make_press(choice: Any, entries: Mapping[str, Entry]) -> BasePress:
@@ -270,11 +297,15 @@ def make_press(choice: Any, entries: Mapping[str, Entry]) -> BasePress:
     values = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
     name = values.pop("name", None)
     if not isinstance(name, str):
-        raise ValueError(f"press={choice!r} is neither a name nor a mapping with a name; existing: {', '.join(entries)}")
+        raise ValueError(
+            f"press={choice!r} is neither a name nor a mapping with a name; existing: {', '.join(entries)}"
+        )
     entry = find(name, entries, "press")
     unknown = sorted(values.keys() - entry.options.keys())
     if unknown:
-        raise ValueError(f"press {name} has no option {', '.join(unknown)}; it has {', '.join(entry.options) or 'none'}")
+        raise ValueError(
+            f"press {name} has no option {', '.join(unknown)}; it has {', '.join(entry.options) or 'none'}"
+        )
     for key, option in entry.options.items():
         if option.is_press and key in values:
             values[key] = make_press(values[key], entries)
@@ -282,16 +313,28 @@ def make_press(choice: Any, entries: Mapping[str, Entry]) -> BasePress:
             values[key] = tuple(values[key])
     for key, value in values.items():
         option = entry.options[key]
-        kinds = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}.get(option.type.removesuffix(" | None"))
-        if kinds and type(value) not in kinds and value != option.default and (value is not None or "None" not in option.type):
+        kinds = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}.get(
+            option.type.removesuffix(" | None")
+        )
+        if (
+            kinds
+            and type(value) not in kinds
+            and value != option.default
+            and (value is not None or "None" not in option.type)
+        ):
             raise ValueError(f"press {name}: {key}={value!r} must be {KINDS[kinds[0]]}")
-        if any(isinstance(one, float) and not math.isfinite(one) for one in (value if isinstance(value, tuple) else (value,))):
+        if any(
+            isinstance(one, float) and not math.isfinite(one)
+            for one in (value if isinstance(value, tuple) else (value,))
+        ):
             raise ValueError(f"press {name}: {key}={value} must be finite")
     press = _made(entry, name, "press", values)
     from presses.base import BasePress
 
     if not isinstance(press, BasePress):
-        raise ValueError(f"press {name}: {entry.class_name} in {entry.path} is no press; let it inherit BasePress or ScorerPress")
+        raise ValueError(
+            f"press {name}: {entry.class_name} in {entry.path} is no press; let it inherit BasePress or ScorerPress"
+        )
     return press
 
 
@@ -325,19 +368,26 @@ def _variants(plain: Mapping[str, Any]) -> list[tuple[str, Variant]]:
     from kvcache.selection import check_ratio
     from longpress.pipeline.prefill import Variant
 
-    asked = [{"compression_ratio": ratio} for ratio in dict.fromkeys(map(check_ratio, given.pop("compression_ratio")))]
+    asked = [
+        {"compression_ratio": ratio}
+        for ratio in dict.fromkeys(map(check_ratio, given.pop("compression_ratio")))
+    ]
     asked += [{name: value} for name, values in given.items() for value in dict.fromkeys(values)]
     labelled = [(label, make_press(choice, entries)) for label, choice in chosen.items()]
     sizes = dict.fromkeys([_whole(bits) for bits in _listed(plain["cache_bits"])] or [None])
     return [
         (label if bits is None else f"{label}@{bits}bit", Variant(press, **limit, cache_bits=bits))
         for label, press in labelled
-        for bits in dict.fromkeys([None, *sizes] if press.lossless and plain["baseline"] and label == "none" else sizes)
+        for bits in dict.fromkeys(
+            [None, *sizes] if press.lossless and plain["baseline"] and label == "none" else sizes
+        )
         for limit in _limits(press, asked)
     ]
 
 
-def _check_prefill(mode: str, size: int | None, offload: str, variants: Sequence[tuple[str, Variant]]) -> None:
+def _check_prefill(
+    mode: str, size: int | None, offload: str, variants: Sequence[tuple[str, Variant]]
+) -> None:
     from longpress.pipeline.chunked import check_chunked, check_prefill
     from longpress.pipeline.memory import check_offload
 
@@ -380,7 +430,9 @@ def _benchmark(node: Mapping[str, Any]) -> Benchmark:
     name = values.pop("name", None)
     entry = find(str(name), benchmarks(), "benchmark")
     if unknown := sorted(map(str, values.keys() - entry.options.keys())):
-        raise ValueError(f"benchmark {name} has no option {', '.join(unknown)}; it has {', '.join(entry.options)}")
+        raise ValueError(
+            f"benchmark {name} has no option {', '.join(unknown)}; it has {', '.join(entry.options)}"
+        )
     lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     benchmark: Benchmark = _made(entry, name, "benchmark", lists)
     return benchmark
@@ -391,7 +443,11 @@ def _schema(cls: type[Any], name: str) -> Any:
     hints = typing.get_type_hints(cls)
     specification: list[Any] = [("name", str, field(default=name))]
     for one in fields(cls):
-        default = one.default if one.default is not MISSING else (one.default_factory() if one.default_factory is not MISSING else None)
+        default = (
+            one.default
+            if one.default is not MISSING
+            else (one.default_factory() if one.default_factory is not MISSING else None)
+        )
         kind = hints[one.name]
         if typing.get_origin(kind) is tuple:
             kind = list[typing.get_args(kind)[0]]  # type: ignore[misc]
@@ -421,7 +477,9 @@ def _press_node(entry: Entry) -> Any:
         else:
             base, optional = option.type.removesuffix(" | None"), option.type.endswith("| None")
             kind = known.get(base, Any)
-            specification.append((key, kind | None if optional and kind is not Any else kind, field(default=default)))
+            specification.append(
+                (key, kind | None if optional and kind is not Any else kind, field(default=default))
+            )
     return OmegaConf.structured(make_dataclass(f"{entry.class_name}Options", specification))
 
 
@@ -430,6 +488,10 @@ def _inside(default: Any) -> Any:
     if not isinstance(default, Mapping):
         return None
     names = {entry.class_name: name for name, entry in presses().items()}
-    rest = {key: _inside(value) if isinstance(value, Mapping) else value for key, value in default.items() if key != "class"}
+    rest = {
+        key: _inside(value) if isinstance(value, Mapping) else value
+        for key, value in default.items()
+        if key != "class"
+    }
     name = names[default["class"]]
     return {"name": name, **rest} if rest else name

@@ -23,11 +23,26 @@ from longpress.evaluation.config import Settings
 from longpress.models.loading import LoadedModel
 from longpress.pipeline.memory import MemoryPlan
 
-PACKAGES = ("longpress", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas", "hydra-core", "omegaconf")
+PACKAGES = (
+    "longpress",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "numpy",
+    "pandas",
+    "hydra-core",
+    "omegaconf",
+)
 REDACTED = "<redacted>"
 
-_SECRET_NAME = re.compile(r"(?i)(^|[_\-.+~])(token|password|passwd|secret|api_?key|access_?key|credentials?)$")
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_SECRET_NAME = re.compile(
+    r"(?i)(^|[_\-.+~])(token|password|passwd|secret|api_?key|access_?key|credentials?)$"
+)
+_SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
 _GUARANTEE = {
     "float32": "greedy answers do not depend on which rows are decoded together; the same command gives the same records",
     "other": "the same command with the same batch bound on the same machine gives the same records; "
@@ -47,7 +62,9 @@ def without_secrets(value: Any) -> Any:
     """The same plain value with secrets replaced, by the names of their keys or by their form."""
     if isinstance(value, Mapping):
         return {
-            key: REDACTED if isinstance(one, str) and one and _SECRET_NAME.search(str(key)) else without_secrets(one)
+            key: REDACTED
+            if isinstance(one, str) and one and _SECRET_NAME.search(str(key))
+            else without_secrets(one)
             for key, one in value.items()
         }
     if isinstance(value, list | tuple):
@@ -65,7 +82,11 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 
 
 def write_description(
-    folder: Path, settings: Settings, made_with: Mapping[str, Any], sample_ids: Sequence[str], samples: Sequence[Sample]
+    folder: Path,
+    settings: Settings,
+    made_with: Mapping[str, Any],
+    sample_ids: Sequence[str],
+    samples: Sequence[Sample],
 ) -> None:
     """Write `config.yaml` and `environment.json`, each whole or not at all.
 
@@ -90,8 +111,9 @@ def write_description(
 def write_memory(folder: Path, planned: MemoryPlan, at_start: int, peak: int) -> None:
     """Add to `environment.json` what memory was planned and what was taken, in bytes; in host memory: of each offloaded context.
 
-    `within_plan`: the peak is at most what was held at the start (the interpreter, its libraries and the weights) and what the plan
-    allows beside the weights. Loading may reach more than that for a moment; then the run itself is not told apart.
+    `within_plan`: the peak is at most what was held at the start (the interpreter, its libraries and the
+    weights) and what the plan allows beside the weights. Loading may reach more than that for a moment; then
+    the run itself is not told apart.
     """
     path = folder / "environment.json"
     made = json.loads(path.read_text(encoding="utf-8"))
@@ -135,7 +157,11 @@ def git_state(folder: Path) -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:  # no lock: a killed run must not leave one in the checkout
             done = subprocess.run(
-                ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+                ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=20,
             )
         except (OSError, subprocess.SubprocessError):
             return None

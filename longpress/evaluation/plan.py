@@ -48,19 +48,30 @@ class Plan:
     @property
     def left(self) -> int:
         """Answers that have no record."""
-        return sum(key not in self.done for group in self.groups for sample in group for key in self.keys[sample.id])
+        return sum(
+            key not in self.done for group in self.groups for sample in group for key in self.keys[sample.id]
+        )
 
     @property
     def prefills(self) -> int:
         """Contexts still to read; in query-aware mode once per question, and once per variant where each reads alone."""
-        return sum((len(asked) if self.query_aware else 1) * (len(missing) if self.alone else 1) for asked, missing in self.work())
+        return sum(
+            (len(asked) if self.query_aware else 1) * (len(missing) if self.alone else 1)
+            for asked, missing in self.work()
+        )
 
     def work(self) -> list[Item]:
         """What is missing, context by context."""
         items = []
         for group in self.groups:
-            missing = [at for at in range(self.n_variants) if any(self.keys[sample.id][at] not in self.done for sample in group)]
-            asked = [sample for sample in group if any(self.keys[sample.id][at] not in self.done for at in missing)]
+            missing = [
+                at
+                for at in range(self.n_variants)
+                if any(self.keys[sample.id][at] not in self.done for sample in group)
+            ]
+            asked = [
+                sample for sample in group if any(self.keys[sample.id][at] not in self.done for at in missing)
+            ]
             if asked:
                 items.append((asked, missing))
         return items

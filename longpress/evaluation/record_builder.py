@@ -34,7 +34,10 @@ def keys_of(settings: Settings, model: KnownModel | LoadedModel, sample: Sample)
     }
     if settings.prefill != "shared":
         shared["prefill"] = prefill_name(settings)
-    presses = ([one.press.name, one.press.parameters(), *_budget_key(one), *_bits_key(one)] for _, one in settings.variants)
+    presses = (
+        [one.press.name, one.press.parameters(), *_budget_key(one), *_bits_key(one)]
+        for _, one in settings.variants
+    )
     return [record_key({**shared, "press": press}) for press in presses]
 
 
@@ -118,7 +121,9 @@ def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
         "prefill_seconds": result.prefill_seconds,
         "observe_seconds": result.observe_seconds,
         "compress_seconds": kept.seconds,
-        "evidence_kept": kept.evidence_kept[result.question] if sample.evidence and kept.evidence_kept else None,
+        "evidence_kept": kept.evidence_kept[result.question]
+        if sample.evidence and kept.evidence_kept
+        else None,
         "final_cache_bytes": sizes[-1] if sizes else None,
         "peak_cache_bytes": max(sizes, default=None),
         "mean_cache_bytes": mean(sizes) if sizes else None,
@@ -140,7 +145,9 @@ def _bits_key(variant: Variant) -> list[Any]:
 
 def prefill_name(settings: Settings) -> str:
     """How contexts are read, as records say it: "shared", or "chunked/N" with N tokens per chunk."""
-    return settings.prefill if settings.prefill == "shared" else f"{settings.prefill}/{settings.prefill_chunk}"
+    return (
+        settings.prefill if settings.prefill == "shared" else f"{settings.prefill}/{settings.prefill_chunk}"
+    )
 
 
 def prompt_hash(sample: Sample) -> str:

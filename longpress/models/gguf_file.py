@@ -1,7 +1,7 @@
 """A Llama checkpoint inside one GGUF file: its metadata, and its weights as transformers names and orders them.
 
-Read here rather than by transformers because that takes 13 s for a model of 135M parameters (this: 2 s) and needs `accelerate`.
-Source: the GGUF specification, version 3 (ggml, docs/gguf.md).
+Read here rather than by transformers because that takes 13 s for a model of 135M parameters (this: 2 s) and
+needs `accelerate`. Source: the GGUF specification, version 3 (ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class GGUFFile:
         with path.open("rb") as file:
             head = file.read(8)
             if head[:4] != b"GGUF" or head[4:] not in (b"\2\0\0\0", b"\3\0\0\0"):
-                raise ValueError(f"{path} is no GGUF file of version 2 or 3; download it again or convert it anew")
+                raise ValueError(
+                    f"{path} is no GGUF file of version 2 or 3; download it again or convert it anew"
+                )
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = len(head)
         try:
@@ -94,11 +96,17 @@ class GGUFFile:
     def is_llama(self) -> bool:
         """Whether `config` and `weights` understand this file."""
         beyond = ("llama.expert_count", "llama.rope.scaling.type")
-        return self.metadata.get("general.architecture") == "llama" and not any(key in self.metadata for key in beyond)
+        return self.metadata.get("general.architecture") == "llama" and not any(
+            key in self.metadata for key in beyond
+        )
 
     def config(self) -> LlamaConfig:
         """The architecture as transformers describes it."""
-        llama = {key.removeprefix("llama."): value for key, value in self.metadata.items() if key.startswith("llama.")}
+        llama = {
+            key.removeprefix("llama."): value
+            for key, value in self.metadata.items()
+            if key.startswith("llama.")
+        }
         ids = {key: self.metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _TOKENS.items()}
         return LlamaConfig(
             vocab_size=self.tensors["token_embd.weight"].shape[0],
@@ -121,12 +129,17 @@ class GGUFFile:
         Raises:
             ValueError: a tensor that a Llama does not have.
         """
-        heads = {"attn_q": self.metadata["llama.attention.head_count"], "attn_k": self.metadata.get("llama.attention.head_count_kv")}
+        heads = {
+            "attn_q": self.metadata["llama.attention.head_count"],
+            "attn_k": self.metadata.get("llama.attention.head_count_kv"),
+        }
         weights = {}
         for stored_name, stored in self.tensors.items():
             *block, module, _ = stored_name.split(".")
             if module not in _NAMES:
-                raise ValueError(f"{self.path} has a tensor {stored_name} that a Llama does not have; give a folder in safetensors format")
+                raise ValueError(
+                    f"{self.path} has a tensor {stored_name} that a Llama does not have; give a folder in safetensors format"
+                )
             tensor = torch.from_numpy(self._dequantised(stored))
             if module in heads:
                 tensor = _half_split(tensor, heads[module] or heads["attn_q"])
@@ -147,7 +160,9 @@ class GGUFFile:
         infos = [self._tensor_info() for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", 32)
         start = math.ceil(self._at / alignment) * alignment
-        return metadata, {name: StoredTensor(shape, kind, start + offset) for name, shape, kind, offset in infos}
+        return metadata, {
+            name: StoredTensor(shape, kind, start + offset) for name, shape, kind, offset in infos
+        }
 
     def _scalar(self, letter: str) -> Any:
         (value,) = struct.unpack_from(f"<{letter}", self._bytes, self._at)

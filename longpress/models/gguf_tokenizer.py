@@ -1,8 +1,9 @@
 """The tokenizer of a GGUF file, built from the file's own tokens and merges; it gives the ids of the original SmolLM2 tokenizer.
 
-`AutoTokenizer` takes the embedded model's tokenizer for Code Llama's: it prepends `<|im_start|>`, calls that the end-of-sequence token,
-joins white space in front of digits otherwise, adds five tokens beyond the vocabulary, and after saving and reloading reads every space
-as `<|endoftext|>`. Like the original, this one has no token for six control characters (codes 4, 6, 19, 20, 22, 29) and drops them.
+`AutoTokenizer` takes the embedded model's tokenizer for Code Llama's: it prepends `<|im_start|>`, calls that
+the end-of-sequence token, joins white space in front of digits otherwise, adds five tokens beyond the
+vocabulary, and after saving and reloading reads every space as `<|endoftext|>`. Like the original, this one
+has no token for six control characters (codes 4, 6, 19, 20, 22, 29) and drops them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     types = metadata["tokenizer.ggml.token_type"]
     backend.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == SPECIAL]
+        [
+            AddedToken(t, special=True, normalized=False)
+            for t, kind in zip(tokens, types, strict=True)
+            if kind == SPECIAL
+        ]
     )
     named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in named.items()}

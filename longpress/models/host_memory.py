@@ -39,7 +39,9 @@ def held_memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.memory_allocated()
     pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory_bytes()
+    return (
+        int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory_bytes()
+    )
 
 
 def peak_memory_bytes() -> int:
@@ -48,5 +50,8 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count what the process that started this one held
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        return (
+            int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+            * 1024
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

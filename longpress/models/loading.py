@@ -20,7 +20,16 @@ from longpress.models.gguf_file import GGUFFile
 from longpress.models.gguf_tokenizer import gguf_tokenizer
 from longpress.models.host_memory import keep_freed_memory
 
-__all__ = ["KnownModel", "LoadedModel", "ModelConfig", "check_model", "eos_token_ids", "find_model", "fingerprint", "load_model"]
+__all__ = [
+    "KnownModel",
+    "LoadedModel",
+    "ModelConfig",
+    "check_model",
+    "eos_token_ids",
+    "find_model",
+    "fingerprint",
+    "load_model",
+]
 
 SAMPLE = 2**20
 """Bytes of a weight file that `fingerprint` reads at each of three places."""
@@ -34,8 +43,8 @@ class LoadedModel:
         model: of transformers, in evaluation mode.
         tokenizer: of transformers.
         name: in tables.
-        revision: what exactly was loaded: commit on the hub, fingerprint of a local folder, or SHA-256 of a GGUF file; followed by
-            what the configuration changed in the model's answers.
+        revision: what exactly was loaded: commit on the hub, fingerprint of a local folder, or SHA-256 of a
+            GGUF file; followed by what the configuration changed in the model's answers.
         dtype: of the weights, e.g. "float32".
         device: of the embeddings.
         window: longest prompt with answer, in tokens.
@@ -81,16 +90,22 @@ class KnownModel:
         """Load the weights, in a process that from then on keeps freed memory for itself (`keep_freed_memory`).
 
         Raises:
-            ValueError: the checkpoint cannot be read, lacks weights, or is of a kind that cannot be compressed.
+            ValueError: the checkpoint cannot be read, lacks weights, or is of a kind that cannot be
+                compressed.
         """
-        if self._architecture.get_text_config().model_type not in TESTED and not self.config.trust_remote_code:
+        if (
+            self._architecture.get_text_config().model_type not in TESTED
+            and not self.config.trust_remote_code
+        ):
             check_structure(self.skeleton())
         keep_freed_memory()
         with quiet(), one_sentence(self.config):
             model, lacking = _load(self.config, self._architecture, self._own)
         if lacking:
             path, n = self.config.path, len(lacking)
-            raise ValueError(f"model.path={path} lacks {n} weights of its architecture, e.g. {lacking[0]}; it cannot answer")
+            raise ValueError(
+                f"model.path={path} lacks {n} weights of its architecture, e.g. {lacking[0]}; it cannot answer"
+            )
         if self.config.device_map is None:
             model = model.to(self.config.torch_device())
         return LoadedModel(
@@ -117,13 +132,25 @@ def find_model(config: ModelConfig) -> KnownModel:
         own = gguf if gguf and is_own(gguf) else None
         architecture = own.config() if own else AutoConfig.from_pretrained(**config.source())
         window = rescale(architecture.get_text_config(), config.rope_scaling)
-        tokenizer: Any = gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
+        tokenizer: Any = (
+            gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
+        )
     _settle(tokenizer, config)
     if tokenizer.chat_template:
         with one_sentence(config):
-            tokenizer.apply_chat_template([{"role": "user", "content": "benchmark"}], tokenize=False, add_generation_prompt=True)
-    revision = gguf.sha256 if gguf else (getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path))
-    stored = None if own else getattr(architecture.get_text_config(), "dtype", None) or getattr(architecture, "dtype", None)
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": "benchmark"}], tokenize=False, add_generation_prompt=True
+            )
+    revision = (
+        gguf.sha256
+        if gguf
+        else (getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path))
+    )
+    stored = (
+        None
+        if own
+        else getattr(architecture.get_text_config(), "dtype", None) or getattr(architecture, "dtype", None)
+    )
     return KnownModel(
         config=config,
         tokenizer=tokenizer,
@@ -145,13 +172,18 @@ def load_model(config: ModelConfig | str | None = None) -> LoadedModel:
     Raises:
         ValueError: one sentence about what is missing and what to do.
     """
-    return find_model(config if isinstance(config, ModelConfig) else ModelConfig(path=config or "smollm2")).load()
+    return find_model(
+        config if isinstance(config, ModelConfig) else ModelConfig(path=config or "smollm2")
+    ).load()
 
 
 def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
     """All ids that end an answer, ascending: those of the generation config and the tokenizer's own."""
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = {*(listed if isinstance(listed, list | tuple) else [listed]), getattr(tokenizer, "eos_token_id", None)}
+    ids = {
+        *(listed if isinstance(listed, list | tuple) else [listed]),
+        getattr(tokenizer, "eos_token_id", None),
+    }
     return sorted(token for token in ids if token is not None)
 
 
@@ -185,8 +217,14 @@ def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
     own = dict(text.rope_parameters or {})
     nested = "full_attention" in own  # one set per kind of layer; the sliding ones never see far
     replaced = own["full_attention"] if nested else own
-    scaled = {key: replaced[key] for key in ("rope_theta", "partial_rotary_factor") if key in replaced} | dict(rope_scaling)
-    trained = getattr(text, "original_max_position_embeddings", None) or replaced.get("original_max_position_embeddings") or window
+    scaled = {
+        key: replaced[key] for key in ("rope_theta", "partial_rotary_factor") if key in replaced
+    } | dict(rope_scaling)
+    trained = (
+        getattr(text, "original_max_position_embeddings", None)
+        or replaced.get("original_max_position_embeddings")
+        or window
+    )
     original = int(rope_scaling.get("original_max_position_embeddings") or trained)
     if scaled["rope_type"] in ("yarn", "llama3", "longrope"):
         scaled["original_max_position_embeddings"] = original
@@ -194,21 +232,31 @@ def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
         text.original_max_position_embeddings = original
     window = int(original * (scaled.get("factor") or window / original))
     text.rope_parameters = {**own, "full_attention": scaled} if nested else scaled
-    text.max_position_embeddings = original if scaled["rope_type"] == "dynamic" else window  # dynamic: length from which on to scale
+    text.max_position_embeddings = (
+        original if scaled["rope_type"] == "dynamic" else window
+    )  # dynamic: length from which on to scale
     return window
 
 
 def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple[Any, list[str]]:
     """Model, and the names of weights that the checkpoint lacks."""
     dtype: Any = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    options: dict[str, Any] = {"config": architecture, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {
+        "config": architecture,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     if config.attention_implementation:
         options["attn_implementation"] = config.attention_implementation
     if config.device_map is not None:
-        options["device_map"] = dict(config.device_map) if isinstance(config.device_map, Mapping) else config.device_map
+        options["device_map"] = (
+            dict(config.device_map) if isinstance(config.device_map, Mapping) else config.device_map
+        )
     if own:
         dtype = torch.float32 if dtype == "auto" else dtype
-        model, report = LlamaForCausalLM.from_pretrained(None, state_dict=own.weights(dtype), dtype=dtype, **options)
+        model, report = LlamaForCausalLM.from_pretrained(
+            None, state_dict=own.weights(dtype), dtype=dtype, **options
+        )
     else:
         if "gguf_file" not in config.source():
             options["use_safetensors"] = True  # other files of weights are pickles, which can hold code
@@ -223,9 +271,13 @@ def _settle(tokenizer: Any, config: ModelConfig) -> None:
         ValueError: no tokenizer, or no chat template where one is wanted.
     """
     if set(tokenizer("benchmark", add_special_tokens=False).input_ids) <= {tokenizer.unk_token_id}:
-        raise ValueError(f"model.path={config.path} has no tokenizer files; save the tokenizer beside the model")
+        raise ValueError(
+            f"model.path={config.path} has no tokenizer files; save the tokenizer beside the model"
+        )
     if config.chat_template in ("on", True) and not tokenizer.chat_template:
-        raise ValueError(f"model.chat_template=on, but the tokenizer of {config.path} has no chat template; use off or auto")
+        raise ValueError(
+            f"model.chat_template=on, but the tokenizer of {config.path} has no chat template; use off or auto"
+        )
     if config.chat_template in ("off", False):
         tokenizer.chat_template = None
 

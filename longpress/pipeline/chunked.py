@@ -1,7 +1,8 @@
 """`prefill=chunked`: compress after every chunk of the context, so that the peak of the cache shrinks too.
 
-Every chunk is read on what is kept of the chunks before it, and then compressed as a context of its own; what was kept stays. Hidden
-states depend on the press from the second chunk on, so every variant reads the context by itself. One chunk is the shared prefill.
+Every chunk is read on what is kept of the chunks before it, and then compressed as a context of its own; what
+was kept stays. Hidden states depend on the press from the second chunk on, so every variant reads the context
+by itself. One chunk is the shared prefill.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from kvcache.compressing import Framing
 from kvcache.observation import LayerObservation, attention_modules, is_left_whole, window_of
 from kvcache.selection import Selection, Threshold
 from longpress.pipeline.clock import now
-from longpress.pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, keeping_heads, share_kept
+from longpress.pipeline.prefill import (
+    CompressedContext,
+    Onlooker,
+    PrefilledContext,
+    Variant,
+    keeping_heads,
+    share_kept,
+)
 from presses.base import BasePress
 
 
@@ -26,7 +34,8 @@ def check_chunked(variant: Variant) -> None:
     """Refuse a press that needs the whole context at once, or works while answers are written.
 
     Raises:
-        ValueError: it passes over the cached context again, gives kept keys new positions, or works while decoding.
+        ValueError: it passes over the cached context again, gives kept keys new positions, or works while
+            decoding.
     """
     press = variant.press
     if variant.cache_bits is not None:
@@ -39,7 +48,9 @@ def check_chunked(variant: Variant) -> None:
             "chunk by chunk; run it with prefill=shared"
         )
     if press.while_decoding(variant.limit(2 * (variant.budget_tokens or 1))) is not None:
-        raise ValueError(f"press {press.name} works while decoding, which prefill=chunked cannot follow yet; run it with prefill=shared")
+        raise ValueError(
+            f"press {press.name} works while decoding, which prefill=chunked cannot follow yet; run it with prefill=shared"
+        )
 
 
 def check_prefill(mode: str, size: int | None) -> None:
@@ -53,7 +64,9 @@ def check_prefill(mode: str, size: int | None) -> None:
             f"prefill={mode!r} must be 'shared' (one exact prefill for all variants) or 'chunked' (compress after every chunk)"
         )
     if mode == "chunked" and (size is None or size < 1):
-        raise ValueError(f"prefill=chunked with prefill_chunk={size} has no chunks; give the tokens per chunk, such as prefill_chunk=1024")
+        raise ValueError(
+            f"prefill=chunked with prefill_chunk={size} has no chunks; give the tokens per chunk, such as prefill_chunk=1024"
+        )
 
 
 def read_in_chunks(
@@ -71,7 +84,8 @@ def read_in_chunks(
     Args:
         model: of transformers.
         token_ids: (1, T).
-        variant: press and ratio; every chunk of n tokens keeps what the press states for a context of n tokens.
+        variant: press and ratio; every chunk of n tokens keeps what the press states for a context of n
+            tokens.
         size: tokens per chunk.
         first: the ordinary prefill (ids, press, framing), which reads the first chunk.
         framing: the prompt around the context.
@@ -82,7 +96,8 @@ def read_in_chunks(
         What is kept, and the seconds spent observing.
 
     Raises:
-        ValueError: the press needs the whole context at once; every layer has a sliding window shorter than the context.
+        ValueError: the press needs the whole context at once; every layer has a sliding window shorter than
+            the context.
     """
     check_chunked(variant)
     press, tokens = variant.press, token_ids.shape[1]
@@ -91,14 +106,19 @@ def read_in_chunks(
     observed = [index for index, module in enumerate(modules) if not is_left_whole(model, module, tokens)]
     stop = min(size, tokens)
     onlooker = Onlooker([press])
-    first(token_ids[:, :stop], onlooker, replace(framing, question=_within(framing.question, 0, stop, tokens)))
+    first(
+        token_ids[:, :stop], onlooker, replace(framing, question=_within(framing.question, 0, stop, tokens))
+    )
     (context,) = PrefilledContext(onlooker, 0.0).compress(
         press, limits[:1], [_part(positions, 0, stop) for positions in watched], count_kept=count_kept
     )
     kept_by = [context.kept_by]
     observing, compressing, peak = sum(onlooker.seconds.values()), context.seconds, context.full_entries
     layers, chunks = context.layers, [(stop, limits[0])]
-    survived = [share * len(_part(positions, 0, stop)) for share, positions in zip(context.evidence_kept, watched, strict=True)]
+    survived = [
+        share * len(_part(positions, 0, stop))
+        for share, positions in zip(context.evidence_kept, watched, strict=True)
+    ]
     for start, ratio in zip(range(stop, tokens, size), limits[1:], strict=True):
         stop = min(start + size, tokens)
         seen = Onlooker([press])
@@ -113,14 +133,26 @@ def read_in_chunks(
         asked = _within(framing.question, start, stop, tokens)
         own = read_on(model, layers, start, token_ids[:, start:stop], tokens, asked, look)
         started = now()
-        peak = max(peak, sum(sum(kept.entries()) + keys[0, :, :, 0].numel() for kept, (keys, _) in zip(layers, own, strict=True)))
+        peak = max(
+            peak,
+            sum(
+                sum(kept.entries()) + keys[0, :, :, 0].numel()
+                for kept, (keys, _) in zip(layers, own, strict=True)
+            ),
+        )
         lossy = (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless
         selections: list[Selection] = []
         if lossy and observed:
             all_evidence = [evidence[index] for index in observed]
-            selections = press.select_above(all_evidence, ratio) if isinstance(ratio, Threshold) else press.select(all_evidence, ratio)
+            selections = (
+                press.select_above(all_evidence, ratio)
+                if isinstance(ratio, Threshold)
+                else press.select(all_evidence, ratio)
+            )
         if selections and press.next_position(selections) != stop - start:
-            raise ValueError(f"press {press.name} gives kept keys new positions, which chunks cannot follow; run it with prefill=shared")
+            raise ValueError(
+                f"press {press.name} gives kept keys new positions, which chunks cannot follow; run it with prefill=shared"
+            )
         chosen = dict(zip(observed, selections, strict=True)) if selections else {}
         longer = []
         for index, (kept, (keys, values)) in enumerate(zip(layers, own, strict=True)):
@@ -139,14 +171,28 @@ def read_in_chunks(
         compressing += now() - started
     if len(chunks) == 1:
         return replace(context, peak_entries=peak, chunks=chunks), observing
-    full = [tokens * kept.storage.keys.shape[0] if at in observed else sum(kept.entries()) for at, kept in enumerate(layers)]
-    sizes = [(kept.storage.size + kept.storage.values.shape[-1]) * kept.storage.values.element_size() for kept in layers]
+    full = [
+        tokens * kept.storage.keys.shape[0] if at in observed else sum(kept.entries())
+        for at, kept in enumerate(layers)
+    ]
+    sizes = [
+        (kept.storage.size + kept.storage.values.shape[-1]) * kept.storage.values.element_size()
+        for kept in layers
+    ]
     full_bytes = sum(entries * size_ for entries, size_ in zip(full, sizes, strict=True))
-    shares = [share / len(positions) if positions else 1.0 for share, positions in zip(survived, watched, strict=True)]
+    shares = [
+        share / len(positions) if positions else 1.0
+        for share, positions in zip(survived, watched, strict=True)
+    ]
     everything = sum(layers[index].storage.keys.shape[0] for index in observed)
-    counted = [torch.full((n,), everything, dtype=torch.int32) if one is None else one for one, (n, _) in zip(kept_by, chunks, strict=True)]
+    counted = [
+        torch.full((n,), everything, dtype=torch.int32) if one is None else one
+        for one, (n, _) in zip(kept_by, chunks, strict=True)
+    ]
     counts = torch.cat(counted) if count_kept else None
-    found = CompressedContext(layers, observed, tokens, tokens, sum(full), full_bytes, shares, compressing, counts, peak, chunks)
+    found = CompressedContext(
+        layers, observed, tokens, tokens, sum(full), full_bytes, shares, compressing, counts, peak, chunks
+    )
     return found, observing
 
 

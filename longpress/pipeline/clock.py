@@ -11,6 +11,8 @@ def now() -> float:
     """Seconds on a steady clock, read when the GPUs that this process uses have done what they were asked to."""
     if torch.cuda.is_initialized():
         for card in range(torch.cuda.device_count()):
-            if torch.cuda.memory_allocated(card):  # to wait for a card that others use would take memory there
+            if torch.cuda.memory_allocated(
+                card
+            ):  # to wait for a card that others use would take memory there
                 torch.cuda.synchronize(card)
     return time.perf_counter()

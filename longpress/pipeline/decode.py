@@ -1,7 +1,8 @@
 """Greedy decoding of many rows at once: all variants and questions of a context, in as few batches as a byte budget allows.
 
-Rows keep contexts of different lengths per layer and head. A row that ends leaves its batch at once. The answer of a row does not
-depend on the rows beside it (in float32: token for token; in bfloat16 within rounding, since matrix products differ with their size).
+Rows keep contexts of different lengths per layer and head. A row that ends leaves its batch at once. The
+answer of a row does not depend on the rows beside it (in float32: token for token; in bfloat16 within
+rounding, since matrix products differ with their size).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from longpress.pipeline.prefill import CompressedContext
 from longpress.pipeline.prompt import Prompt
 from longpress.pipeline.rows import AfterQuestion, Answer, Row
 
-NAN = "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
+NAN = (
+    "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
+)
 
 RESERVED = 32
 """Tokens of an answer that memory is reserved for when its row enters; most end before their limit, and longer ones grow."""
@@ -55,13 +58,16 @@ class Decoder:
     A batch that has become thin wastes the model's time, so rows of the next context may join it: see `run`.
     """
 
-    def __init__(self, model: nn.Module, eos_ids: Sequence[int], max_batch_bytes: int, keep_questions: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, eos_ids: Sequence[int], max_batch_bytes: int, keep_questions: bool = False
+    ) -> None:
         """An empty queue.
 
         Args:
             model: of transformers, in evaluation mode.
             eos_ids: any of them ends an answer.
-            max_batch_bytes: bound on the tails and work space of the rows decoded together; a single row may exceed it.
+            max_batch_bytes: bound on the tails and work space of the rows decoded together; a single row may
+                exceed it.
             keep_questions: whether answers keep their row as it was after the question, for `read_answer`.
         """
         self.model, self.max_bytes, self.keep_questions = model, max_batch_bytes, keep_questions
@@ -77,7 +83,10 @@ class Decoder:
 
     def add(self, prompt: Prompt, rows: Sequence[Row]) -> list[Answer]:
         """Queue rows; their answers are written by `run`."""
-        queued = [_Writing(row, prompt, row_bytes(self.model, row), Answer(question_tokens=len(row.question_ids))) for row in rows]
+        queued = [
+            _Writing(row, prompt, row_bytes(self.model, row), Answer(question_tokens=len(row.question_ids)))
+            for row in rows
+        ]
         self.waiting.extend(queued)
         return [writing.answer for writing in queued]
 
@@ -89,8 +98,9 @@ class Decoder:
     def run(self, leave: int = 0) -> None:
         """Write until at most `leave` rows are unfinished.
 
-        Where memory runs out, or anything else fails, the rows at work are written again from their start in batches of half as many,
-        down to one; what fails alone has an answer with `error`. So has a row whose logits are NaN.
+        Where memory runs out, or anything else fails, the rows at work are written again from their start in
+        batches of half as many, down to one; what fails alone has an answer with `error`. So has a row whose
+        logits are NaN.
         """
         with attending(self.model), fast_products(), torch.no_grad():
             while self.unfinished > leave:
@@ -127,7 +137,9 @@ class Decoder:
         """Let waiting rows in, read their questions, and put them behind those alive."""
         used = sum(writing.bytes for writing in self.alive)
         entering: list[_Writing] = []
-        while self.waiting and (not (self.alive or entering) or self._fits(used, len(self.alive) + len(entering))):
+        while self.waiting and (
+            not (self.alive or entering) or self._fits(used, len(self.alive) + len(entering))
+        ):
             used += self.waiting[0].bytes
             entering.append(self.waiting.popleft())
         if not entering:
@@ -145,21 +157,29 @@ class Decoder:
         starts = [row.context.next_position for row in rows]
         followers = list(zip(*(row.followers() for row in rows), strict=True))  # per layer, per row
         cache = CompressedCache(
-            [CompressedLayer([row.context.layers[at] for row in rows], starts, capacity, one) for at, one in enumerate(followers)]
+            [
+                CompressedLayer([row.context.layers[at] for row in rows], starts, capacity, one)
+                for at, one in enumerate(followers)
+            ]
         )
         device = rows[0].context.layers[0].storage.device
         first = torch.tensor(starts, device=device)
         hidden = self._read_questions(rows, cache)
         return_freed_memory()
         if self.keep_questions:
-            for writing, after in zip(entering, AfterQuestion.of_rows([row.context for row in rows], cache, hidden), strict=True):
+            for writing, after in zip(
+                entering, AfterQuestion.of_rows([row.context for row in rows], cache, hidden), strict=True
+            ):
                 writing.answer.after = after
         position = first + torch.tensor([len(row.question_ids) for row in rows], device=device)
         if self.cache is None:
             self.cache, self.hidden, self.position = cache, hidden, position
         else:
             self.cache.join(cache)
-            self.hidden, self.position = torch.cat((self.hidden, hidden)), torch.cat((self.position, position))
+            self.hidden, self.position = (
+                torch.cat((self.hidden, hidden)),
+                torch.cat((self.position, position)),
+            )
         return_freed_memory()
         self.compact_rows = len(self.alive)
         self._measure(len(self.alive) - len(entering))
@@ -212,7 +232,9 @@ class Decoder:
         """(R, D): hidden state of each question's last token."""
         for layer in cache.layers:
             layer.held = {}
-        hidden = self._read([row.question_ids for row in rows], cache, [len(row.question_ids) - 1 for row in rows])
+        hidden = self._read(
+            [row.question_ids for row in rows], cache, [len(row.question_ids) - 1 for row in rows]
+        )
         for layer in cache.layers:
             release(layer)
         return torch.cat(hidden)
@@ -220,30 +242,45 @@ class Decoder:
     def read_answer(self, rows: Sequence[AfterQuestion], ids: Sequence[int]) -> Tensor:
         """(R, n, D): last hidden states from which rows that have read the same question predict each of n tokens of a known answer."""
         tail = rows[0].tails[0][0].shape[1] + len(ids)
-        many = max(1, self.max_bytes // max(_cache_bytes(self.model, row.context, tail) + len(ids) * row.hidden.nbytes for row in rows))
+        many = max(
+            1,
+            self.max_bytes
+            // max(
+                _cache_bytes(self.model, row.context, tail) + len(ids) * row.hidden.nbytes for row in rows
+            ),
+        )
         hidden = [torch.stack([row.hidden for row in rows])[:, None]]
         if len(ids) > 1:
             with attending(self.model), fast_products(), torch.no_grad():
                 groups = [rows[at : at + many] for at in range(0, len(rows), many)]
-                read = [self._read([list(ids[:-1])] * len(some), AfterQuestion.cache(some, tail), [0] * len(some)) for some in groups]
+                read = [
+                    self._read([list(ids[:-1])] * len(some), AfterQuestion.cache(some, tail), [0] * len(some))
+                    for some in groups
+                ]
             hidden.append(torch.stack([of_row for group in read for of_row in group]))
         return torch.cat(hidden, dim=1)
 
-    def _read(self, ids: Sequence[Sequence[int]], cache: CompressedCache, since: Sequence[int]) -> list[Tensor]:
+    def _read(
+        self, ids: Sequence[Sequence[int]], cache: CompressedCache, since: Sequence[int]
+    ) -> list[Tensor]:
         """Read known tokens into the cache, each row its own; hidden states (n - since, D) of every row from token `since` on.
 
         Shorter rows are padded behind their end, and the padding forgotten.
         """
         layer: CompressedLayer = cache.layers[0]
         lengths, longest, before = [len(of_row) for of_row in ids], max(map(len, ids)), layer.lengths.tolist()
-        padded = torch.tensor([[*of_row, *[of_row[-1]] * (longest - len(of_row))] for of_row in ids], device=layer.device)
+        padded = torch.tensor(
+            [[*of_row, *[of_row[-1]] * (longest - len(of_row))] for of_row in ids], device=layer.device
+        )
         first = layer.start + layer.lengths
         entries = max(block.storage.length for one in cache.layers for block in one.blocks) + layer.longest
         piece = max(1, self.max_bytes // (len(ids) * attention_bytes(self.query_heads, entries + longest)))
         hidden: list[list[Tensor]] = [[] for _ in ids]
         for start in range(0, longest, piece):
             part = padded[:, start : start + piece]
-            states = self._forward(part, first[:, None] + torch.arange(start, start + part.shape[1], device=layer.device), cache)
+            states = self._forward(
+                part, first[:, None] + torch.arange(start, start + part.shape[1], device=layer.device), cache
+            )
             for row, (length, wanted) in enumerate(zip(lengths, since, strict=True)):
                 if wanted < start + part.shape[1] and start < length:
                     hidden[row].append(states[row, max(0, wanted - start) : length - start].clone())
@@ -285,7 +322,10 @@ def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing
     """Groups to be read together, so that little of what is read is padding; rows that share storage are neighbours in their group."""
     storages = [id(writing.row.context.layers[-1].storage) for writing in entering]
     order = {storage: at for at, storage in enumerate(dict.fromkeys(storages))}
-    ranked = sorted(zip(entering, storages, strict=True), key=lambda one: (len(one[0].row.question_ids) // QUESTION_STEP, order[one[1]]))
+    ranked = sorted(
+        zip(entering, storages, strict=True),
+        key=lambda one: (len(one[0].row.question_ids) // QUESTION_STEP, order[one[1]]),
+    )
     groups = groupby(ranked, key=lambda one: len(one[0].row.question_ids) // QUESTION_STEP)
     return [[writing for writing, _ in group] for _, group in groups]
 
@@ -293,7 +333,8 @@ def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing
 def row_bytes(model: nn.Module, row: Row) -> int:
     """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits.
 
-    Where something acts on the row, also what that remembers, and entries of the row's own in the place of shared ones.
+    Where something acts on the row, also what that remembers, and entries of the row's own in the place of
+    shared ones.
     """
     config: Any = model.config
     text, tail = config.get_text_config(), len(row.question_ids) + row.question.max_new_tokens
@@ -309,8 +350,17 @@ def row_bytes(model: nn.Module, row: Row) -> int:
 def _cache_bytes(model: nn.Module, context: CompressedContext, tail: int) -> int:
     """Bytes of a tail of so many tokens and of a mask in every layer, and of one layer's attention for one query."""
     storages = [kept.storage for kept in context.layers]
-    entries, sizes = [one.length for one in storages], [one.heads * one.size * one.read_dtype.itemsize for one in storages]
-    masks = sum(
-        kept.storage.heads * kept.storage.length * kept.storage.read_dtype.itemsize for kept in context.layers if kept.counts is not None
+    entries, sizes = (
+        [one.length for one in storages],
+        [one.heads * one.size * one.read_dtype.itemsize for one in storages],
     )
-    return masks + 2 * tail * sum(sizes) + attention_bytes(query_heads(attention_modules(model)[0]), max(entries) + tail)
+    masks = sum(
+        kept.storage.heads * kept.storage.length * kept.storage.read_dtype.itemsize
+        for kept in context.layers
+        if kept.counts is not None
+    )
+    return (
+        masks
+        + 2 * tail * sum(sizes)
+        + attention_bytes(query_heads(attention_modules(model)[0]), max(entries) + tail)
+    )

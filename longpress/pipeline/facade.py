@@ -25,7 +25,13 @@ from longpress.pipeline.chunked import check_prefill, read_in_chunks
 from longpress.pipeline.clock import now
 from longpress.pipeline.decode import Decoder
 from longpress.pipeline.memory import WIDE, MemoryPlan, Shape, check_offload, memory_plan, read_in_place, room
-from longpress.pipeline.prefill import CompressedContext, Onlooker, PrefilledContext, Variant, compressed_cache
+from longpress.pipeline.prefill import (
+    CompressedContext,
+    Onlooker,
+    PrefilledContext,
+    Variant,
+    compressed_cache,
+)
 from longpress.pipeline.prompt import Prompt, Question
 from longpress.pipeline.results import Answers, ContextResults, Failure, Request, Result
 from longpress.pipeline.rows import Row
@@ -82,21 +88,27 @@ class CompressingPipeline:
         Args:
             model: of transformers; put into evaluation mode.
             tokenizer: of transformers.
-            window: context window in tokens; by default the model's own. A prompt that fits it with its longest answer is read whole; a
-                longer one is refused (in a sweep, a failed cell), and cut only by the benchmark's own rule or `max_context_tokens`.
-            prefill_chunk: tokens per chunk of the prefill (exact; bounds activation memory), None for one piece.
-            prefill: "shared": one exact prefill for all variants; "chunked": every variant reads the context by itself, and compresses
-                after each `prefill_chunk` tokens, so that the peak of the cache shrinks too.
+            window: context window in tokens; by default the model's own. A prompt that fits it with its
+                longest answer is read whole; a longer one is refused (in a sweep, a failed cell), and cut
+                only by the benchmark's own rule or `max_context_tokens`.
+            prefill_chunk: tokens per chunk of the prefill (exact; bounds activation memory), None for one
+                piece.
+            prefill: "shared": one exact prefill for all variants; "chunked": every variant reads the context
+                by itself, and compresses after each `prefill_chunk` tokens, so that the peak of the cache
+                shrinks too.
             max_batch_bytes: bound on the tails and work space of one decode batch.
-            max_context_bytes: bound on the contexts held so that their rows are decoded together; a single one may exceed it.
-            fidelity: measure how far every variant of a list moves the model (see `fidelity.py`), beside the answers; where no variant
-                keeps the full cache, it is answered from as well.
-            offload: "auto": what variants keep of a context lies in host memory where its plan, the weights included, is more than the
-                memory of the GPUs that hold the model; each layer's entries are moved to its GPU at every read, which is slow but exact.
-                "always" or "never", whatever the plan.
+            max_context_bytes: bound on the contexts held so that their rows are decoded together; a single
+                one may exceed it.
+            fidelity: measure how far every variant of a list moves the model (see `fidelity.py`), beside the
+                answers; where no variant keeps the full cache, it is answered from as well.
+            offload: "auto": what variants keep of a context lies in host memory where its plan, the weights
+                included, is more than the memory of the GPUs that hold the model; each layer's entries are
+                moved to its GPU at every read, which is slow but exact. "always" or "never", whatever the
+                plan.
 
         Raises:
-            ValueError: another `prefill` or `offload`, a chunked one without chunks, or a model that would be compressed wrongly.
+            ValueError: another `prefill` or `offload`, a chunked one without chunks, or a model that would be
+                compressed wrongly.
         """
         check_prefill(prefill, prefill_chunk)
         check_offload(offload)
@@ -134,39 +146,60 @@ class CompressingPipeline:
             answer_prefix: beginning of every answer, for questions given as text.
             press: a press with its ratio, a list of variants `(press, ratio)`, or None for the full cache.
             max_new_tokens: limit of every answer, for questions given as text.
-            query_aware: compress context and question together; then every question needs a prefill of its own.
+            query_aware: compress context and question together; then every question needs a prefill of its
+                own.
             chat_template: whether to use the tokenizer's chat template, if it has one.
-            max_context_tokens: cut longer contexts to their first so many tokens, which the results say; by default a prompt that
-                exceeds the model's window is refused.
+            max_context_tokens: cut longer contexts to their first so many tokens, which the results say; by
+                default a prompt that exceeds the model's window is refused.
 
         Returns:
-            `{"answer": text}` for `question`, `{"answers": [text, …]}` for `questions`; for a list of variants, a list of such per
-            variant. `.results` holds what was measured.
+            `{"answer": text}` for `question`, `{"answers": [text, …]}` for `questions`; for a list of
+            variants, a list of such per variant. `.results` holds what was measured.
 
         Raises:
             ValueError: no question, an empty context, a prompt beyond the window, a budget that was not met.
         """
         if (question is None) == (questions is None):
             raise ValueError("give either question= or questions=")
-        asked = [self._question(one, answer_prefix, max_new_tokens) for one in ([question] if questions is None else questions)]
-        request = Request(context, asked, press, query_aware, chat_template, max_context_tokens, keep_caches=True)
+        asked = [
+            self._question(one, answer_prefix, max_new_tokens)
+            for one in ([question] if questions is None else questions)
+        ]
+        request = Request(
+            context, asked, press, query_aware, chat_template, max_context_tokens, keep_caches=True
+        )
         results: list[Result] = []
         for result in next(self.stream([request])):
             if result.error is not None:
                 raise result.error
             assert isinstance(result, Result)
             results.append(result)
-        texts = [[result.answer.text for result in results[at : at + len(asked)]] for at in range(0, len(results), len(asked))]
+        texts = [
+            [result.answer.text for result in results[at : at + len(asked)]]
+            for at in range(0, len(results), len(asked))
+        ]
         single = [row[0] for row in texts] if questions is None else texts
-        answers = Answers({"answer" if questions is None else "answers": single if isinstance(press, Sequence) else single[0]})
+        answers = Answers(
+            {
+                "answer" if questions is None else "answers": single
+                if isinstance(press, Sequence)
+                else single[0]
+            }
+        )
         answers.results = results
         return answers
 
     def sweep(
-        self, context: str, questions: Sequence[str | Question], variants: Sequence[Variant | tuple[BasePress, float]], **options: Any
+        self,
+        context: str,
+        questions: Sequence[str | Question],
+        variants: Sequence[Variant | tuple[BasePress, float]],
+        **options: Any,
     ) -> list[list[str]]:
         """All answers of all variants from one prefill: `answers[variant][question]`. Options as for calling the pipeline."""
-        answers: list[list[str]] = self(context, questions=questions, press=list(variants), **options)["answers"]
+        answers: list[list[str]] = self(context, questions=questions, press=list(variants), **options)[
+            "answers"
+        ]
         return answers
 
     def token_spans(self, context: str, chat_template: bool = True) -> list[tuple[int, int]]:
@@ -176,14 +209,16 @@ class CompressingPipeline:
     def stream(self, requests: Iterable[Request]) -> Generator[list[Result | Failure], None, None]:
         """Results of every request, in order, variant by variant and question by question.
 
-        Contexts are read one after the other, and the rows of several are decoded together: as many as `max_context_bytes` holds, up to
-        `WIDE` rows. Once few rows of the contexts held are still being written, the next one is read and its rows join them, so that
-        batches stay full; what is written does not depend on it. Before a context is read, its bytes are planned (`memory_plan`), and
-        what is held is written to its end as far as both would exceed the bound.
+        Contexts are read one after the other, and the rows of several are decoded together: as many as
+        `max_context_bytes` holds, up to `WIDE` rows. Once few rows of the contexts held are still being
+        written, the next one is read and its rows join them, so that batches stay full; what is written does
+        not depend on it. Before a context is read, its bytes are planned (`memory_plan`), and what is held is
+        written to its end as far as both would exceed the bound.
 
-        What raises fails alone: a press spoils its own variants, a context its own questions, and the rest goes on. After a
-        KeyboardInterrupt the contexts at work are given as they are, unfinished answers without a stop reason (all of them where
-        fidelity is measured, which needs the whole context), before it goes on.
+        What raises fails alone: a press spoils its own variants, a context its own questions, and the rest
+        goes on. After a KeyboardInterrupt the contexts at work are given as they are, unfinished answers
+        without a stop reason (all of them where fidelity is measured, which needs the whole context), before
+        it goes on.
 
         Raises:
             ValueError: no question or no variant.
@@ -198,15 +233,21 @@ class CompressingPipeline:
                     self._make_room(decoder, pending, request)
                 yield from self._written(decoder, pending, leave=decoder.unfinished)
                 context = self._answers(decoder, request)
-                if pending and any(isinstance(result.error, torch.OutOfMemoryError) for result in context.results):
+                if pending and any(
+                    isinstance(result.error, torch.OutOfMemoryError) for result in context.results
+                ):
                     yield from self._written(decoder, pending)
                     context = self._answers(decoder, request)  # alone it may fit
                 return_freed_memory()
                 pending.append(context)
                 del context
                 held = [one.bytes for one in pending]
-                roomy = sum(held) + held[-1] <= self.max_context_bytes  # the next context is taken to be as large as this one
-                yield from self._written(decoder, pending, leave=WIDE if roomy else min(THIN, len(pending[-1].results) // 2))
+                roomy = (
+                    sum(held) + held[-1] <= self.max_context_bytes
+                )  # the next context is taken to be as large as this one
+                yield from self._written(
+                    decoder, pending, leave=WIDE if roomy else min(THIN, len(pending[-1].results) // 2)
+                )
                 for one in pending:
                     one.release()
             yield from self._written(decoder, pending)
@@ -214,7 +255,9 @@ class CompressingPipeline:
             yield from (context.interrupted() for context in pending)
             raise
 
-    def _written(self, decoder: Decoder, pending: deque[ContextResults], leave: int = 0) -> Iterator[list[Result | Failure]]:
+    def _written(
+        self, decoder: Decoder, pending: deque[ContextResults], leave: int = 0
+    ) -> Iterator[list[Result | Failure]]:
         """Write until at most `leave` rows are unfinished, and give every context once it and those before it are finished.
 
         What is given is recorded: a killed process loses only what was at work.
@@ -232,7 +275,9 @@ class CompressingPipeline:
             needed = self.plan(request).reading
         except Exception:  # reading it will fail in the same way, and say so
             needed = 0
-        while (left := decoder.unfinished) and sum(context.bytes for context in pending) + needed > self.max_context_bytes:
+        while (left := decoder.unfinished) and sum(
+            context.bytes for context in pending
+        ) + needed > self.max_context_bytes:
             decoder.run(leave=left // 2)
             for context in pending:
                 context.release()
@@ -240,7 +285,8 @@ class CompressingPipeline:
     def plan(self, request: Request, contexts: int = 1) -> MemoryPlan:
         """The memory that the answers to a request take, or to so many like it; of a model that is not loaded, without offloading.
 
-        Whether a context is offloaded is decided for it alone: contexts are held together only as far as they fit.
+        Whether a context is offloaded is decided for it alone: contexts are held together only as far as they
+        fit.
         """
         prompt = self._prompt(request.chat_template)
         asked = request.questions
@@ -273,13 +319,21 @@ class CompressingPipeline:
     def _to_read(self, request: Request) -> list[Variant]:
         """The variants of a request, and the full cache behind them where fidelity is measured and none of them keeps it."""
         variants = _variants(request.press)
-        if self.fidelity and isinstance(request.press, Sequence) and not any(variant.is_full for variant in variants):
+        if (
+            self.fidelity
+            and isinstance(request.press, Sequence)
+            and not any(variant.is_full for variant in variants)
+        ):
             variants.append(Variant(NonePress()))
         return variants
 
     def _answers(self, decoder: Decoder, request: Request) -> ContextResults:
         """Read the context of a request and queue its rows; the answers are written by the decoder."""
-        variants, asked, wanted = self._to_read(request), len(request.questions), len(_variants(request.press))
+        variants, asked, wanted = (
+            self._to_read(request),
+            len(request.questions),
+            len(_variants(request.press)),
+        )
         full = next((at for at, variant in enumerate(variants) if variant.is_full), None)
         if len(variants) > wanted:
             request = replace(request, press=variants)
@@ -299,14 +353,25 @@ class CompressingPipeline:
                     continue
                 measured = (reading.kept, reading.truncated, reading.seconds, reading.observe_seconds)
                 answers = decoder.add(prompt, reading.rows)
-                results += [Result(reading.variant, q, answer, *measured) for q, answer in zip(indices, answers, strict=True)]
+                results += [
+                    Result(reading.variant, q, answer, *measured)
+                    for q, answer in zip(indices, answers, strict=True)
+                ]
         if request.query_aware:  # read question by question: bring variants to the outside
             n_variants = len(variants)
             results = [results[q * n_variants + v] for v in range(n_variants) for q in range(asked)]
         if not self.fidelity or full is None:
             return ContextResults(results, keep_caches=request.keep_caches)
-        references = [prompt.reference_ids(one.text, one.answer_prefix, one.reference)[: one.max_new_tokens] for one in request.questions]
-        return ContextResults(results[: wanted * asked], results[full * asked : (full + 1) * asked], references, request.keep_caches)
+        references = [
+            prompt.reference_ids(one.text, one.answer_prefix, one.reference)[: one.max_new_tokens]
+            for one in request.questions
+        ]
+        return ContextResults(
+            results[: wanted * asked],
+            results[full * asked : (full + 1) * asked],
+            references,
+            request.keep_caches,
+        )
 
     def _read(self, prompt: Prompt, request: Request, at: int | None) -> list[_Reading]:
         """Read the context of a request, with question `at` in query-aware mode; one reading per variant."""
@@ -321,8 +386,12 @@ class CompressingPipeline:
         if truncated and limit is not None:
             ids = ids[: max(1, limit - n_question)] + (ids[-n_question:] if n_question else [])
         self._check_window(len(ids), rows_ids, asked)
-        watched = [prompt.evidence_tokens(request.context, one.evidence) if one.evidence else [] for one in asked]
-        watched = [[position for position in positions if position < len(ids) - n_question] for positions in watched]
+        watched = [
+            prompt.evidence_tokens(request.context, one.evidence) if one.evidence else [] for one in asked
+        ]
+        watched = [
+            [position for position in positions if position < len(ids) - n_question] for positions in watched
+        ]
         context_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)  # type: ignore[operator]
         framing = prompt.framing(min(len(ids), n_question))
         started = now()
@@ -330,7 +399,10 @@ class CompressingPipeline:
         variants = _variants(request.press)
         offload = self._offloads(request)
         if self.prefill == "chunked":
-            measured = [(one, *self._read_alone(context_ids, one, framing, watched, request.count_kept, offload)) for one in variants]
+            measured = [
+                (one, *self._read_alone(context_ids, one, framing, watched, request.count_kept, offload))
+                for one in variants
+            ]
         elif not isinstance(request.press, Sequence):
             cache = self._forward(context_ids, variants[0].press, framing)
             seconds = now() - started
@@ -341,25 +413,38 @@ class CompressingPipeline:
             onlooker = Onlooker([variant.press for variant in variants])
             self._forward(context_ids, onlooker, framing)
             seconds = now() - started
-            found = self._compress(PrefilledContext(onlooker, seconds, offload), variants, watched, request.count_kept)
+            found = self._compress(
+                PrefilledContext(onlooker, seconds, offload), variants, watched, request.count_kept
+            )
             measured = [(*one, seconds) for one in found]
         readings = []
         for variant, made, observing, seconds in measured:
             rows = []
             if not isinstance(made, Exception):
                 follower = partial(variant.press.while_decoding, variant.limit(made.tokens))
-                rows = [Row(made, question_ids, one, follower) for question_ids, one in zip(rows_ids, asked, strict=True)]
+                rows = [
+                    Row(made, question_ids, one, follower)
+                    for question_ids, one in zip(rows_ids, asked, strict=True)
+                ]
             readings.append(_Reading(variant, made, rows, truncated, seconds, observing))
         return readings
 
     def _read_alone(
-        self, context_ids: Tensor, variant: Variant, framing: Framing, watched: Sequence[Sequence[int]], count_kept: bool, offload: bool
+        self,
+        context_ids: Tensor,
+        variant: Variant,
+        framing: Framing,
+        watched: Sequence[Sequence[int]],
+        count_kept: bool,
+        offload: bool,
     ) -> tuple[CompressedContext | Exception, float, float]:
         """What one variant keeps of a context compressed chunk by chunk, or raised; seconds observing, and of the reading with it."""
         assert self.prefill_chunk is not None
         started, size = now(), self.prefill_chunk
         try:
-            kept, observing = read_in_chunks(self.model, context_ids, variant, size, self._forward, framing, watched, count_kept)
+            kept, observing = read_in_chunks(
+                self.model, context_ids, variant, size, self._forward, framing, watched, count_kept
+            )
             kept.check_budget(variant.press, variant.limit(kept.tokens))
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed reading
@@ -375,7 +460,11 @@ class CompressingPipeline:
         return cache
 
     def _compress(
-        self, prefilled: PrefilledContext, variants: Sequence[Variant], watched: Sequence[Sequence[int]], count_kept: bool
+        self,
+        prefilled: PrefilledContext,
+        variants: Sequence[Variant],
+        watched: Sequence[Sequence[int]],
+        count_kept: bool,
     ) -> list[tuple[Variant, CompressedContext | Exception, float]]:
         """What each variant keeps, or raised, in the order given; the variants of a press are compressed together."""
         in_place = read_in_place(variants, prefilled.tokens)
@@ -383,14 +472,23 @@ class CompressingPipeline:
         for identity, press in prefilled.onlooker.presses.items():
             mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
             asked = [(variants[at].limit(prefilled.tokens), variants[at].cache_bits) for at in mine]
-            compress = partial(prefilled.compress, press, watched=watched, count_kept=count_kept, in_place=in_place)
+            compress = partial(
+                prefilled.compress, press, watched=watched, count_kept=count_kept, in_place=in_place
+            )
             compressed = _compressed(compress, press, list(dict.fromkeys(asked)))
             found.update({at: compressed[one] for at, one in zip(mine, asked, strict=True)})
         seconds = prefilled.onlooker.seconds
-        return [(variant, found[at], seconds[variant.press.identity()]) for at, variant in enumerate(variants)]
+        return [
+            (variant, found[at], seconds[variant.press.identity()]) for at, variant in enumerate(variants)
+        ]
 
-    def _check_window(self, context: int, questions: Sequence[Sequence[int]], asked: Sequence[Question]) -> None:
-        needed = max(context + len(ids) + question.max_new_tokens for ids, question in zip(questions, asked, strict=True))
+    def _check_window(
+        self, context: int, questions: Sequence[Sequence[int]], asked: Sequence[Question]
+    ) -> None:
+        needed = max(
+            context + len(ids) + question.max_new_tokens
+            for ids, question in zip(questions, asked, strict=True)
+        )
         if self.window is not None and needed > self.window:
             raise ValueError(
                 f"context, question and answer need {needed} tokens ({context} of them context), but the model's window is {self.window}; "
@@ -421,7 +519,9 @@ def _variants(press: BasePress | Sequence[Variant | tuple[BasePress, float]] | N
 
 
 def _compressed(
-    compress: Callable[..., list[CompressedContext]], press: BasePress, asked: list[tuple[float | Threshold, int | None]]
+    compress: Callable[..., list[CompressedContext]],
+    press: BasePress,
+    asked: list[tuple[float | Threshold, int | None]],
 ) -> dict[tuple[float | Threshold, int | None], CompressedContext | Exception]:
     """What a press keeps at each ratio and size of a number, or raised; where it raises for several together, each is tried alone."""
     try:

@@ -1,8 +1,9 @@
 """How far a compressed context moves the model: likelihood of known answers, divergence from the full cache, agreement with it.
 
-An answer that is known (the reference, and what the full cache wrote) is read behind the question through every compressed context, in
-one pass, and the model's prediction of each of its tokens is compared with the full cache's. Every token tells something, where a score
-only sees an answer as right or wrong, so far fewer samples tell two presses apart.
+An answer that is known (the reference, and what the full cache wrote) is read behind the question through
+every compressed context, in one pass, and the model's prediction of each of its tokens is compared with the
+full cache's. Every token tells something, where a score only sees an answer as right or wrong, so far fewer
+samples tell two presses apart.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ LOGIT_BYTES = 2**27
 def measure(decoder: Decoder, full: Answer, answers: Sequence[Answer], reference: Sequence[int]) -> None:
     """Fill in the `fidelity` of finished answers to one question about one context.
 
-    Each gets, for "reference" and "answer" (what the full cache wrote, without the token that ended it), means over the first `TOKENS`
-    tokens: `…_nll`, negative log-likelihood in nats per token; `…_kl`, Kullback-Leibler divergence of its next-token distribution from
-    the full cache's, KL(full || it), in nats per token; `…_agreement`, share of tokens at which both find the same token most likely.
-    Also `fidelity_seconds`, its share. What is empty is left out, and rows with followers get nothing.
+    Each gets, for "reference" and "answer" (what the full cache wrote, without the token that ended it),
+    means over the first `TOKENS`
+    tokens: `…_nll`, negative log-likelihood in nats per token; `…_kl`, Kullback-Leibler divergence of its
+    next-token distribution from the full cache's, KL(full || it), in nats per token; `…_agreement`, share of
+    tokens at which both find the same token most likely. Also `fidelity_seconds`, its share. What is empty is
+    left out, and rows with followers get nothing.
 
     Args:
         decoder: that wrote the answers, keeping rows after their questions.
@@ -56,7 +59,9 @@ def measure(decoder: Decoder, full: Answer, answers: Sequence[Answer], reference
 
 
 @torch.no_grad()
-def compare(logits: Callable[[Tensor], Tensor], hidden: Tensor, full: int, ids: Sequence[int]) -> list[dict[str, float]]:
+def compare(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, full: int, ids: Sequence[int]
+) -> list[dict[str, float]]:
     """Per row `nll`, `kl` and `agreement`, means over the tokens `ids`; see `measure`.
 
     Args:
@@ -68,7 +73,9 @@ def compare(logits: Callable[[Tensor], Tensor], hidden: Tensor, full: int, ids: 
     rows, n, targets = len(hidden), len(ids), torch.tensor(ids, device=hidden.device)
     sums = torch.zeros(3, rows, dtype=torch.float64)
     vocabulary = logits(hidden[0, :1]).shape[-1]
-    block = max(1, LOGIT_BYTES // (16 * vocabulary))  # logits in the model's dtype and float32, their logarithms, and products
+    block = max(
+        1, LOGIT_BYTES // (16 * vocabulary)
+    )  # logits in the model's dtype and float32, their logarithms, and products
     positions = max(1, min(n, block // rows))
     many = max(1, block // positions)
     for start in range(0, n, positions):

@@ -1,11 +1,12 @@
 """How much memory a sweep takes: an upper bound, stated before anything is allocated.
 
-Reading a context holds its full cache, what presses remember of it, the work of one layer, and what the variants keep of it. Contexts
-whose answers are still being written stay beside it as long as both fit `max_context_bytes`. A decode batch holds the tails of its rows
-and one layer's attention. Every part is linear in the length of the context: nothing of size T x T exists.
+Reading a context holds its full cache, what presses remember of it, the work of one layer, and what the
+variants keep of it. Contexts whose answers are still being written stay beside it as long as both fit
+`max_context_bytes`. A decode batch holds the tails of its rows and one layer's attention. Every part is
+linear in the length of the context: nothing of size T x T exists.
 
-Where a context does not fit a GPU beside the weights, what variants keep of it lies in host memory (`offload`), and each layer's entries
-are moved to the device when the layer reads them.
+Where a context does not fit a GPU beside the weights, what variants keep of it lies in host memory
+(`offload`), and each layer's entries are moved to the device when the layer reads them.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Shape:
         config: Any = model.config
         text = config.get_text_config()
         given = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-        inner = max(int(max(given) if isinstance(given, list | tuple) else given), 1)  # Gemma 3n names one per layer
+        inner = max(
+            int(max(given) if isinstance(given, list | tuple) else given), 1
+        )  # Gemma 3n names one per layer
         parameters = {id(one): one for one in model.parameters()}
         return cls(
             len(modules),
@@ -103,10 +106,12 @@ class MemoryPlan:
         full_cache: keys and values of the whole context.
         evidence: what presses remember of it: scores, and what they select.
         work: activations of the prefill, and of presses looking at one layer.
-        stored: what the variants keep of it; with `on_host`, their masks and the copies that one variant makes before they are moved.
+        stored: what the variants keep of it; with `on_host`, their masks and the copies that one variant
+            makes before they are moved.
         contexts: of all contexts held at once, the one being read included.
         decoding: of the batch of answers.
-        on_host: of one context, full cache and copies in host memory while answers are written; 0 where nothing is offloaded.
+        on_host: of one context, full cache and copies in host memory while answers are written; 0 where
+            nothing is offloaded.
     """
 
     weights: int
@@ -174,11 +179,20 @@ def memory_plan(
     """
     full = shape.token * (min(tokens, prefill_chunk) if chunked and prefill_chunk else tokens)
     distinct = {variant.press.identity(): variant.press for variant in variants}
-    per_press = [[one.limit(tokens) for one in variants if one.press.identity() == identity] for identity in distinct]
+    per_press = [
+        [one.limit(tokens) for one in variants if one.press.identity() == identity] for identity in distinct
+    ]
     entries = shape.layers * shape.heads * tokens
-    # per press three tensors of scores at most; of one press at a time its selections: masks, positions, and the sort of all layers
+    # per press three tensors of scores at most; of one press at a time its selections: masks, positions, and
+    # the sort of all layers
     selecting = max((len(set(limits)) for limits in per_press), default=0) * 9 + 40
-    hidden = 4 * shape.layers * tokens * shape.hidden * sum(press.has("holds_hidden") for press in distinct.values())
+    hidden = (
+        4
+        * shape.layers
+        * tokens
+        * shape.hidden
+        * sum(press.has("holds_hidden") for press in distinct.values())
+    )
     evidence = entries * (12 * len(distinct) + selecting) + hidden
     readings, whole = questions if query_aware else 1, shape.token * tokens
     copies = int(full_kept(variants, tokens, chunked) * whole) * readings + whole * (readings - 1)
@@ -189,12 +203,16 @@ def memory_plan(
     rows, row = len(variants) * questions, row_bytes(shape, tokens, tail)
     most = min(contexts * rows, WIDE + rows)
     batch = min(max(max_batch_bytes, row), most * row)
-    asking = min(max_batch_bytes, most * tail * attention_bytes(shape.query_heads, tokens + tail)) + most * tail * 4 * _per_token(shape)
+    asking = min(
+        max_batch_bytes, most * tail * attention_bytes(shape.query_heads, tokens + tail)
+    ) + most * tail * 4 * _per_token(shape)
     following = [one for one in variants if one.press.while_decoding(one.limit(tokens)) is not None]
     own = 2 * len(following) * questions * min(contexts, 1 + WIDE // rows) * shape.token * (tokens + tail)
     together = max(reading, min(contexts * reading, max_context_bytes))
     decoding = batch + asking + own + 2 * whole // shape.layers
-    return MemoryPlan(shape.weights, full, evidence, work, stored, together, decoding, full + copies if offload else 0)
+    return MemoryPlan(
+        shape.weights, full, evidence, work, stored, together, decoding, full + copies if offload else 0
+    )
 
 
 def check_offload(offload: str) -> None:
@@ -212,18 +230,23 @@ def check_offload(offload: str) -> None:
 def room(model: nn.Module, offload: str) -> float:
     """Bytes that a plan may total before caches are offloaded: those of the GPUs that hold the model; none for "always".
 
-    Infinite for "never", where "auto" finds no GPU, and for a model that lies on the CPU, whose memory is the host's, or is not loaded.
+    Infinite for "never", where "auto" finds no GPU, and for a model that lies on the CPU, whose memory is the
+    host's, or is not loaded.
     """
     devices = {one.device for one in model.parameters()}
     if offload == "never" or devices <= {HOST, torch.device("meta")}:
         return math.inf
-    memory = sum(torch.cuda.get_device_properties(device).total_memory for device in devices if device.type == "cuda")
+    memory = sum(
+        torch.cuda.get_device_properties(device).total_memory for device in devices if device.type == "cuda"
+    )
     return 0 if offload == "always" else memory or math.inf
 
 
 def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
     """Whether copies of what the presses keep of a context would take more memory, and more to read, than the full cache itself."""
-    plain = [variant for variant in variants if variant.cache_bits is None]  # a quantised cache is a copy in any case
+    plain = [
+        variant for variant in variants if variant.cache_bits is None
+    ]  # a quantised cache is a copy in any case
     limits = [(variant.press.identity(), variant.press.lossless, variant.limit(tokens)) for variant in plain]
     if any(lossless or limit == 0 for _, lossless, limit in limits):
         return True  # the full cache is read anyway
@@ -237,8 +260,8 @@ def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
 def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
     """Share of the full cache that copies take, of what variants keep.
 
-    Variants whose kept sets are nested share the largest; none is copied where the full cache is read in place; where each variant
-    reads alone, each has its own.
+    Variants whose kept sets are nested share the largest; none is copied where the full cache is read in
+    place; where each variant reads alone, each has its own.
     """
     in_place = not alone and read_in_place(variants, tokens)
     shares: dict[Any, list[float]] = {}
@@ -248,7 +271,13 @@ def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
         lossless = press.lossless and not alone
         follows = press.while_decoding(limit) is not None
         there = variant.cache_bits is None and (lossless or (in_place and press.gathers and not follows))
-        kept = 0.0 if there else 1.0 if isinstance(limit, Threshold) else press.entries(1, 1, tokens, limit)[1] / tokens
+        kept = (
+            0.0
+            if there
+            else 1.0
+            if isinstance(limit, Threshold)
+            else press.entries(1, 1, tokens, limit)[1] / tokens
+        )
         shares.setdefault((press.identity(), variant.cache_bits), []).append(min(1.0, kept))
         nested[press.identity(), variant.cache_bits] = (
             variant.cache_bits is None and press.has_threshold and press.gathers and not follows and not alone
@@ -259,7 +288,12 @@ def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
 def row_bytes(shape: Shape, entries: int, tail: int) -> int:
     """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits."""
     masks = shape.layers * shape.heads * entries * shape.element
-    return masks + tail * shape.token + attention_bytes(shape.query_heads, entries + tail) + logits_bytes(shape.vocabulary)
+    return (
+        masks
+        + tail * shape.token
+        + attention_bytes(shape.query_heads, entries + tail)
+        + logits_bytes(shape.vocabulary)
+    )
 
 
 def attention_bytes(query_heads: int, length: int) -> int:
@@ -274,12 +308,21 @@ def logits_bytes(vocabulary: int) -> int:
 
 def _again(shape: Shape, tokens: int) -> int:
     """Bytes of reading on top of the full cache: what is read again, one layer twice, and the gradients of a chunk in all layers."""
-    return 2 * shape.token * tokens + 4 * _per_token(shape) * (PIECE + shape.layers * 2 * GRADIENT) + 5 * 4 * LOGITS
+    return (
+        2 * shape.token * tokens
+        + 4 * _per_token(shape) * (PIECE + shape.layers * 2 * GRADIENT)
+        + 5 * 4 * LOGITS
+    )
 
 
 def _per_token(shape: Shape) -> int:
     """Numbers per token in one decoder layer at work: norms, queries, keys, values, their rotation, the feed-forward part."""
-    return 6 * shape.hidden + 4 * shape.query_heads * shape.head_size + 8 * shape.heads * shape.head_size + 4 * shape.inner
+    return (
+        6 * shape.hidden
+        + 4 * shape.query_heads * shape.head_size
+        + 8 * shape.heads * shape.head_size
+        + 4 * shape.inner
+    )
 
 
 def _work(shape: Shape, tokens: int, prefill_chunk: int | None) -> int:
@@ -287,5 +330,7 @@ def _work(shape: Shape, tokens: int, prefill_chunk: int | None) -> int:
     at_once = min(tokens, prefill_chunk or tokens)
     reading = 4 * (at_once * _per_token(shape) + 4 * tokens * shape.hidden + 6 * tokens * shape.head_size)
     copies = 6 * shape.query_heads * shape.head_size + 16 * shape.heads * shape.head_size + 3 * shape.hidden
-    looking = 4 * tokens * (copies + WINDOW_QUERIES * shape.query_heads) + 5 * 4 * min(LOGITS, QUERY_BLOCK * shape.query_heads * tokens)
+    looking = 4 * tokens * (copies + WINDOW_QUERIES * shape.query_heads) + 5 * 4 * min(
+        LOGITS, QUERY_BLOCK * shape.query_heads * tokens
+    )
     return max(reading, looking) + 4 * tokens * shape.hidden * 3

@@ -45,11 +45,15 @@ class Variant:
             raise ValueError(f"a variant is (press, compression_ratio); {self.press!r} is not a press")
         object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
         if (self.compression_ratio > 0) + (self.budget_tokens is not None) + (self.threshold is not None) > 1:
-            raise ValueError(f"a variant of {self.press.name} has one budget: give compression_ratio, budget_tokens or threshold")
+            raise ValueError(
+                f"a variant of {self.press.name} has one budget: give compression_ratio, budget_tokens or threshold"
+            )
         check_bits(self.cache_bits)
         tokens = self.budget_tokens
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
-            raise ValueError(f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, on average")
+            raise ValueError(
+                f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, on average"
+            )
         if self.threshold is not None and Threshold(self.threshold) and not self.press.has_threshold:
             raise ValueError(
                 f"press {self.press.name} takes no threshold={self.threshold}: what it keeps is not decided by one score per entry; "
@@ -65,7 +69,8 @@ class Variant:
     def limits(self, tokens: int, size: int) -> list[float | Threshold]:
         """What the press is asked for on each chunk of `size` of a context compressed chunk by chunk.
 
-        `budget_tokens` are dealt out in proportion to the chunks, so that they are met exactly in the end; no chunk loses its last entry.
+        `budget_tokens` are dealt out in proportion to the chunks, so that they are met exactly in the end; no
+        chunk loses its last entry.
         """
         if self.budget_tokens is None or self.budget_tokens >= tokens:
             return [self.limit(tokens)] * (-(-tokens // size))
@@ -81,7 +86,11 @@ class Variant:
     @property
     def is_full(self) -> bool:
         """Whether nothing is ever removed or rounded: the full cache, which others are compared with."""
-        return self.press.lossless and self.cache_bits is None and self.press.while_decoding(self.compression_ratio) is None
+        return (
+            self.press.lossless
+            and self.cache_bits is None
+            and self.press.while_decoding(self.compression_ratio) is None
+        )
 
     @property
     def budget(self) -> dict[str, float]:
@@ -90,7 +99,11 @@ class Variant:
             return {}
         if self.threshold is not None:
             return {"threshold": self.threshold}
-        return {"compression_ratio": self.compression_ratio} if self.budget_tokens is None else {"budget_tokens": self.budget_tokens}
+        return (
+            {"compression_ratio": self.compression_ratio}
+            if self.budget_tokens is None
+            else {"budget_tokens": self.budget_tokens}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +117,15 @@ class CompressedContext:
         tokens: T, of the context.
         full_entries: entries of the full cache.
         full_bytes: bytes of the full cache.
-        evidence_kept: per watched set of positions, the share kept, averaged over compressed layers and heads.
+        evidence_kept: per watched set of positions, the share kept, averaged over compressed layers and
+            heads.
         seconds: spent selecting and applying, this variant's share.
-        kept_by: (T,) int32, how many heads of the observed layers keep each token; None where all do, or where that was not asked.
-        peak_entries: most entries that the cache held while the context was read; None: all of the full cache.
-        chunks: tokens and budget of each chunk that was compressed by itself (`prefill=chunked`); empty: the context in one piece.
+        kept_by: (T,) int32, how many heads of the observed layers keep each token; None where all do, or
+            where that was not asked.
+        peak_entries: most entries that the cache held while the context was read; None: all of the full
+            cache.
+        chunks: tokens and budget of each chunk that was compressed by itself (`prefill=chunked`); empty: the
+            context in one piece.
     """
 
     layers: list[Kept]
@@ -164,7 +181,11 @@ class CompressedContext:
         entries = self.entries()
         kept = sum(sum(entries[index]) for index in self.observed)
         heads = len(entries[self.observed[0]])
-        chunks = [(tokens, limit) for tokens, limit in self.chunks or [(self.tokens, ratio)] if not isinstance(limit, Threshold)]
+        chunks = [
+            (tokens, limit)
+            for tokens, limit in self.chunks or [(self.tokens, ratio)]
+            if not isinstance(limit, Threshold)
+        ]
         stated = [press.entries(len(self.observed), heads, tokens, limit) for tokens, limit in chunks]
         fewest, most = (sum(bound) for bound in zip(*stated, strict=True))
         if not fewest <= kept <= most:
@@ -182,7 +203,8 @@ class Onlooker(BasePress):
         prefill: what was seen, after the forward pass.
         evidence: per press (by identity), what it observed in each layer.
         seconds: per press (by identity), spent observing.
-        failures: per press (by identity) that raised while observing, what it raised; it is asked no more, the others are.
+        failures: per press (by identity) that raised while observing, what it raised; it is asked no more,
+            the others are.
     """
 
     def __init__(self, presses: Sequence[BasePress]) -> None:
@@ -205,7 +227,9 @@ class Onlooker(BasePress):
                 seen[identity] = press.observe(layer)
             except Exception as error:
                 shape = tuple(layer.keys.shape)
-                failure = ValueError(f"press {press.name} failed observing layer {layer.index} with keys {shape}: {error}")
+                failure = ValueError(
+                    f"press {press.name} failed observing layer {layer.index} with keys {shape}: {error}"
+                )
                 failure.__cause__ = error
                 traceback.clear_frames(error.__traceback__)  # they hold the layer's tensors
                 self.failures[identity] = failure
@@ -234,8 +258,8 @@ class PrefilledContext:
     def __init__(self, onlooker: Onlooker, seconds: float, offload: bool = False) -> None:
         """Take over the cache of a finished prefill that took `seconds`, observing included.
 
-        With `offload`, what variants keep lies in host memory, each layer from when it is made; the device holds the full cache beside
-        it until this object goes.
+        With `offload`, what variants keep lies in host memory, each layer from when it is made; the device
+        holds the full cache beside it until this object goes.
         """
         assert onlooker.prefill is not None
         self.onlooker, self.prefill, self.seconds = onlooker, onlooker.prefill, seconds
@@ -243,7 +267,9 @@ class PrefilledContext:
         self.windows = [window_of(module) for module in attention_modules(self.prefill.model)]
         self._at_rest: Callable[[Sequence[Kept]], list[Kept]] = offloaded if offload else list
         pairs = zip(self.prefill.cache.layers, self.windows, strict=True)
-        self.full = self._at_rest([full_layer(layer.keys, layer.values, self.tokens, window) for layer, window in pairs])
+        self.full = self._at_rest(
+            [full_layer(layer.keys, layer.values, self.tokens, window) for layer, window in pairs]
+        )
         self._whole: dict[tuple[int, bool], list[Kept]] = {}
 
     def compress(
@@ -263,8 +289,8 @@ class PrefilledContext:
             ratios: fractions removed, or thresholds.
             watched: sets of positions whose survival is to be measured.
             count_kept: whether to count the heads that keep each token (`kept_by`).
-            in_place: whether variants whose entries are those of the full cache read them there, each through a mask, instead of a
-                copy; for many variants, which are then read together.
+            in_place: whether variants whose entries are those of the full cache read them there, each through
+                a mask, instead of a copy; for many variants, which are then read together.
             bits: per ratio, of a stored number, None as the model computes it; by default None for all.
 
         Raises:
@@ -273,7 +299,9 @@ class PrefilledContext:
         if press.identity() in self.onlooker.failures:
             raise self.onlooker.failures[press.identity()]
         started = now()
-        lossy = [ratio for ratio in ratios if (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless]
+        lossy = [
+            ratio for ratio in ratios if (isinstance(ratio, Threshold) or ratio > 0) and not press.lossless
+        ]
         sizes = list(bits or [None] * len(ratios))
         follows = {ratio: press.while_decoding(ratio) is not None for ratio in ratios}
         layers = [list(self._full(size, follows[ratio])) for ratio, size in zip(ratios, sizes, strict=True)]
@@ -282,7 +310,11 @@ class PrefilledContext:
         if lossy and self.prefill.layers:
             evidence = together(press.probe(self.prefill, self.onlooker.evidence[press.identity()]))
             for ratio in dict.fromkeys(lossy):
-                found = press.select_above(evidence, ratio) if isinstance(ratio, Threshold) else press.select(evidence, ratio)
+                found = (
+                    press.select_above(evidence, ratio)
+                    if isinstance(ratio, Threshold)
+                    else press.select(evidence, ratio)
+                )
                 selections[ratio], positions[ratio] = found, press.next_position(found)
                 check_positions(press, positions[ratio], found, len(self.prefill.layers) == len(self.full))
             mine = [variant for variant, ratio in enumerate(ratios) if ratio in selections]
@@ -304,7 +336,9 @@ class PrefilledContext:
                 sum(kept.bytes() for kept in self.full),
                 [share_kept(selections.get(ratio, ()), positions) for positions in watched],
                 seconds,
-                keeping_heads(selections[ratio])[: self.tokens] if count_kept and ratio in selections else None,
+                keeping_heads(selections[ratio])[: self.tokens]
+                if count_kept and ratio in selections
+                else None,
             )
             for variant, ratio in enumerate(ratios)
         ]
@@ -314,7 +348,9 @@ class PrefilledContext:
         if bits is None:
             return self.full
         if (bits, movable) not in self._whole:
-            self._whole[bits, movable] = [self._at_rest([kept.quantised(bits, movable)])[0] for kept in self.full]
+            self._whole[bits, movable] = [
+                self._at_rest([kept.quantised(bits, movable)])[0] for kept in self.full
+            ]
         return self._whole[bits, movable]
 
     def _apply(
@@ -327,14 +363,22 @@ class PrefilledContext:
     ) -> list[Kept]:
         """What variants of one press keep in one layer, given selection, bits, and whether a follower acts on it, of each.
 
-        Variants share memory where a press only gathers. What a follower acts on has its entries in order of position, with notes;
-        quantised variants too are on their own, since the groups of a shared order would depend on the other variants.
+        Variants share memory where a press only gathers. What a follower acts on has its entries in order of
+        position, with notes; quantised variants too are on their own, since the groups of a shared order
+        would depend on the other variants.
         """
         full, window = self.prefill.cache.layers[index], self.windows[index]
-        shared = [at for at, (_, bits, follows) in enumerate(chosen) if press.gathers and not follows and bits is None]
+        shared = [
+            at
+            for at, (_, bits, follows) in enumerate(chosen)
+            if press.gathers and not follows and bits is None
+        ]
         found: dict[int, Kept] = {}
         if in_place:
-            found = {at: Kept(self.full[index].storage, chosen[at][0].counts[0], chosen[at][0].keep[0]) for at in shared}
+            found = {
+                at: Kept(self.full[index].storage, chosen[at][0].counts[0], chosen[at][0].keep[0])
+                for at in shared
+            }
         elif shared:
             masks = [chosen[at][0].keep[0] for at in shared]
             found = dict(zip(shared, stack_nested(full.keys[0], full.values[0], masks, window), strict=True))
@@ -342,14 +386,18 @@ class PrefilledContext:
             if at not in found:
                 keys, values = press.apply(full.keys, full.values, selection)
                 told = gather(notes, selection.positions)[0] if follows and notes is not None else None
-                kept = kept_entries(keys[0], values[0], selection.counts[0], selection.positions[0], window, told)
+                kept = kept_entries(
+                    keys[0], values[0], selection.counts[0], selection.positions[0], window, told
+                )
                 found[at] = kept if bits is None else kept.quantised(bits, follows)
         return [found[at] for at in range(len(chosen))]
 
 
 def full_layer(keys: Tensor, values: Tensor, tokens: int, window: int | None) -> Kept:
     """All entries (1, H, T', d) of a layer, where they lie; a sliding-window layer may hold the last T' < T only."""
-    positions = None if window is None else torch.arange(tokens - keys.shape[2], tokens, device=keys.device)[None]
+    positions = (
+        None if window is None else torch.arange(tokens - keys.shape[2], tokens, device=keys.device)[None]
+    )
     return Kept(Storage(keys[0], values[0], positions, window))
 
 
@@ -363,26 +411,39 @@ def compressed_cache(model: nn.Module, cache: Any, tokens: int) -> CompressedCon
             kept = replace(block.rows[0], notes=layer.notes[0])
             heads, size = block.storage.heads, block.storage.size
             full_entries += heads * tokens
-            full_bytes += heads * tokens * (size + block.storage.stored_values.shape[-1]) * block.storage.read_dtype.itemsize
+            full_bytes += (
+                heads
+                * tokens
+                * (size + block.storage.stored_values.shape[-1])
+                * block.storage.read_dtype.itemsize
+            )
         else:
             kept = full_layer(layer.keys, layer.values, tokens, window_of(module))
             full_entries += sum(kept.entries())
             full_bytes += kept.bytes()
         layers.append(kept)
     starts = {int(cache.layers[index].start[0]) for index in observed}
-    return CompressedContext(layers, observed, starts.pop() if starts else tokens, tokens, full_entries, full_bytes)
+    return CompressedContext(
+        layers, observed, starts.pop() if starts else tokens, tokens, full_entries, full_bytes
+    )
 
 
 def keeping_heads(selections: Sequence[Selection]) -> Tensor:
     """How many heads, over all layers, keep each token: (T,) int32 on the CPU."""
-    return _stack([selection.keep[0].sum(0, dtype=torch.int32) for selection in selections]).sum(0, dtype=torch.int32).cpu()
+    return (
+        _stack([selection.keep[0].sum(0, dtype=torch.int32) for selection in selections])
+        .sum(0, dtype=torch.int32)
+        .cpu()
+    )
 
 
 def share_kept(selections: Sequence[Selection], positions: Sequence[int]) -> float:
     """Share of `positions` kept, averaged over layers and heads; 1 where nothing was removed or nothing is watched."""
     if not selections or not positions:
         return 1.0
-    return float(_stack([selection.keep[0][:, list(positions)].float().mean() for selection in selections]).mean())
+    return float(
+        _stack([selection.keep[0][:, list(positions)].float().mean() for selection in selections]).mean()
+    )
 
 
 def _stack(per_layer: Sequence[Tensor]) -> Tensor:

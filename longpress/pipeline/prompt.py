@@ -50,15 +50,18 @@ class Prompt:
 
         Args:
             tokenizer: of transformers.
-            chat_template: False for the bare prompt, behind the beginning-of-sequence token if the tokenizer adds one. A tokenizer
-                without a template always gives the bare prompt.
+            chat_template: False for the bare prompt, behind the beginning-of-sequence token if the tokenizer
+                adds one. A tokenizer without a template always gives the bare prompt.
         """
         self.tokenizer = tokenizer
         self.before, self.after = "", ""
         if chat_template and getattr(tokenizer, "chat_template", None):
             mark = "\x1elongpress context\x1e".replace("\x1e", "~~~~~")
             rendered = tokenizer.apply_chat_template(
-                [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+                [{"role": "user", "content": mark}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
             )
             self.before, self.after = rendered.split(mark)
         elif tokenizer.bos_token and tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]:
@@ -97,7 +100,9 @@ class Prompt:
 
     def question_tokens(self, context: str, characters: int) -> list[int]:
         """Positions of the tokens that overlap the last `characters` of the context."""
-        return self.evidence_tokens(context, [(len(context) - characters, len(context))]) if characters else []
+        return (
+            self.evidence_tokens(context, [(len(context) - characters, len(context))]) if characters else []
+        )
 
     def evidence_tokens(self, context: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Positions of the context's tokens (template included) that overlap the character spans."""
@@ -109,7 +114,9 @@ class Prompt:
 
     def token_spans(self, context: str) -> list[tuple[int, int]]:
         """Characters [start, end) of `context` that each token of `context_ids` stands for; negative within the template."""
-        encoded = self.tokenizer(self.before + context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = self.tokenizer(
+            self.before + context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         shift = len(self.before)
         return [(first - shift, last - shift) for first, last in encoded["offset_mapping"]]
 

@@ -65,8 +65,9 @@ class Failure:
 class Request:
     """Questions about one context, for `CompressingPipeline.stream`; what the fields mean says calling the pipeline.
 
-    `count_kept` asks besides for `CompressedContext.kept_by`: how many heads keep each token. `keep_caches`: whether results still hold
-    the compressed caches when the answers are written; otherwise memory is freed, and what was measured of them stays.
+    `count_kept` asks besides for `CompressedContext.kept_by`: how many heads keep each token. `keep_caches`:
+    whether results still hold the compressed caches when the answers are written; otherwise memory is freed,
+    and what was measured of them stays.
     """
 
     context: str
@@ -91,7 +92,9 @@ def storage_bytes(results: Sequence[Result | Failure]) -> int:
     for result in results:
         if isinstance(result, Result):
             storages |= result.context.storages()
-    return sum(storages.values()) + sum(result.answer.after.bytes for result in results if result.answer.after is not None)
+    return sum(storages.values()) + sum(
+        result.answer.after.bytes for result in results if result.answer.after is not None
+    )
 
 
 def release_finished(results: Sequence[Result | Failure]) -> None:
@@ -109,7 +112,8 @@ class ContextResults:
 
     Attributes:
         results: what was asked for.
-        full: per question the full cache's result, which may be one of `results`; empty where fidelity is not measured.
+        full: per question the full cache's result, which may be one of `results`; empty where fidelity is not
+            measured.
         references: per question.
         keep_caches: see `Request`.
     """
@@ -149,7 +153,10 @@ class ContextResults:
                 measure(decoder, full.answer, answers, reference)
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)
-                warnings.warn(f"fidelity is missing, the answers are there: {type(error).__name__}: {error}", stacklevel=2)
+                warnings.warn(
+                    f"fidelity is missing, the answers are there: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
         for result in (*self.results, *self.full):
             result.answer.after = None  # its memory is another context's
         self.release()

@@ -29,17 +29,25 @@ class AfterQuestion:
     hidden: Tensor
 
     @classmethod
-    def of_rows(cls, contexts: Sequence[CompressedContext], cache: CompressedCache, hidden: Tensor) -> list[AfterQuestion | None]:
+    def of_rows(
+        cls, contexts: Sequence[CompressedContext], cache: CompressedCache, hidden: Tensor
+    ) -> list[AfterQuestion | None]:
         """The rows of a cache whose tails hold their questions, with `hidden` (R, D).
 
-        None for a row with followers: they act pass by pass, so an answer read in one pass is not what they would have made of it.
+        None for a row with followers: they act pass by pass, so an answer read in one pass is not what they
+        would have made of it.
         """
         layers: list[CompressedLayer] = cache.layers
         lengths = layers[0].lengths.tolist()
         rows: list[AfterQuestion | None] = []
         for row, (context, n) in enumerate(zip(contexts, lengths, strict=True)):
-            tails = [(layer.tail_keys[row, :, :n].clone(), layer.tail_values[row, :, :n].clone()) for layer in layers]
-            rows.append(None if any(layer.followers[row] for layer in layers) else cls(context, tails, hidden[row]))
+            tails = [
+                (layer.tail_keys[row, :, :n].clone(), layer.tail_values[row, :, :n].clone())
+                for layer in layers
+            ]
+            rows.append(
+                None if any(layer.followers[row] for layer in layers) else cls(context, tails, hidden[row])
+            )
         return rows
 
     @property

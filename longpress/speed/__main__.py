@@ -37,7 +37,9 @@ def ruler_rows(subject: Subject, length: int, tasks: Sequence[str] = TASKS) -> l
     ]
 
 
-def run(python: str, module: str, subject: Subject, rows: Sequence[Row], points: Sequence[Point]) -> dict[str, Any]:
+def run(
+    python: str, module: str, subject: Subject, rows: Sequence[Row], points: Sequence[Point]
+) -> dict[str, Any]:
     """What one engine measured, in a process of its own on one thread.
 
     Raises:
@@ -47,7 +49,13 @@ def run(python: str, module: str, subject: Subject, rows: Sequence[Row], points:
         source, target = Path(folder, "in.json"), Path(folder, "out.json")
         save(source, subject, rows, points)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run([python, "-m", module, str(source), str(target)], env=environment, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            [python, "-m", module, str(source), str(target)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
         if done.returncode:
             raise ValueError(f"{module} with {python} failed: {done.stderr[-2000:]}")
         measured: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
@@ -61,16 +69,26 @@ def card(device: str) -> str | None:
 
 def limit_seconds(parts: Mapping[str, Any], ours: Mapping[str, Any]) -> float:
     """One plain prefill of every row, the question pass as matrix products, the same tokens at the best decode rate."""
-    return float(sum(parts["prefill"]) + ours["question_tokens"] * parts["question_token"] + ours["new_tokens"] * parts["token"])
+    return float(
+        sum(parts["prefill"])
+        + ours["question_tokens"] * parts["question_token"]
+        + ours["new_tokens"] * parts["token"]
+    )
 
 
 def peer_seconds(measured: Mapping[str, Any], variants: int) -> float:
     """What the grid takes kvpress: per row, the full cache's seconds and `variants - 1` times the mean of its measured presses."""
-    return float(sum(full + (variants - 1) * sum(others) / len(others) for full, *others in measured["seconds"]))
+    return float(
+        sum(full + (variants - 1) * sum(others) / len(others) for full, *others in measured["seconds"])
+    )
 
 
 def different_answers(
-    ours: Mapping[str, Any], peer: Mapping[str, Any], rows: Sequence[Row], points: Sequence[Point], measured: Sequence[Point]
+    ours: Mapping[str, Any],
+    peer: Mapping[str, Any],
+    rows: Sequence[Row],
+    points: Sequence[Point],
+    measured: Sequence[Point],
 ) -> list[dict[str, Any]]:
     """Where the two engines answered differently at those of `points` that kvpress was measured on, with both answers."""
     at = [points.index(point) for point in measured]
@@ -82,7 +100,9 @@ def different_answers(
     ]
 
 
-def side_by_side(subject: Subject, length: int, points: Sequence[Point], peer: str | None, measured: Sequence[Point]) -> dict[str, Any]:
+def side_by_side(
+    subject: Subject, length: int, points: Sequence[Point], peer: str | None, measured: Sequence[Point]
+) -> dict[str, Any]:
     """Both engines, kvpress at `measured` of the `points` only, and the limit on the rows of one length, one after the other."""
     rows = ruler_rows(subject, length)
     ours = run(sys.executable, "longpress.speed.ours", subject, rows, points)
@@ -113,12 +133,23 @@ def side_by_side(subject: Subject, length: int, points: Sequence[Point], peer: s
 def grows(subject: Subject, length: int, lengths: Sequence[int]) -> dict[str, Any]:
     """One row: seconds against the number of variants at `length` tokens, and against the context's length with the whole grid."""
     wide = (*RATIOS, 0.1, 0.4, 0.6, 0.8)
-    grids = {"1": grid((), ()), "8": grid(ratios=(0.5,))[1:], "32": grid()[1:], "33": grid(), "64": grid(ratios=wide)[1:]}
+    grids = {
+        "1": grid((), ()),
+        "8": grid(ratios=(0.5,))[1:],
+        "32": grid()[1:],
+        "33": grid(),
+        "64": grid(ratios=wide)[1:],
+    }
     rows = ruler_rows(subject, length, ("vt",))
-    variants = {name: run(sys.executable, "longpress.speed.ours", subject, rows, points) for name, points in grids.items()}
+    variants = {
+        name: run(sys.executable, "longpress.speed.ours", subject, rows, points)
+        for name, points in grids.items()
+    }
     contexts = {str(length): variants["33"]} if length in lengths else {}
     for tokens in (one for one in lengths if one != length):
-        contexts[str(tokens)] = run(sys.executable, "longpress.speed.ours", subject, ruler_rows(subject, tokens, ("vt",)), grid())
+        contexts[str(tokens)] = run(
+            sys.executable, "longpress.speed.ours", subject, ruler_rows(subject, tokens, ("vt",)), grid()
+        )
     return {"variants": variants, "contexts": contexts}
 
 
@@ -128,7 +159,9 @@ def summary(found: Mapping[str, Any]) -> str:
     for length, one in found["lengths"].items():
         ours, limit = one["ours"], one["limit"]
         split = ", ".join(f"{name} {ours[name]:.1f}" for name in PARTS)
-        lines.append(f"{length} tokens, {one['variants']} variants, {len(ours['answers'])} rows: {ours['seconds']:.1f} s ({split})")
+        lines.append(
+            f"{length} tokens, {one['variants']} variants, {len(ours['answers'])} rows: {ours['seconds']:.1f} s ({split})"
+        )
         lines.append(
             f"  peak memory {ours['peak_bytes'] / 1e9:.2f} GB; {one['fraction_of_limit']:.2f} of the limit with PyTorch's products "
             f"({limit['seconds']:.1f} s), {one['fraction_of_fast_limit']:.2f} with those chosen here ({limit['fast_seconds']:.1f} s)"
@@ -148,23 +181,50 @@ def summary(found: Mapping[str, Any]) -> str:
             ]
     if "growth" in found:
         for name, one in found["growth"]["variants"].items():
-            lines.append(f"{name} variants, one row: {one['seconds']:.1f} s, of them prefill {one['prefill']:.1f}")
+            lines.append(
+                f"{name} variants, one row: {one['seconds']:.1f} s, of them prefill {one['prefill']:.1f}"
+            )
         for name, one in found["growth"]["contexts"].items():
-            lines.append(f"{name} tokens, 33 variants, one row: {one['seconds']:.1f} s, peak memory {one['peak_bytes'] / 1e9:.2f} GB")
+            lines.append(
+                f"{name} tokens, 33 variants, one row: {one['seconds']:.1f} s, peak memory {one['peak_bytes'] / 1e9:.2f} GB"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, print, write; what was measured before the next part is written at once."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--peer", help="python of an environment with kvpress 0.5.5; without it only longpress is measured")
-    parser.add_argument("--model", choices=[EMBEDDED, *SHAPES], default=EMBEDDED, help="the embedded one, or a shape with random weights")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
+    parser.add_argument(
+        "--peer", help="python of an environment with kvpress 0.5.5; without it only longpress is measured"
+    )
+    parser.add_argument(
+        "--model",
+        choices=[EMBEDDED, *SHAPES],
+        default=EMBEDDED,
+        help="the embedded one, or a shape with random weights",
+    )
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (one card)")
-    parser.add_argument("--wide", action="store_true", help="ten presses at five ratios instead of eight at four")
-    parser.add_argument("--peer-presses", type=int, default=len(PRESSES), help="presses of the grid that kvpress is measured on")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096], help="context lengths in tokens")
-    parser.add_argument("--growth", type=int, default=2048, help="context length at which the number of variants grows; 0 to leave it out")
+    parser.add_argument(
+        "--wide", action="store_true", help="ten presses at five ratios instead of eight at four"
+    )
+    parser.add_argument(
+        "--peer-presses",
+        type=int,
+        default=len(PRESSES),
+        help="presses of the grid that kvpress is measured on",
+    )
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[2048, 4096], help="context lengths in tokens"
+    )
+    parser.add_argument(
+        "--growth",
+        type=int,
+        default=2048,
+        help="context length at which the number of variants grows; 0 to leave it out",
+    )
     parser.add_argument(
         "--contexts",
         type=int,
@@ -172,9 +232,14 @@ def main() -> None:
         default=[1024, 2048, 4096, 8000],
         help="context lengths with one row each (the model's window is 8192)",
     )
-    parser.add_argument("--out", type=Path, default=Path("results/speed"), help="folder to write speed.json and plots to")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/speed"), help="folder to write speed.json and plots to"
+    )
     asked = parser.parse_args()
-    subject, shape = Subject.of(asked.model, asked.dtype, asked.device), WIDE if asked.wide else (PRESSES, RATIOS)
+    subject, shape = (
+        Subject.of(asked.model, asked.dtype, asked.device),
+        WIDE if asked.wide else (PRESSES, RATIOS),
+    )
     found: dict[str, Any] = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -182,7 +247,8 @@ def main() -> None:
             "threads": 1,
             "card": card(subject.device),
         },
-        "versions": {name: version(name) for name in ("longpress", "torch", "transformers")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("longpress", "torch", "transformers")}
+        | {"python": platform.python_version()},
         "model": subject.label,
         "products": library(),
         "lengths": {},
@@ -196,7 +262,11 @@ def main() -> None:
         one = side_by_side(subject, length, grid(*shape), asked.peer, peer_grid(asked.peer_presses, *shape))
         found["lengths"][str(length)] = one
         name = f"{length // 1024}k"
-        found |= {f"{key}_{name}": one[key] for key in ("ratio_to_peer", "fraction_of_limit", "fraction_of_fast_limit") if key in one}
+        found |= {
+            f"{key}_{name}": one[key]
+            for key in ("ratio_to_peer", "fraction_of_limit", "fraction_of_fast_limit")
+            if key in one
+        }
         write()
     if asked.growth:
         found["growth"] = grows(subject, asked.growth, asked.contexts)

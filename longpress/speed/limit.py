@@ -1,9 +1,10 @@
 """What the machine could do at best: `python -m longpress.speed.limit IN OUT` measures its parts on the rows of a sweep.
 
-The limit of a sweep is one plain prefill of every row, the questions of all variants as one wide matrix product, and as many tokens as
-were written, each at the best rate of any batch size. There are two: with the matrix products that PyTorch chooses by itself, and with
-those that longpress chooses on this processor (`kvcache.matmul`), where they are others. Neither attention to the context while
-decoding nor scoring is in them, so no engine that writes those tokens step by step with the same products reaches its limit.
+The limit of a sweep is one plain prefill of every row, the questions of all variants as one wide matrix
+product, and as many tokens as were written, each at the best rate of any batch size. There are two: with the
+matrix products that PyTorch chooses by itself, and with those that longpress chooses on this processor
+(`kvcache.matmul`), where they are others. Neither attention to the context while decoding nor scoring is in
+them, so no engine that writes those tokens step by step with the same products reaches its limit.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def plain_prefill(model: Any, ids: Tensor) -> float:
 
 def pass_seconds(model: Any, rows: int, tokens: int, repeats: int = 3) -> float:
     """Best seconds of `repeats` passes over (rows, tokens) ids without attention, with the logits of each row's last token."""
-    ids = torch.randint(100, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = torch.randint(100, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0)).to(
+        model.device
+    )
     best = float("inf")
     for _ in range(repeats):
         started = now()
@@ -70,7 +73,12 @@ def parts(model: Any, ids: Sequence[Tensor]) -> dict[str, Any]:
     steps = {rows: pass_seconds(model, rows, 1) for rows in BATCHES}
     question = pass_seconds(model, 1, WIDTH) / WIDTH
     model.set_attn_implementation(before)
-    return {"prefill": prefill, "question_token": question, "token": min(taken / rows for rows, taken in steps.items()), "batches": steps}
+    return {
+        "prefill": prefill,
+        "question_token": question,
+        "token": min(taken / rows for rows, taken in steps.items()),
+        "batches": steps,
+    }
 
 
 def main() -> None:

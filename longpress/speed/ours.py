@@ -25,20 +25,27 @@ def sweep(pipe: CompressingPipeline, rows: Sequence[Row], points: Sequence[Point
     """All variants on all rows, and where the seconds went.
 
     Returns:
-        `seconds` of the whole; `prefill`, `observe`, `compress`, `decode` seconds; `answers[row][point]`; `new_tokens` and
-        `question_tokens`, summed over rows and variants; `context_tokens` per row.
+        `seconds` of the whole; `prefill`, `observe`, `compress`, `decode` seconds; `answers[row][point]`;
+        `new_tokens` and `question_tokens`, summed over rows and variants; `context_tokens` per row.
 
     Raises:
         ValueError: an answer failed, e.g. because a row is longer than the model's window.
     """
-    requests = [Request(row.context, [Question(row.question, row.answer_prefix, row.max_new_tokens)], variants(points)) for row in rows]
+    requests = [
+        Request(
+            row.context, [Question(row.question, row.answer_prefix, row.max_new_tokens)], variants(points)
+        )
+        for row in rows
+    ]
     started = now()
     results = list(pipe.stream(requests))
     seconds = now() - started
     every = [result for of_row in results for result in of_row]
     for failed in (result for result in every if result.error is not None):
         raise ValueError(f"{failed.variant} failed: {failed.error}")
-    observed = [{result.variant.press.identity(): result.observe_seconds for result in of_row} for of_row in results]
+    observed = [
+        {result.variant.press.identity(): result.observe_seconds for result in of_row} for of_row in results
+    ]
     return {
         "seconds": seconds,
         "prefill": sum(of_row[0].prefill_seconds for of_row in results),

@@ -44,7 +44,11 @@ def main() -> None:
     pipe(rows[0].context[:2000], question="Why?", max_new_tokens=2)
     seconds, answers = [], []
     for row in rows:
-        options = {"question": row.question, "answer_prefix": row.answer_prefix, "max_new_tokens": row.max_new_tokens}
+        options = {
+            "question": row.question,
+            "answer_prefix": row.answer_prefix,
+            "max_new_tokens": row.max_new_tokens,
+        }
         for point in points:
             started = now()
             answers.append(pipe(row.context, press=MAKE[point.press](point.ratio), **options)["answer"])

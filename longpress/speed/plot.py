@@ -24,16 +24,24 @@ def draw(found: Mapping[str, Any], folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(found["lengths"]), figsize=(4.2 * len(found["lengths"]), 3.4), squeeze=False)
+    figure, panels = pyplot.subplots(
+        1, len(found["lengths"]), figsize=(4.2 * len(found["lengths"]), 3.4), squeeze=False
+    )
     for axes, (length, one) in zip(panels[0], found["lengths"].items(), strict=True):
         _bars(axes, one)
-        axes.set_title(f"{length} tokens, {one['variants']} variants, {len(one['ours']['answers'])} rows", fontsize=10)
+        axes.set_title(
+            f"{length} tokens, {one['variants']} variants, {len(one['ours']['answers'])} rows", fontsize=10
+        )
         axes.set_ylabel("seconds")
     _save(figure, folder / "seconds")
     if "growth" in found:
         figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
-        for axes, (what, label) in zip(panels, (("variants", "variants"), ("contexts", "context tokens, 33 variants")), strict=True):
-            points = sorted((int(name), one["seconds"], one["prefill"]) for name, one in found["growth"][what].items())
+        for axes, (what, label) in zip(
+            panels, (("variants", "variants"), ("contexts", "context tokens, 33 variants")), strict=True
+        ):
+            points = sorted(
+                (int(name), one["seconds"], one["prefill"]) for name, one in found["growth"][what].items()
+            )
             at, seconds, prefill = zip(*points, strict=True)
             axes.plot(at, seconds, "ko-", label="sweep")
             axes.plot(at, prefill, "s--", color="0.5", label="of which prefill")
@@ -56,7 +64,9 @@ def _bars(axes: Any, one: Mapping[str, Any]) -> None:
         tops.append(one["peer"]["extrapolated_seconds"])
         axes.bar(2, tops[-1], color="white", edgecolor="black")
     for at, top in enumerate(tops):
-        axes.annotate(f"{top:.0f}", (at, top), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points")
+        axes.annotate(
+            f"{top:.0f}", (at, top), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points"
+        )
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, max(tops) * 1.15)
     axes.legend(frameon=False, loc="upper left")

@@ -1,9 +1,9 @@
 """What scoring costs: `python -m longpress.speed.scoring` measures every press's share of a prefill on the embedded model, one thread.
 
-A press's `observe` is timed alone on every layer of a context of the haystack, with nothing that another press would have computed
-before it; the prefill is transformers' own, without any press. Presses that look at something in common share it in a sweep, so the
-shares of a sweep's presses together are at most their sum. Work at selection (per ratio) and extra passes (`probe`) are not in it: see
-the costs that every run writes.
+A press's `observe` is timed alone on every layer of a context of the haystack, with nothing that another
+press would have computed before it; the prefill is transformers' own, without any press. Presses that look at
+something in common share it in a sweep, so the shares of a sweep's presses together are at most their sum.
+Work at selection (per ratio) and extra passes (`probe`) are not in it: see the costs that every run writes.
 """
 
 from __future__ import annotations
@@ -84,14 +84,20 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model()
-    ids = torch.tensor([loaded.tokenizer(load("walden").text[: 8 * asked.tokens])["input_ids"][: asked.tokens]])
+    ids = torch.tensor(
+        [loaded.tokenizer(load("walden").text[: 8 * asked.tokens])["input_ids"][: asked.tokens]]
+    )
     rows = shares(loaded.model, ids, asked.repeats)
     if asked.out is not None:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps({"tokens": ids.shape[1], "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        asked.out.write_text(
+            json.dumps({"tokens": ids.shape[1], "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
     for row in rows:
         mark = f"  above {LIMIT:.0%}" if row.get("share", 0.0) > LIMIT and row["press"] in presses() else ""
-        measured = f"{row['seconds']:>8.3f} s {row['share']:>7.1%}{mark}" if "share" in row else row["refused"]
+        measured = (
+            f"{row['seconds']:>8.3f} s {row['share']:>7.1%}{mark}" if "share" in row else row["refused"]
+        )
         print(f"{row['press']:<28} {measured}")
 
 

@@ -1,6 +1,7 @@
 """Which model is measured: the embedded one, or random weights in the shape of a larger one, which take as long as trained ones.
 
-Random weights give answers that mean nothing and seldom end, so they all have their full length, for both engines alike.
+Random weights give answers that mean nothing and seldom end, so they all have their full length, for both
+engines alike.
 """
 
 from __future__ import annotations
@@ -27,10 +28,22 @@ _ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, 
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": _LLAMA_3
-    | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128, "tie_word_embeddings": False}
+    | {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    }
     | {"rope_parameters": _ROPE | {"factor": 8.0, "original_max_position_embeddings": 8192}},
     "llama-3.2-1b": _LLAMA_3
-    | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64, "tie_word_embeddings": True}
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    }
     | {"rope_parameters": _ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192}},
 }
 """Of published models: `config.json` of meta-llama/Llama-3.1-8B and meta-llama/Llama-3.2-1B. Their texts are the embedded tokenizer's."""

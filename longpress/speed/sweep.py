@@ -61,11 +61,19 @@ def peer_grid(many: int, presses: Sequence[str] = PRESSES, ratios: Sequence[floa
 
 def save(path: Path, subject: Subject, rows: Sequence[Row], points: Sequence[Point]) -> None:
     """Write model, rows and variants for an engine to read."""
-    written = {"subject": asdict(subject), "rows": [asdict(row) for row in rows], "points": [asdict(point) for point in points]}
+    written = {
+        "subject": asdict(subject),
+        "rows": [asdict(row) for row in rows],
+        "points": [asdict(point) for point in points],
+    }
     path.write_text(json.dumps(written), encoding="utf-8")
 
 
 def load(path: Path) -> tuple[Subject, list[Row], list[Point]]:
     """Read what `save` wrote."""
     written = json.loads(path.read_text(encoding="utf-8"))
-    return Subject(**written["subject"]), [Row(**row) for row in written["rows"]], [Point(**point) for point in written["points"]]
+    return (
+        Subject(**written["subject"]),
+        [Row(**row) for row in written["rows"]],
+        [Point(**point) for point in written["points"]],
+    )

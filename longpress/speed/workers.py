@@ -27,21 +27,38 @@ def measure(workers: int = 2, contexts: int = 80, length: int = 1024) -> dict[st
         length: tokens of each.
 
     Returns:
-        `seconds` of the whole command with "1" and with `workers` processes, `workers_speedup`, their ratio; `same_answers`, whether
-        both gave the same records; what was run.
+        `seconds` of the whole command with "1" and with `workers` processes, `workers_speedup`, their ratio;
+        `same_answers`, whether both gave the same records; what was run.
 
     Raises:
         subprocess.CalledProcessError: a run failed.
     """
-    rows = ["model=smollm2", "benchmark=ruler", "benchmark.tasks=[vt,niah_multikey_1]", f"benchmark.length={length}"]
-    sweep = ["benchmark.haystack=walden", f"limit={contexts // 2}", "press=[knorm,snapkv]", "compression_ratio=0.5", "kept_maps=0"]
+    rows = [
+        "model=smollm2",
+        "benchmark=ruler",
+        "benchmark.tasks=[vt,niah_multikey_1]",
+        f"benchmark.length={length}",
+    ]
+    sweep = [
+        "benchmark.haystack=walden",
+        f"limit={contexts // 2}",
+        "press=[knorm,snapkv]",
+        "compression_ratio=0.5",
+        "kept_maps=0",
+    ]
     seconds, answers = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for count in (1, workers):
             results = Path(folder) / str(count)
             command = [sys.executable, "evaluate.py", *rows, *sweep, f"workers={count}", f"results={results}"]
             started = time.perf_counter()
-            subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                command,
+                check=True,
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+            )
             seconds[str(count)] = time.perf_counter() - started
             answers.append({(record.key, record.prediction) for record in read_records([results])})
     return {
@@ -62,7 +79,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of the second run")
     parser.add_argument("--contexts", type=int, default=80, help="RULER samples")
     parser.add_argument("--length", type=int, default=1024, help="tokens of each")
-    parser.add_argument("--out", type=Path, default=Path("results/speed"), help="folder to write workers.json to")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/speed"), help="folder to write workers.json to"
+    )
     asked = parser.parse_args()
     found = measure(asked.workers, asked.contexts, asked.length)
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -52,16 +52,30 @@ def read_adapter(source: str | None, revision: str, wanted: str) -> Adapter:
     unusual = {name: config[name] for name, plain in REFUSED.items() if config.get(name) not in plain}
     if config.get("peft_type") != "LORA" or unusual:
         given = unusual or {"peft_type": config.get("peft_type")}
-        raise ValueError(f"{wanted}: {given} is not supported; only plain LoRA adapters of linear modules are")
+        raise ValueError(
+            f"{wanted}: {given} is not supported; only plain LoRA adapters of linear modules are"
+        )
     if config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise ValueError(f"{wanted}: ranks that differ from module to module (rank_pattern, alpha_pattern) are not supported")
+        raise ValueError(
+            f"{wanted}: ranks that differ from module to module (rank_pattern, alpha_pattern) are not supported"
+        )
     tensors = read(source, "adapter_model.safetensors", revision, wanted)
     names = sorted(name.removeprefix(PREFIX).removesuffix(DOWN) for name in tensors if name.endswith(DOWN))
-    if not names or len(tensors) != 2 * len(names) or any(f"{PREFIX}{name}{UP}" not in tensors for name in names):
-        raise ValueError(f"{wanted}: adapter_model.safetensors must hold pairs {PREFIX}MODULE{DOWN} and {UP}, got {sorted(tensors)[:3]}")
+    if (
+        not names
+        or len(tensors) != 2 * len(names)
+        or any(f"{PREFIX}{name}{UP}" not in tensors for name in names)
+    ):
+        raise ValueError(
+            f"{wanted}: adapter_model.safetensors must hold pairs {PREFIX}MODULE{DOWN} and {UP}, got {sorted(tensors)[:3]}"
+        )
     pairs = {name: (tensors[f"{PREFIX}{name}{DOWN}"], tensors[f"{PREFIX}{name}{UP}"]) for name in names}
     power = 0.5 if config.get("use_rslora") else 1.0
-    return Adapter(pairs, {name: config["lora_alpha"] / down.shape[0] ** power for name, (down, _) in pairs.items()}, wanted)
+    return Adapter(
+        pairs,
+        {name: config["lora_alpha"] / down.shape[0] ** power for name, (down, _) in pairs.items()},
+        wanted,
+    )
 
 
 @contextmanager
@@ -77,8 +91,13 @@ def adapted(model: nn.Module, adapter: Adapter) -> Iterator[None]:
             module: Any = modules.get(name)
             weight = getattr(module, "weight", None)
             if not isinstance(weight, Tensor) or weight.shape != (up.shape[0], down.shape[1]):
-                size, has = (up.shape[0], down.shape[1]), "no such module" if weight is None else f"one with weights {tuple(weight.shape)}"
-                raise ValueError(f"{adapter.wanted}: made for a module {name} with weights {size}, but the model has {has}")
+                size, has = (
+                    (up.shape[0], down.shape[1]),
+                    "no such module" if weight is None else f"one with weights {tuple(weight.shape)}",
+                )
+                raise ValueError(
+                    f"{adapter.wanted}: made for a module {name} with weights {size}, but the model has {has}"
+                )
             parts = down.float().to(weight.device), up.float().to(weight.device)
             stack.callback(module.register_forward_hook(partial(_add, *parts, adapter.scales[name])).remove)
         yield

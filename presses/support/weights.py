@@ -36,7 +36,8 @@ def read(source: str | None, file: str, revision: str, wanted: str) -> Any:
     """Tensors of `file`: a mapping (.safetensors), what a .pt holds, one tensor (.npy), or the text of any other file.
 
     Args:
-        source: a local file, a local folder with `file` inside, a hub id, or an address beginning with https:// of a folder.
+        source: a local file, a local folder with `file` inside, a hub id, or an address beginning with
+            https:// of a folder.
         file: name below the source.
         revision: of a hub repository: a branch, tag or commit.
         wanted: what is looked for, for the error message: "query filters of MODEL".
@@ -45,12 +46,16 @@ def read(source: str | None, file: str, revision: str, wanted: str) -> Any:
         ValueError: nothing found, or it cannot be read; what was looked for, where, and what to do.
     """
     if not source:
-        raise ValueError(f"no {wanted} are published; give `weights=PATH` to a local file, or a press that needs none")
+        raise ValueError(
+            f"no {wanted} are published; give `weights=PATH` to a local file, or a press that needs none"
+        )
     path = _find(source, file, revision, wanted)
     try:
         return _load(path, path.stat().st_mtime_ns)
     except Exception as error:  # whatever a damaged, foreign or unsafe file makes its reader raise
-        raise ValueError(f"no {wanted}: {path} cannot be read as data of its kind ({type(error).__name__})") from error
+        raise ValueError(
+            f"no {wanted}: {path} cannot be read as data of its kind ({type(error).__name__})"
+        ) from error
 
 
 def checked(tensor: Any, shape: tuple[int, ...], wanted: str) -> Tensor:
@@ -61,7 +66,9 @@ def checked(tensor: Any, shape: tuple[int, ...], wanted: str) -> Tensor:
     """
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{wanted} must have the shape {shape} of this model, got {got}; these weights belong to another model")
+        raise ValueError(
+            f"{wanted} must have the shape {shape} of this model, got {got}; these weights belong to another model"
+        )
     return tensor
 
 
@@ -76,7 +83,9 @@ def named(tensors: Any, name: str, shape: tuple[int, ...], wanted: str) -> Tenso
     return checked(tensors[name], shape, f"{name} of {wanted}")
 
 
-def show(model: nn.Module, pieces: Iterable[Sequence[int]], on_layer: Callable[[LayerObservation], None]) -> None:
+def show(
+    model: nn.Module, pieces: Iterable[Sequence[int]], on_layer: Callable[[LayerObservation], None]
+) -> None:
     """Let the model read each piece of text, given as token ids, and `on_layer` look at every layer; for what presses then load."""
     from transformers import DynamicCache
 
@@ -88,7 +97,9 @@ def show(model: nn.Module, pieces: Iterable[Sequence[int]], on_layer: Callable[[
             decoder(input_ids=ids, **{cache_keyword(decoder): DynamicCache()})
 
 
-def prefilled(model: nn.Module, piece: Sequence[int], on_layer: Callable[[LayerObservation], None]) -> Prefill:
+def prefilled(
+    model: nn.Module, piece: Sequence[int], on_layer: Callable[[LayerObservation], None]
+) -> Prefill:
     """As `show` for one piece, and the finished prefill, on which a press may `probe`."""
     from transformers import DynamicCache
 

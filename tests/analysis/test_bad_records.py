@@ -29,12 +29,21 @@ TEXTS = (
 COUNTS = ("cache_bytes", "full_cache_bytes", "context_tokens", "question_tokens", "new_tokens")
 SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds")
 BAD = {
-    **{key: [None, 5, True, ["x"], {"x": 1}] for key in (*TEXTS, "dtype", "revision", "prompt_hash", "prefill")},
+    **{
+        key: [None, 5, True, ["x"], {"x": 1}]
+        for key in (*TEXTS, "dtype", "revision", "prompt_hash", "prefill")
+    },
     **{key: [None, "5", True, -1, 1.5, float("nan"), 2**70, [1]] for key in COUNTS},
-    **{key: [None, "5", True, -0.1, float("nan"), float("inf"), 10**400, [1]] for key in (*SECONDS, "weight", "kept_fraction")},
+    **{
+        key: [None, "5", True, -0.1, float("nan"), float("inf"), 10**400, [1]]
+        for key in (*SECONDS, "weight", "kept_fraction")
+    },
     **{key: [None, "x", 5, [1]] for key in ("press_parameters", "benchmark_parameters", "data")},
     **{key: [None, 0, "yes", []] for key in ("query_aware", "truncated")},
-    **{key: ["5", True, -1, 1.5, [1]] for key in ("final_cache_bytes", "peak_cache_bytes", "budget_tokens", "cache_bits", "peak_entries")},
+    **{
+        key: ["5", True, -1, 1.5, [1]]
+        for key in ("final_cache_bytes", "peak_cache_bytes", "budget_tokens", "cache_bits", "peak_entries")
+    },
     "compression_ratio": ["0.5", True, -0.1, 1.0, float("nan"), [0.5]],
     "score": ["0.5", True, -0.1, 1.1, float("nan"), [0.5]],
     "scores": [None, 0.5, [0.5], {"m": "x"}, {"m": 1.5}, {"m": True}, {"m": float("nan")}, {"m": None}],
@@ -44,7 +53,10 @@ BAD = {
     "evidence_kept": ["x", True, -0.1, 1.1, float("nan")],
     "threshold": ["x", True, float("nan"), float("inf"), [1]],
     **{key: ["x", True, -1, float("nan")] for key in ("mean_cache_bytes", "fidelity_seconds")},
-    **{key: ["x", True, -1, float("nan")] for key in ("reference_nll", "reference_kl", "answer_nll", "answer_kl")},
+    **{
+        key: ["x", True, -1, float("nan")]
+        for key in ("reference_nll", "reference_kl", "answer_nll", "answer_kl")
+    },
     **{key: ["x", True, -0.1, 1.1, float("nan")] for key in ("reference_agreement", "answer_agreement")},
     "seed": [None, "x", True, 1.5, 2**70],
     "schema": [None, "1", True, 1.0, 0, -1],
@@ -59,7 +71,11 @@ MAIN = {"tables": tables.main, "compare": compare.main, "rescore": rescore.main}
 
 
 def rows() -> list[dict]:
-    made = [make(f"{press}{n}", press=press, sample_id=f"vt/{n}", context_id=f"c{n}") for press in ("none", "knorm") for n in range(3)]
+    made = [
+        make(f"{press}{n}", press=press, sample_id=f"vt/{n}", context_id=f"c{n}")
+        for press in ("none", "knorm")
+        for n in range(3)
+    ]
     return [json.loads(record.to_json()) for record in made]
 
 
@@ -82,7 +98,9 @@ def test_a_damaged_field_is_no_record_and_its_neighbours_are_read(
 ) -> None:
     good = rows()
     write(tmp_path / "one", *map(json.dumps, [*good[:2], {**good[2], name: value}, *good[3:]]))
-    assert [record.key for record in read_records([tmp_path / "one"])] == [row["key"] for row in [*good[:2], *good[3:]]]
+    assert [record.key for record in read_records([tmp_path / "one"])] == [
+        row["key"] for row in [*good[:2], *good[3:]]
+    ]
     write(tmp_path / "all", *(json.dumps({**row, name: value}) for row in good))
     for command in COMMANDS:
         code, err = run(command, tmp_path / "all", capsys)
@@ -92,15 +110,25 @@ def test_a_damaged_field_is_no_record_and_its_neighbours_are_read(
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["records"]
 
 
-def test_a_damaged_line_is_said_and_the_table_is_that_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_line_is_said_and_the_table_is_that_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = [json.dumps(row) for row in rows()]
     write(tmp_path / "whole", *good[:5])
-    write(tmp_path / "torn", *good[:3], good[3].replace('"score": 0.5', '"score": 5'), good[3], good[4], good[5][:-9].encode())
+    write(
+        tmp_path / "torn",
+        *good[:3],
+        good[3].replace('"score": 0.5', '"score": 5'),
+        good[3],
+        good[4],
+        good[5][:-9].encode(),
+    )
     assert run("tables", tmp_path / "whole", capsys) == (0, "")
     code, err = run("tables", tmp_path / "torn", capsys)
     assert code == 0
     assert (
-        err == f"note: {tmp_path / 'torn' / 'records' / 'a.jsonl'}: damaged lines left out: 2; the command that wrote them answers again\n"
+        err
+        == f"note: {tmp_path / 'torn' / 'records' / 'a.jsonl'}: damaged lines left out: 2; the command that wrote them answers again\n"
     )
     assert (tmp_path / "torn" / "scores.csv").read_text() == (tmp_path / "whole" / "scores.csv").read_text()
 
@@ -117,8 +145,12 @@ FILES = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("content", [*FILES, "folder", "file", "nothing", "torn gzip", "no gzip", "dangling link"])
-def test_what_holds_no_record_gets_one_sentence(command: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "content", [*FILES, "folder", "file", "nothing", "torn gzip", "no gzip", "dangling link"]
+)
+def test_what_holds_no_record_gets_one_sentence(
+    command: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "results"
     if content != "nothing":
         (folder / "records").mkdir(parents=True)
@@ -146,10 +178,18 @@ NAMES = ("key", "model", "benchmark", "task", "sample_id", "press")
 
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("text", ["\ud800", "\0", "a\nb", ""])
-def test_a_name_that_cannot_stand_in_a_table_is_no_record(name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_cannot_stand_in_a_table_is_no_record(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "results", *(json.dumps({**row, name: text}) for row in rows()))
     code, err = run("tables", tmp_path / "results", capsys)
-    if text == "\ud800" and name in ("model", "benchmark", "benchmark_version", "task", "metric"):  # what was measured is not lost
+    if text == "\ud800" and name in (
+        "model",
+        "benchmark",
+        "benchmark_version",
+        "task",
+        "metric",
+    ):  # what was measured is not lost
         assert (code, err) == (0, "")
         assert "?" in (tmp_path / "results" / "scores.csv").read_text()
     elif name in ("prediction", "stop_reason") or (text == "" and name not in NAMES):
@@ -161,8 +201,12 @@ def test_a_name_that_cannot_stand_in_a_table_is_no_record(name: str, text: str, 
 
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a|b&%$#_{}~^\\", "../../../etc/x", "x" * 40])
-def test_any_name_makes_a_table(name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changed = [{**row, name: text + (row[name] if name in ("key", "sample_id", "press") else "")} for row in rows()]
+def test_any_name_makes_a_table(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = [
+        {**row, name: text + (row[name] if name in ("key", "sample_id", "press") else "")} for row in rows()
+    ]
     write(tmp_path / "results", *map(json.dumps, changed))
     code, err = run("tables", tmp_path / "results", capsys)
     assert code == 0, err

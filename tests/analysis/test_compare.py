@@ -18,14 +18,20 @@ def test_better_by_how_much_and_where() -> None:
     rows = line("a", [1.0] * 20, "x", 0.5) + line("a", [0.0] * 10 + [1.0] * 10, "y", 0.5)
     rows += line("b", [1.0] * 20, "x", 0.5) + line("b", [1.0] * 20, "y", 0.5) + line("c", [1.0], "x", 0.5)
     frame = compare(rows, "x", "y")
-    assert frame["task"].tolist() == ["average (2 tasks)", "a", "b"], "task c was answered by one of them only"
+    assert frame["task"].tolist() == ["average (2 tasks)", "a", "b"], (
+        "task c was answered by one of them only"
+    )
     assert frame["delta"].tolist() == pytest.approx([25.0, 50.0, 0.0])
     assert frame["p_value"].tolist() == pytest.approx([2 / 2**10, 2 / 2**10, 1.0])
-    assert frame["p_holm"].tolist() == pytest.approx([2 / 2**10, 4 / 2**10, 1.0]), "averages are a family of their own"
+    assert frame["p_holm"].tolist() == pytest.approx([2 / 2**10, 4 / 2**10, 1.0]), (
+        "averages are a family of their own"
+    )
     assert frame["n"].tolist() == [40, 20, 20]
     assert frame["verdict"].tolist() == ["better", "better", "not distinguishable"]
     assert compare(rows, "y", "x")["verdict"].tolist() == ["worse", "worse", "not distinguishable"]
-    assert compare(rows, "x", "y")["not_worse"].tolist() == [True, True, False], "20 equal answers leave more than a point open"
+    assert compare(rows, "x", "y")["not_worse"].tolist() == [True, True, False], (
+        "20 equal answers leave more than a point open"
+    )
     assert compare(rows, "x", "y", margin=20)["not_worse"].all()
 
 

@@ -33,7 +33,9 @@ def test_means_errors_and_differences_by_hand() -> None:
     row = frame.loc[("knorm", "answer_nll", "a")]
     half = 4.302653 * math.sqrt(7 / 3)  # Student's t of 2 degrees of freedom; the variance of 1, 2, 6 is 7
     assert row[["value", "se", "delta", "n"]].tolist() == pytest.approx([4, math.sqrt(7 / 3), 3, 3])
-    assert row[["ci_low", "ci_high", "delta_ci_low", "delta_ci_high"]].tolist() == pytest.approx([4 - half, 4 + half, 3 - half, 3 + half])
+    assert row[["ci_low", "ci_high", "delta_ci_low", "delta_ci_high"]].tolist() == pytest.approx(
+        [4 - half, 4 + half, 3 - half, 3 + half]
+    )
     assert frame.loc[("knorm", "answer_agreement", "a")]["value"] == 0.5
     assert frame.loc[("none", "answer_kl", "average")][["value", "ci_low", "ci_high"]].tolist() == [0, 0, 0]
     assert "reference_kl" not in frame.index.get_level_values("measure")
@@ -42,7 +44,9 @@ def test_means_errors_and_differences_by_hand() -> None:
 
 
 def test_records_without_fidelity_do_not_count() -> None:
-    rows = with_fidelity(line("a", [1.0, 0.0], "knorm", 0.5), [1.0, 2.0]) + line("a", [1.0, 0.0], "snapkv", 0.5)
+    rows = with_fidelity(line("a", [1.0, 0.0], "knorm", 0.5), [1.0, 2.0]) + line(
+        "a", [1.0, 0.0], "snapkv", 0.5
+    )
     assert set(fidelity(rows)["press"]) == {"knorm"}
     assert not len(fidelity(line("a", [1.0])))
 
@@ -61,7 +65,9 @@ def test_tables_write_it_where_it_was_measured(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "with").glob("fidelity*"))
     assert names == ["fidelity.csv", "fidelity.md", "fidelity.parquet"]
     frame = pd.read_csv(tmp_path / "with" / "fidelity.csv")
-    assert frame[(frame["measure"] == "answer_kl") & (frame["task"] == "a")]["value"].tolist() == pytest.approx([0.2])
+    assert frame[(frame["measure"] == "answer_kl") & (frame["task"] == "a")][
+        "value"
+    ].tolist() == pytest.approx([0.2])
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -73,8 +79,13 @@ def test_intervals_without_bounds_cover(scale: float) -> None:
         low, high = intervals.score_interval(cell, intervals.bootstrap([cell], resamples=1000)[0])
         covered.append(low <= scale <= high)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
-    few = [intervals.score_interval(clusters.cluster(values[:5], bounded=False), None) for values in draws - scale]
-    assert np.mean([low <= 0 <= high for low, high in few]) == pytest.approx(0.9, abs=0.05)  # t on five skewed values
+    few = [
+        intervals.score_interval(clusters.cluster(values[:5], bounded=False), None)
+        for values in draws - scale
+    ]
+    assert np.mean([low <= 0 <= high for low, high in few]) == pytest.approx(
+        0.9, abs=0.05
+    )  # t on five skewed values
 
 
 def needed(cell: clusters.Clusters) -> float:
@@ -82,12 +93,16 @@ def needed(cell: clusters.Clusters) -> float:
 
 
 def test_samples_needed_find_the_difference_with_the_power_stated() -> None:
-    seen = needed(clusters.cluster(np.tile([0.0, 1.0], 500) - 0.25, bounded=False))  # mean 0.25, deviation 0.5
+    seen = needed(
+        clusters.cluster(np.tile([0.0, 1.0], 500) - 0.25, bounded=False)
+    )  # mean 0.25, deviation 0.5
     assert seen == math.ceil((1.959964 + 0.841621) ** 2 * 0.25 / 0.0625 * 1000 / 999) == 32
     draws = 0.25 + 0.5 * np.random.default_rng(1).standard_normal((2000, int(seen)))
     found = np.abs(draws.mean(1)) > 1.959964 * 0.5 / math.sqrt(seen)
     assert found.mean() == pytest.approx(0.8, abs=0.03)
-    double = clusters.cluster(np.repeat(np.tile([0.0, 1.0], 500) - 0.25, 2), None, np.repeat(np.arange(1000), 2), bounded=False)
+    double = clusters.cluster(
+        np.repeat(np.tile([0.0, 1.0], 500) - 0.25, 2), None, np.repeat(np.arange(1000), 2), bounded=False
+    )
     assert needed(double) == 2 * seen  # two questions of a context that say the same are one
     assert needed(clusters.cluster([0.5, 0.5, 0.5])) == significance.FEWEST
     assert math.isinf(needed(clusters.cluster([0.5, -0.5])))
@@ -100,30 +115,48 @@ def test_compare_says_how_many_samples(tmp_path: Path, capsys: pytest.CaptureFix
     frame = compare.compare(one + other, "x", "y")
     assert len(frame) == 1
     assert frame["needed_score"].iloc[0] > 4 * frame["needed_answer_kl"].iloc[0] >= 4 * significance.FEWEST
-    assert math.isinf(frame["needed_answer_agreement"].iloc[0]) and math.isnan(frame["needed_reference_kl"].iloc[0])
+    assert math.isinf(frame["needed_answer_agreement"].iloc[0]) and math.isnan(
+        frame["needed_reference_kl"].iloc[0]
+    )
     with RecordWriter(tmp_path) as writer:
         for row in one + other:
             writer.append(row)
     assert compare.main(["x", "y", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "samples to tell the two apart" in printed and "answer_kl" in printed and "reference_kl" not in printed
+    assert (
+        "samples to tell the two apart" in printed
+        and "answer_kl" in printed
+        and "reference_kl" not in printed
+    )
 
 
-def test_compare_finds_in_fidelity_what_the_score_leaves_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_finds_in_fidelity_what_the_score_leaves_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scores_of = {"x": [1.0, 0.0] * 10, "y": [1.0, 0.0, 0.0, 1.0] * 5, "z": [1.0, 0.0] * 10}
     rows = with_fidelity(line("a", [1.0] * 20), [0.0] * 20)
     for press, divergence in (("x", 0.1), ("y", 0.4), ("z", 0.1)):
-        rows += with_fidelity(line("a", scores_of[press], press, 0.5), [divergence + 0.001 * at for at in range(20)])
+        rows += with_fidelity(
+            line("a", scores_of[press], press, 0.5), [divergence + 0.001 * at for at in range(20)]
+        )
     frame = compare.compare_all(rows, "x").set_index("other")
     assert frame.index.tolist() == ["y", "z"], "neither itself nor the full cache"
-    assert frame["delta_answer_kl"].tolist() == pytest.approx([-0.3, 0.0]) and frame["p_answer_kl"].tolist() == pytest.approx([2e-5, 1.0])
+    assert frame["delta_answer_kl"].tolist() == pytest.approx([-0.3, 0.0]) and frame[
+        "p_answer_kl"
+    ].tolist() == pytest.approx([2e-5, 1.0])
     assert frame["p_holm_answer_kl"].tolist() == pytest.approx([4e-5, 1.0]), "adjusted for two presses"
-    assert frame["verdict"].tolist() == ["not distinguishable"] * 2 and frame["delta_reference_kl"].isna().all()
+    assert (
+        frame["verdict"].tolist() == ["not distinguishable"] * 2 and frame["delta_reference_kl"].isna().all()
+    )
     with RecordWriter(tmp_path) as writer:
         for row in rows:
             writer.append(row)
     assert compare.main(["x", "all", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "x against every other press, 2 comparisons" in printed and "median of 2 pairs" in printed and "-0.300 (4e-05)" in printed
+    assert (
+        "x against every other press, 2 comparisons" in printed
+        and "median of 2 pairs" in printed
+        and "-0.300 (4e-05)" in printed
+    )
     with pytest.raises(ValueError, match="no other press shares samples and a budget with 'x'"):
         compare.compare_all([row for row in rows if row.press in ("x", "none")], "x")

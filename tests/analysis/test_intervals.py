@@ -85,14 +85,23 @@ def test_clustered_proportions_are_wider_and_never_narrower_than_independent_one
     per_context = intervals.estimate(alone.astype(float))
     assert one.high - one.low > 2 * (independent.high - independent.low)
     assert (one.low, one.high) == pytest.approx((per_context.low, per_context.high), abs=0.005)
-    opposite = np.tile([0.0, 1.0], 100)  # each context has one easy and one hard question: less variance is not believed
-    mixed, plain = intervals.estimate(opposite, ids=np.repeat(np.arange(100), 2)), intervals.estimate(opposite)
+    opposite = np.tile(
+        [0.0, 1.0], 100
+    )  # each context has one easy and one hard question: less variance is not believed
+    mixed, plain = (
+        intervals.estimate(opposite, ids=np.repeat(np.arange(100), 2)),
+        intervals.estimate(opposite),
+    )
     assert mixed.high - mixed.low >= plain.high - plain.low
 
 
 def test_bootstrap_is_seeded_and_close_to_the_normal_interval_for_many_samples() -> None:
     x = np.random.default_rng(1).random(2000)
-    one, again, other = intervals.estimate(x, seed=3), intervals.estimate(x, seed=3), intervals.estimate(x, seed=4)
+    one, again, other = (
+        intervals.estimate(x, seed=3),
+        intervals.estimate(x, seed=3),
+        intervals.estimate(x, seed=4),
+    )
     assert one == again
     assert other.low != one.low
     assert one.low == pytest.approx(one.mean - 1.96 * one.se, abs=1e-3)
@@ -139,7 +148,10 @@ def test_paired_difference_by_hand() -> None:
 
 
 def test_a_press_compared_with_itself() -> None:
-    for x in (np.random.default_rng(0).random(300), (np.random.default_rng(0).random(300) < 0.7).astype(float)):
+    for x in (
+        np.random.default_rng(0).random(300),
+        (np.random.default_rng(0).random(300) < 0.7).astype(float),
+    ):
         one = intervals.difference(x, x)
         assert (one.mean, one.se, one.p_value, one.wins, one.ties, one.losses) == (0, 0, 1, 0, 300, 0)
         bound = intervals.Z**2 / (300 + intervals.Z**2)  # Tango's interval without discordant pairs
@@ -148,7 +160,10 @@ def test_a_press_compared_with_itself() -> None:
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 0), (6, 1), (40, 21), (5, 5)])
 def test_mcnemar_equals_the_binomial_test(wins: int, losses: int) -> None:
-    x, y = np.r_[np.ones(wins), np.zeros(losses), np.ones(20)], np.r_[np.zeros(wins), np.ones(losses), np.ones(20)]
+    x, y = (
+        np.r_[np.ones(wins), np.zeros(losses), np.ones(20)],
+        np.r_[np.zeros(wins), np.ones(losses), np.ones(20)],
+    )
     expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     assert intervals.difference(x, y).p_value == pytest.approx(expected)
 
@@ -158,7 +173,9 @@ def test_sign_flips_equal_scipy_where_exact_and_are_near_it_otherwise() -> None:
     effects = [generator.normal(0.4, 1, 9), generator.normal(0.4, 1, 30), np.zeros(5)]
     p = significance.sign_flips(effects)
     exact, near = (
-        stats.permutation_test((effect,), np.mean, permutation_type="samples", n_resamples=count, rng=np.random.default_rng(0)).pvalue
+        stats.permutation_test(
+            (effect,), np.mean, permutation_type="samples", n_resamples=count, rng=np.random.default_rng(0)
+        ).pvalue
         for effect, count in ((effects[0], np.inf), (effects[1], 20_000))
     )
     assert p[0] == pytest.approx(exact)
@@ -185,7 +202,10 @@ def test_adjusted_p_values_by_hand() -> None:
     p = [0.01, 0.04, math.nan, 0.03]
     assert significance.holm(p) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
     assert significance.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, math.nan, 0.04], nan_ok=True)
-    assert np.isnan(significance.holm([math.nan])).all() and np.isnan(significance.benjamini_hochberg([math.nan])).all()
+    assert (
+        np.isnan(significance.holm([math.nan])).all()
+        and np.isnan(significance.benjamini_hochberg([math.nan])).all()
+    )
 
 
 def test_non_inferiority() -> None:
@@ -206,9 +226,13 @@ def test_macro_average_of_perfect_tasks_is_that_of_all_their_samples() -> None:
     cells = [clusters.cluster(np.ones(500))] * 13
     mean, se, low, high = intervals.macro(cells, [0.99] * 13, [1.0] * 13, [1 / 13] * 13, None, [False] * 13)
     assert (mean, se, high) == pytest.approx((1, 0, 1))
-    assert low == pytest.approx(float(intervals.wilson(1.0, 6500)[0])), "thirteen times 500 of 500 are 6500 of 6500"
+    assert low == pytest.approx(float(intervals.wilson(1.0, 6500)[0])), (
+        "thirteen times 500 of 500 are 6500 of 6500"
+    )
     unchanged = [clusters.cluster(np.zeros(500))] * 13
-    _, _, low, high = intervals.macro(unchanged, [-0.01] * 13, [0.01] * 13, [1 / 13] * 13, None, [False] * 13, paired=True)
+    _, _, low, high = intervals.macro(
+        unchanged, [-0.01] * 13, [0.01] * 13, [1 / 13] * 13, None, [False] * 13, paired=True
+    )
     assert (-low, high) == pytest.approx([1 - float(intervals.wilson(1.0, 6500)[0])] * 2)
 
 
@@ -225,7 +249,9 @@ def test_macro_bootstrap_agrees_with_its_standard_error() -> None:
     assert (low, high) == pytest.approx((mean - 1.96 * se, mean + 1.96 * se), abs=0.004)
 
 
-def _coverage(draw: Callable[[np.random.Generator], tuple[Any, Any]], true: float, trials: int, paired: bool = False) -> float:
+def _coverage(
+    draw: Callable[[np.random.Generator], tuple[Any, Any]], true: float, trials: int, paired: bool = False
+) -> float:
     generator, hits = np.random.default_rng(0), 0
     for _ in range(trials):
         values, ids = draw(generator)
@@ -246,7 +272,9 @@ def _flips(n: int, p: float) -> Callable[[np.random.Generator], tuple[Any, Any]]
 def _clustered_flips(contexts: int, p: float) -> Callable[[np.random.Generator], tuple[Any, Any]]:
     def draw(generator: np.random.Generator) -> tuple[Any, Any]:
         chance = generator.beta(3 * p, 3 * (1 - p), contexts)[:, None]
-        return (generator.random((contexts, 4)) < chance).astype(float).ravel(), np.repeat(np.arange(contexts), 4)
+        return (generator.random((contexts, 4)) < chance).astype(float).ravel(), np.repeat(
+            np.arange(contexts), 4
+        )
 
     return draw
 
@@ -262,10 +290,18 @@ def _changes(n: int, loss: float, gain: float) -> Callable[[np.random.Generator]
 CASES = [
     # scores, true mean, least coverage: 0.95 less what a small sample cannot tell
     *[(_flips(n, p), p, 0.89) for n in (20, 100) for p in (0.01, 0.05, 0.5, 0.99)],
-    *[(_beta(n, a, b), a / (a + b), 0.87 if n == 20 else 0.92) for n in (20, 100) for a, b in ((2, 2), (0.5, 0.5), (8, 0.5))],
+    *[
+        (_beta(n, a, b), a / (a + b), 0.87 if n == 20 else 0.92)
+        for n in (20, 100)
+        for a, b in ((2, 2), (0.5, 0.5), (8, 0.5))
+    ],
     *[(_clustered_flips(n, p), p, 0.92) for n in (20, 60) for p in (0.05, 0.5, 0.95)],
 ]
-PAIRS = [(_changes(n, loss, gain), gain - loss, 0.93) for n in (20, 100) for loss, gain in ((0.01, 0.01), (0.1, 0.05), (0.05, 0.0))]
+PAIRS = [
+    (_changes(n, loss, gain), gain - loss, 0.93)
+    for n in (20, 100)
+    for loss, gain in ((0.01, 0.01), (0.1, 0.05), (0.05, 0.0))
+]
 
 
 @pytest.mark.parametrize(("draw", "true", "least"), CASES)
@@ -279,7 +315,10 @@ def test_coverage_of_differences(draw: Any, true: float, least: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("draw", "true", "least", "paired"), [*[(*case, False) for case in CASES], *[(*case, True) for case in PAIRS]])
+@pytest.mark.parametrize(
+    ("draw", "true", "least", "paired"),
+    [*[(*case, False) for case in CASES], *[(*case, True) for case in PAIRS]],
+)
 def test_coverage_in_full(draw: Any, true: float, least: float, paired: bool) -> None:
     assert _coverage(draw, true, 2000, paired) >= least
 
@@ -296,14 +335,21 @@ def test_p_values_hold_their_level() -> None:
 def test_intervals_at_0_and_100_percent_cover_and_are_open(true: float, n: int) -> None:
     assert _coverage(_flips(n, true), true, 20) == 1.0
     low, high = intervals.score_interval(clusters.cluster(np.full(n, true)), None)
-    assert high - low == pytest.approx(intervals.Z**2 / (n + intervals.Z**2)), "Wilson: what n equal answers leave open"
+    assert high - low == pytest.approx(intervals.Z**2 / (n + intervals.Z**2)), (
+        "Wilson: what n equal answers leave open"
+    )
 
 
-def _macro_coverage(draws: Sequence[Callable[[np.random.Generator], tuple[Any, Any]]], true: float, trials: int, paired: bool) -> float:
+def _macro_coverage(
+    draws: Sequence[Callable[[np.random.Generator], tuple[Any, Any]]], true: float, trials: int, paired: bool
+) -> float:
     generator, hits, shares = np.random.default_rng(1), 0, np.full(len(draws), 1 / len(draws))
     for trial in range(trials):
         cells = [clusters.cluster(draw(generator)[0]) for draw in draws]
-        drawn = [intervals.bootstrap([cell], 100 * trial + at, 1000)[0] if cell.resampled else None for at, cell in enumerate(cells)]
+        drawn = [
+            intervals.bootstrap([cell], 100 * trial + at, 1000)[0] if cell.resampled else None
+            for at, cell in enumerate(cells)
+        ]
         interval = intervals.difference_interval if paired else intervals.score_interval
         ends = [interval(cell, one) for cell, one in zip(cells, drawn, strict=True)]
         known = [share * one for share, one in zip(shares, drawn, strict=True) if one is not None]
@@ -319,13 +365,32 @@ def _tasks(chances: Sequence[float], n: int) -> tuple[list[Any], float, bool]:
 
 
 def _changed(rates: Sequence[tuple[float, float]], n: int) -> tuple[list[Any], float, bool]:
-    return [_changes(n, loss, gain) for loss, gain in rates], float(np.mean([gain - loss for loss, gain in rates])), True
+    return (
+        [_changes(n, loss, gain) for loss, gain in rates],
+        float(np.mean([gain - loss for loss, gain in rates])),
+        True,
+    )
 
 
 MACRO = [
-    *[_tasks(*case) for case in (((0.0, 0.05, 0.5, 0.9, 1.0), 20), ((1.0,) * 13, 20), ((0.99,) * 13, 50), ((0.3, 0.5, 0.7), 10))],
+    *[
+        _tasks(*case)
+        for case in (
+            ((0.0, 0.05, 0.5, 0.9, 1.0), 20),
+            ((1.0,) * 13, 20),
+            ((0.99,) * 13, 50),
+            ((0.3, 0.5, 0.7), 10),
+        )
+    ],
     *[_tasks(*case) for case in (((0.97, 0.99, 1.0, 0.02), 30), ((0.95,) * 13, 20), ((0.01,) * 6, 100))],
-    *[_changed(*case) for case in ((((0.01, 0.01),) * 13, 50), (((0.02, 0.0),) * 13, 50), (((0.03, 0.01), (0.3, 0.1), (0.0, 0.0)), 30))],
+    *[
+        _changed(*case)
+        for case in (
+            (((0.01, 0.01),) * 13, 50),
+            (((0.02, 0.0),) * 13, 50),
+            (((0.03, 0.01), (0.3, 0.1), (0.0, 0.0)), 30),
+        )
+    ],
 ]
 
 
@@ -346,8 +411,12 @@ def test_adjusted_p_values_hold_the_level_of_their_family() -> None:
     p = significance.p_values(cells).reshape(families, size)
     for adjust in (significance.holm, significance.benjamini_hochberg):
         wrong = np.mean([(adjust(row) < 0.05).any() for row in p])
-        assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / families), "where nothing differs, one family in twenty says something does"
-    assert np.mean([(row < 0.05).any() for row in p]) > 0.2, "without adjustment they would say so far more often"
+        assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / families), (
+            "where nothing differs, one family in twenty says something does"
+        )
+    assert np.mean([(row < 0.05).any() for row in p]) > 0.2, (
+        "without adjustment they would say so far more often"
+    )
 
 
 def test_a_loss_as_large_as_the_margin_is_rarely_called_lossless() -> None:

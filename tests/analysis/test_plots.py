@@ -34,15 +34,27 @@ def test_command_writes_pictures_and_names_the_best(tmp_path: Path) -> None:
             writer.append(row)
     assert plots.main([str(tmp_path)]) == 0
     stems = ("curves-1", "pareto-1", "ranking-1")
-    assert {path.name for path in tmp_path.glob("*-1.*")} == {f"{stem}.{ending}" for stem in stems for ending in ("png", "pdf")}
+    assert {path.name for path in tmp_path.glob("*-1.*")} == {
+        f"{stem}.{ending}" for stem in stems for ending in ("png", "pdf")
+    }
     frame = labelled(rows)
     order = plots.ranked(frame, "a")
     assert order[0] == f"press{plots.TOP + 2}" and order[-1] == "press0"
     figure = plots._curves(frame, ["a"], order, "t")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["full cache", *order[: plots.TOP]], "in the order of the ranking"
-    assert f"{plots.TOP} best of {plots.TOP + 3}" in figure.get_suptitle() and "3 in grey" in figure.get_suptitle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "full cache",
+        *order[: plots.TOP],
+    ], "in the order of the ranking"
+    assert (
+        f"{plots.TOP} best of {plots.TOP + 3}" in figure.get_suptitle()
+        and "3 in grey" in figure.get_suptitle()
+    )
     drawn = {each.get_label(): each for each in figure.axes[0].lines}
-    expected = frame[(frame["label"] == order[0]) & (frame["task"] == "a")].sort_values("kept_fraction")["score"].tolist()
+    expected = (
+        frame[(frame["label"] == order[0]) & (frame["task"] == "a")]
+        .sort_values("kept_fraction")["score"]
+        .tolist()
+    )
     assert list(drawn[order[0]].get_ydata()) == pytest.approx(expected)
 
 
@@ -62,24 +74,47 @@ def test_ranking_fills_what_cannot_be_told_apart_from_the_best() -> None:
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
-    sizes = {"none": (100, 80.0), "small": (10, 50.0), "worse": (20, 40.0), "tie": (10, 45.0), "large": (60, 80.0), "middle": (40, 70.0)}
+    sizes = {
+        "none": (100, 80.0),
+        "small": (10, 50.0),
+        "worse": (20, 40.0),
+        "tie": (10, 45.0),
+        "large": (60, 80.0),
+        "middle": (40, 70.0),
+    }
     sizes["rounded"] = (39.9, 60.0)
-    rows = pd.DataFrame([{"press": name, "cache_bytes": size, "score": score} for name, (size, score) in sizes.items()])
+    rows = pd.DataFrame(
+        [{"press": name, "cache_bytes": size, "score": score} for name, (size, score) in sizes.items()]
+    )
     assert pareto.front(rows)["press"].tolist() == ["small", "middle", "large"]
 
 
-def needle(length: str, at: int, depth: Any, score: float | None, press: str = "none", ratio: float = 0.0) -> Record:
+def needle(
+    length: str, at: int, depth: Any, score: float | None, press: str = "none", ratio: float = 0.0
+) -> Record:
     return record(length, at, score, press, ratio, data={"depth": depth})
 
 
 def test_heat_maps_have_a_cell_per_length_and_depth() -> None:
-    rows = [needle(length, at, depth, 1.0) for length in ("1024", "2048") for at, depth in enumerate((0, 50, 100))]
-    rows += [needle("1024", 0, 0, 0.5, "knorm", 0.5), needle("1024", 9, 1, 0.0, "knorm", 0.5), needle("2048", 2, 100, 1.0, "knorm", 0.5)]
-    rows += [needle("1024", 1, 50, None, "knorm", 0.5), record("vt", 0, 1.0, data={"depth": 3}), needle("1024", 5, None, 1.0)]
+    rows = [
+        needle(length, at, depth, 1.0) for length in ("1024", "2048") for at, depth in enumerate((0, 50, 100))
+    ]
+    rows += [
+        needle("1024", 0, 0, 0.5, "knorm", 0.5),
+        needle("1024", 9, 1, 0.0, "knorm", 0.5),
+        needle("2048", 2, 100, 1.0, "knorm", 0.5),
+    ]
+    rows += [
+        needle("1024", 1, 50, None, "knorm", 0.5),
+        record("vt", 0, 1.0, data={"depth": 3}),
+        needle("1024", 5, None, 1.0),
+    ]
     maps = heatmap.heat_maps(rows, "t")
     assert list(maps) == ["0.5"]
     full, knorm = maps["0.5"].axes[:2]
-    assert full.get_title() == "full cache: 100.0" and knorm.get_title() == "knorm: 62.5", "the mean of cells, not of samples"
+    assert full.get_title() == "full cache: 100.0" and knorm.get_title() == "knorm: 62.5", (
+        "the mean of cells, not of samples"
+    )
     assert [text.get_text() for text in knorm.texts] == ["25", "–", "–", "–", "–", "100"]
     assert heatmap.heat_maps([record("vt", 0, 1.0)], "t") == {}
 
@@ -95,5 +130,11 @@ def test_fidelity_curves_show_every_measure(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["full cache", "snapkv", "knorm"]
     assert {axes.get_title().split(" ")[0] for axes in figure.axes} == set(FIDELITY)
     drawn = {each.get_label(): list(each.get_ydata()) for each in figure.axes[0].lines}
-    assert drawn["knorm"] == pytest.approx([0.25, 0.5][::-1]) and drawn["snapkv"] == pytest.approx([0.125, 0.25][::-1])
-    assert not [path for path in plots.draw(scores(line("a", [1.0])), line("a", [1.0]), tmp_path) if "fidelity" in path.name]
+    assert drawn["knorm"] == pytest.approx([0.25, 0.5][::-1]) and drawn["snapkv"] == pytest.approx(
+        [0.125, 0.25][::-1]
+    )
+    assert not [
+        path
+        for path in plots.draw(scores(line("a", [1.0])), line("a", [1.0]), tmp_path)
+        if "fidelity" in path.name
+    ]

@@ -18,7 +18,11 @@ from longpress.analysis.tables.markdown import difference_cell, score_cell
 from longpress.analysis.tables.scores import scores
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/scores.csv") if list(path.parent.glob("records/*.jsonl.gz")))
+PUBLISHED = sorted(
+    path.parent
+    for path in (ROOT / "results").glob("*/scores.csv")
+    if list(path.parent.glob("records/*.jsonl.gz"))
+)
 LARGEST = 5 * 2**20
 """Bytes of a folder, so that a clone stays small."""
 
@@ -33,9 +37,17 @@ def test_numbers_come_from_the_records_and_agree_in_every_form(folder: Path) -> 
     frame, csv = scores(records), pd.read_csv(folder / "scores.csv")
     assert len(frame) == len(csv)
     for name in ("score", "ci_low", "ci_high", "delta", "p_value", "kept_fraction", "n"):
-        assert frame[name].to_numpy(dtype=float) == pytest.approx(csv[name].to_numpy(dtype=float), nan_ok=True, abs=1e-6), name
-    markdown = {tuple(cells_of(line, "|")[1:-1]) for line in (folder / "table.md").read_text(encoding="utf-8").splitlines()}
-    latex = {tuple(cells_of(line.removesuffix(r"\\"), " & ")) for line in (folder / "table.tex").read_text(encoding="utf-8").splitlines()}
+        assert frame[name].to_numpy(dtype=float) == pytest.approx(
+            csv[name].to_numpy(dtype=float), nan_ok=True, abs=1e-6
+        ), name
+    markdown = {
+        tuple(cells_of(line, "|")[1:-1])
+        for line in (folder / "table.md").read_text(encoding="utf-8").splitlines()
+    }
+    latex = {
+        tuple(cells_of(line.removesuffix(r"\\"), " & "))
+        for line in (folder / "table.tex").read_text(encoding="utf-8").splitlines()
+    }
     page = (folder / "report.html").read_text(encoding="utf-8")
     found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert found
@@ -44,7 +56,11 @@ def test_numbers_come_from_the_records_and_agree_in_every_form(folder: Path) -> 
         for line, of_page in zip(view.lines, drawn["lines"], strict=True):
             start = (line.press, line.budget or MISSING, line.kept, line.samples)
             assert (*start, *(score_cell(line.cells.get(column)) for column in view.columns)) in markdown
-            typeset = next(row for row in latex if row[:4] == (escape(start[0]), escape(start[1]), escape(start[2]), escape(start[3])))
+            typeset = next(
+                row
+                for row in latex
+                if row[:4] == (escape(start[0]), escape(start[1]), escape(start[2]), escape(start[3]))
+            )
             for column, text in zip([*tasks, *view.averages], typeset[4:], strict=True):
                 row = line.cells.get(column)
                 shown = "--" if row is None or math.isnan(row["score"]) else f"{row['score']:.1f}"
@@ -60,17 +76,28 @@ def test_fidelity_comes_from_the_records(folder: Path) -> None:
     assert bool(len(frame)) == (folder / "fidelity.csv").exists()
     if len(frame):
         csv = pd.read_csv(folder / "fidelity.csv")
-        assert frame["value"].to_numpy(dtype=float) == pytest.approx(csv["value"].to_numpy(dtype=float), nan_ok=True, abs=1e-9)
+        assert frame["value"].to_numpy(dtype=float) == pytest.approx(
+            csv["value"].to_numpy(dtype=float), nan_ok=True, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_a_folder_is_small_and_names_no_machine(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files if path.suffix not in (".parquet", ".pdf", ".jsonl")) < LARGEST
+    assert (
+        sum(path.stat().st_size for path in files if path.suffix not in (".parquet", ".pdf", ".jsonl"))
+        < LARGEST
+    )
     for path in files:
         if path.suffix in (".yaml", ".json", ".md", ".tex", ".csv"):
-            assert str(ROOT) not in path.read_text(encoding="utf-8"), f"{path.name} names a path of the machine it was made on"
-    assert not any(str(value).startswith(("/", "~")) for record in read_records([folder]) for value in record.benchmark_parameters.values())
+            assert str(ROOT) not in path.read_text(encoding="utf-8"), (
+                f"{path.name} names a path of the machine it was made on"
+            )
+    assert not any(
+        str(value).startswith(("/", "~"))
+        for record in read_records([folder])
+        for value in record.benchmark_parameters.values()
+    )
 
 
 def cells_of(line: str, mark: str) -> list[str]:

@@ -57,7 +57,9 @@ def test_a_line_gives_the_record_back() -> None:
     assert Record.from_json(record.to_json()) == record
 
 
-@pytest.mark.parametrize("text", ["a\u2028b\u2029c\x85d\ne\rf\x0bg\x0ch", "\ud800 lone", "emoji \U0001f600", 'quote " \\u2028'])
+@pytest.mark.parametrize(
+    "text", ["a\u2028b\u2029c\x85d\ne\rf\x0bg\x0ch", "\ud800 lone", "emoji \U0001f600", 'quote " \\u2028']
+)
 def test_any_prediction_is_one_line(tmp_path: Path, text: str) -> None:
     record = make(prediction=text)
     assert len(record.to_json().splitlines()) == 1
@@ -145,4 +147,9 @@ def test_a_writer_with_nothing_to_write_leaves_no_file(tmp_path: Path) -> None:
 def test_names_that_no_file_can_hold_become_ones_that_tables_can_write() -> None:
     given = make(model="a\ud800b", press="😀", press_parameters={"\udfff": "\ud83d"}, prediction="\ud800")
     back = Record.from_json(given.to_json())
-    assert (back.model, back.press, back.press_parameters, back.prediction) == ("a?b", "😀", {"?": "?"}, "\ud800")
+    assert (back.model, back.press, back.press_parameters, back.prediction) == (
+        "a?b",
+        "😀",
+        {"?": "?"},
+        "\ud800",
+    )

@@ -69,23 +69,38 @@ def test_cells_are_those_of_the_tables() -> None:
     assert [cell["text"] for cell in cells] and len(cells) == 4 * 3
     assert all(f" {cell['text']} |" in table for cell in cells)
     assert all(f" {cell['difference']} |" in table for cell in cells if cell["difference"] != "–")
-    by_hand = frame[(frame["press"] == "knorm") & (frame["compression_ratio"] == 0.5) & (frame["task"] == "b")].to_dict("records")[0]
-    (found,) = [one["cells"]["b"] for one in view["lines"] if (one["press"], one["budget"]) == ("knorm", "0.5")]
+    by_hand = frame[
+        (frame["press"] == "knorm") & (frame["compression_ratio"] == 0.5) & (frame["task"] == "b")
+    ].to_dict("records")[0]
+    (found,) = [
+        one["cells"]["b"] for one in view["lines"] if (one["press"], one["budget"]) == ("knorm", "0.5")
+    ]
     assert (found["text"], found["difference"]) == (score_cell(by_hand), difference_cell(by_hand))
     assert found["interval"] == f"{by_hand['ci_low']:.1f} to {by_hand['ci_high']:.1f}"
 
 
 def test_costs_and_fidelity_are_the_grids_of_their_tables() -> None:
     rows = sweep(["a", "b"], PRESSES)
-    assert [one["name"] for one in page_of(rows).data()["views"][0]["grids"]] == ["cost"], "fidelity was not measured"
+    assert [one["name"] for one in page_of(rows).data()["views"][0]["grids"]] == ["cost"], (
+        "fidelity was not measured"
+    )
     rows = [replace(one, answer_kl=0.25 * at, answer_agreement=0.5) for at, one in enumerate(rows)]
     moved, spent = page_of(rows).data()["views"][0]["grids"]
-    for one, (heads, texts) in ((moved, *fidelity_grids(fidelity(rows)).values()), (spent, *cost_grids(costs(rows)).values())):
+    for one, (heads, texts) in (
+        (moved, *fidelity_grids(fidelity(rows)).values()),
+        (spent, *cost_grids(costs(rows)).values()),
+    ):
         assert (one["heads"], one["rows"]) == (heads, texts) and len(texts) > 2
 
 
 def test_foreign_text_stays_text() -> None:
-    rows = sweep(["a"], PRESSES, prediction=ATTACK, references=[ATTACK, {"b": ATTACK}], model=ATTACK.replace("\ud800", ""))
+    rows = sweep(
+        ["a"],
+        PRESSES,
+        prediction=ATTACK,
+        references=[ATTACK, {"b": ATTACK}],
+        model=ATTACK.replace("\ud800", ""),
+    )
     clean = page_of(sweep(["a"], PRESSES))
     attacked = page_of(rows)
     assert attacked.elements == clean.elements
@@ -95,11 +110,17 @@ def test_foreign_text_stays_text() -> None:
 
 def test_the_policy_names_the_only_script_and_style() -> None:
     text = report.page(scores(rows := sweep(["a"], PRESSES)), rows, [], costs(rows), fidelity(rows))
-    policy = next(value["content"] for tag, value in Page(text).elements if value.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        value["content"]
+        for tag, value in Page(text).elements
+        if value.get("http-equiv") == "Content-Security-Policy"
+    )
     script, style = re.findall(r"<script>(.*?)</script>|<style>(.*?)</style>", text, re.S)
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert report._hash(style[0] or script[0]) in policy and report._hash(script[1] or style[1]) in policy
-    assert not re.search(r"(?:src|href)=.?(?:https?:)?//|@import|url\(|innerHTML|insertAdjacent|document\.write|\bon\w+=", text)
+    assert not re.search(
+        r"(?:src|href)=.?(?:https?:)?//|@import|url\(|innerHTML|insertAdjacent|document\.write|\bon\w+=", text
+    )
 
 
 def overview_of(rows: list[Record]) -> tuple[Any, list[Any]]:
@@ -109,13 +130,22 @@ def overview_of(rows: list[Record]) -> tuple[Any, list[Any]]:
 
 def test_the_overview_says_how_sure_a_choice_is() -> None:
     full, low = [1.0] * 40, [0.0] * 30 + [1.0] * 10
-    clear, lines = overview_of([*line("a", full), *line("a", full, "knorm", 0.5), *line("a", low, "snapkv", 0.5)])
+    clear, lines = overview_of(
+        [*line("a", full), *line("a", full, "knorm", 0.5), *line("a", low, "snapkv", 0.5)]
+    )
     (budget,) = clear["budgets"]
     found = budget["columns"]["a"]
     assert [lines[at] for at in found["ranked"]] == [("knorm", "0.5"), ("snapkv", "0.5")]
-    assert found["sure"] and found["lead"] == "+75.0" and budget["ratio"] == 0.5 and lines[clear["full"]] == ("full cache", "")
+    assert (
+        found["sure"]
+        and found["lead"] == "+75.0"
+        and budget["ratio"] == 0.5
+        and lines[clear["full"]] == ("full cache", "")
+    )
     assert found["level"] == [] and found["over"] == found["failed"] == []
-    even, _ = overview_of([*line("a", full), *line("a", full, "knorm", 0.25), *line("a", full, "snapkv", 0.25)])
+    even, _ = overview_of(
+        [*line("a", full), *line("a", full, "knorm", 0.25), *line("a", full, "snapkv", 0.25)]
+    )
     found = even["budgets"][0]["columns"]["a"]
     assert not found["sure"] and len(found["level"]) == 1
     assert overview_of(line("a", full))[0]["budgets"] == []
@@ -146,7 +176,9 @@ def test_what_keeps_more_than_its_budget_or_failed_is_not_ranked() -> None:
 
 def test_a_failed_answer_says_why() -> None:
     rows = line("a", [1.0, None], error=None)
-    rows[1] = replace(rows[1], error="Traceback (most recent call last):\n  File x\nValueError: keys <b>do not fit</b>\n")
+    rows[1] = replace(
+        rows[1], error="Traceback (most recent call last):\n  File x\nValueError: keys <b>do not fit</b>\n"
+    )
     answers = [one["answers"][0] for one in page_of(rows).data()["samples"]]
     assert [(one["score"], one["failed"], one["answer"]) for one in answers] == [
         ("100.0", False, "text"),
@@ -196,7 +228,10 @@ def test_kept_maps_come_back_and_shade_their_sample(tmp_path: Path, monkeypatch:
     assert context["evidence"] == {"a/2": [[2, 8]]}
     monkeypatch.setattr(report_samples, "CONTEXT_BYTES", 10)
     bounded = page_of(rows, [tmp_path / "run"])
-    assert "context-0" not in bounded.blocks and "1 context is left out for want of space." in bounded.data()["note"]
+    assert (
+        "context-0" not in bounded.blocks
+        and "1 context is left out for want of space." in bounded.data()["note"]
+    )
 
 
 @pytest.mark.parametrize("damage", ['{"schema": 1}', "[]", "null", '{"schema": 2}', "[" * 100_000])

@@ -25,10 +25,24 @@ def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of 9 presses at 4 ratios on 13 tasks, with a press that failed, and one of long name that lacks tasks."""
     folder = tmp_path_factory.mktemp("sweep")
     write_many(folder, samples=6, presses=9)
-    some = [one for one in many_records(samples=6, presses=9) if (one.press, one.compression_ratio) == ("press_00", 0.5)]
-    why = {"score": None, "scores": {}, "error": "Traceback (most recent call last):\n  …\nValueError: keys do not fit\n"}
-    failed = [replace(one, press="failing", key=f"failed {one.key}", **why) for one in some if one.task == "cwe"]
-    named = [replace(one, press="a_press_with_a_long_name_of_its_own", key=f"named {one.key}") for one in some if one.task == "vt"]
+    some = [
+        one
+        for one in many_records(samples=6, presses=9)
+        if (one.press, one.compression_ratio) == ("press_00", 0.5)
+    ]
+    why = {
+        "score": None,
+        "scores": {},
+        "error": "Traceback (most recent call last):\n  …\nValueError: keys do not fit\n",
+    }
+    failed = [
+        replace(one, press="failing", key=f"failed {one.key}", **why) for one in some if one.task == "cwe"
+    ]
+    named = [
+        replace(one, press="a_press_with_a_long_name_of_its_own", key=f"named {one.key}")
+        for one in some
+        if one.task == "vt"
+    ]
     write(folder, failed + named)
     report([folder])
     return folder / "report.html"
@@ -49,11 +63,17 @@ def attacked_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for press in ("none", ATTACK, "knorm"):
         rows += line(ATTACK, [0.0, 1.0, None], press, 0.0 if press == "none" else 0.5, **foreign, error=None)
-    rows = [replace(one, context_id=f"context-{at % 3}", prompt_hash=f"prompt-{at % 3}") for at, one in enumerate(rows)]  # hashes: ours
+    rows = [
+        replace(one, context_id=f"context-{at % 3}", prompt_hash=f"prompt-{at % 3}")
+        for at, one in enumerate(rows)
+    ]  # hashes: ours
     write(folder, rows)
     for at in range(3):
         sample = f"{ATTACK}/{at}"
-        append(folder / "kept_maps" / "a.jsonl", kept_map([one.key for one in rows if one.sample_id == sample], ATTACK * 3, sample))
+        append(
+            folder / "kept_maps" / "a.jsonl",
+            kept_map([one.key for one in rows if one.sample_id == sample], ATTACK * 3, sample),
+        )
     report([folder])
     return folder / "report.html"
 
@@ -63,7 +83,9 @@ def choose(page: Any, name: str, label: str) -> None:
 
 
 def cells(page: Any, table: str = "#table") -> list[list[str]]:
-    return page.eval_on_selector_all(f"{table} tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))")
+    return page.eval_on_selector_all(
+        f"{table} tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
 
 
 def test_it_opens_offline_without_a_request_or_a_complaint(browser: Any, sweep_page: Path) -> None:
@@ -85,7 +107,10 @@ def test_nothing_foreign_runs(browser: Any, attacked_page: Path) -> None:
         assert page.locator("img").count() == 0
         assert page.locator("script:not([type='application/json'])").count() == 1
         assert page.complaints == [] and len(page.requests) == 1
-        shown = page.locator("#answers td.answer").first.text_content(), page.locator("#context").text_content()
+        shown = (
+            page.locator("#answers td.answer").first.text_content(),
+            page.locator("#context").text_content(),
+        )
         assert all("<img src=x onerror=" in text for text in shown)
 
 
@@ -100,9 +125,15 @@ def test_the_policy_holds_even_where_markup_gets_in(browser: Any, attacked_page:
         sent = page.evaluate("fetch('https://example.org/').then(() => true, () => false)")
         page.wait_for_timeout(200)
         assert not sent and page.title() == "longpress report" and page.locator("body").is_visible()
-        assert len(page.complaints) >= 4 and all("Content Security Policy" in text for text in page.complaints)
-        blocked = [url for url, why in page.failures if why == "csp"]  # asked for, and stopped before the network
-        assert [url for url in page.requests if not url.startswith("file:")] == blocked and len(page.failures) == len(blocked)
+        assert len(page.complaints) >= 4 and all(
+            "Content Security Policy" in text for text in page.complaints
+        )
+        blocked = [
+            url for url, why in page.failures if why == "csp"
+        ]  # asked for, and stopped before the network
+        assert [url for url in page.requests if not url.startswith("file:")] == blocked and len(
+            page.failures
+        ) == len(blocked)
 
 
 def focused(page: Any) -> dict[str, Any]:
@@ -125,7 +156,17 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Any, swe
             seen.append(focused(page))
         assert all(one["visible"] for one in seen[:-1]), [one for one in seen if not one["visible"]]
         names = [one["name"] for one in seen]
-        for name in ("judged-budget", "judged-column", "task", "point", "what", "press", "sample-task", "sample", "context"):
+        for name in (
+            "judged-budget",
+            "judged-column",
+            "task",
+            "point",
+            "what",
+            "press",
+            "sample-task",
+            "sample",
+            "context",
+        ):
             assert name in names
         assert names.count("point") == 1, "the marks of the chart are one stop"
 
@@ -168,7 +209,9 @@ def test_foreign_text_breaks_no_layout(browser: Any, attacked_page: Path, width:
 
 def test_numbers_are_those_of_the_csv(browser: Any, sweep_page: Path) -> None:
     with (sweep_page.parent / "scores.csv").open(encoding="utf-8") as file:
-        rows = {(row["press"], float(row["compression_ratio"]), row["task"]): row for row in csv.DictReader(file)}
+        rows = {
+            (row["press"], float(row["compression_ratio"]), row["task"]): row for row in csv.DictReader(file)
+        }
     compared = 0
     with opened(browser, sweep_page) as page:
         heads = page.locator("#table thead th").all_text_contents()
@@ -178,11 +221,15 @@ def test_numbers_are_those_of_the_csv(browser: Any, sweep_page: Path) -> None:
                 key = ("none", 0.0) if press == "full cache" else (press, float(ratio))
                 for column, text in zip(heads[4:], found, strict=True):
                     row = rows.get((*key, column))
-                    assert (row is None or row["score"] == "") == text.startswith("–") or what.startswith("difference")
+                    assert (row is None or row["score"] == "") == text.startswith("–") or what.startswith(
+                        "difference"
+                    )
                     if text.startswith("–"):
                         continue
                     wanted = {
-                        "score ± standard error": ["score", "se"] if "±" in text else ["score", "ci_low", "ci_high"],
+                        "score ± standard error": ["score", "se"]
+                        if "±" in text
+                        else ["score", "ci_low", "ci_high"],
                         "95 % interval": ["ci_low", "ci_high"],
                         "difference to the full cache": ["delta", "delta_ci_low", "delta_ci_high"],
                     }[what]
@@ -197,7 +244,10 @@ def test_numbers_are_those_of_the_csv(browser: Any, sweep_page: Path) -> None:
 
 def test_heads_sort_and_missing_cells_come_last(browser: Any, sweep_page: Path) -> None:
     def numbers(page: Any, at: int) -> list[float | None]:
-        return [None if text.startswith("–") else float(text.split()[0]) for text in (row[at] for row in cells(page))]
+        return [
+            None if text.startswith("–") else float(text.split()[0])
+            for text in (row[at] for row in cells(page))
+        ]
 
     with opened(browser, sweep_page) as page:
         heads = page.locator("#table thead th").all_text_contents()
@@ -226,10 +276,15 @@ def test_failures_are_shown_as_failures(browser: Any, sweep_page: Path) -> None:
         assert "6 of them failed" in page.locator("#run").text_content()
         markdown = (sweep_page.parent / "table.md").read_text(encoding="utf-8").split("### Score")[1]
         wanted = next(row for row in markdown.splitlines() if row.startswith("| failing "))
-        assert next(row for row in cells(page) if row[0] == "failing") == [text.strip() for text in wanted.strip("|").split("|")]
+        assert next(row for row in cells(page) if row[0] == "failing") == [
+            text.strip() for text in wanted.strip("|").split("|")
+        ]
         assert wanted.count("–†") == 2, "the task, and the average that lacks it"
         choose(page, "judged-column", "cwe")
-        assert "Not ranked, because every answer failed: failing." in page.locator("#overview-body").text_content()
+        assert (
+            "Not ranked, because every answer failed: failing."
+            in page.locator("#overview-body").text_content()
+        )
         choose(page, "sample-task", "cwe")
         row = next(row for row in cells(page, "#answers") if row[0] == "failing")
         assert row[2:] == ["failed", "ValueError: keys do not fit"]
@@ -237,16 +292,30 @@ def test_failures_are_shown_as_failures(browser: Any, sweep_page: Path) -> None:
 
 def test_the_context_is_whole_shaded_and_outlined(browser: Any, sweep_page: Path) -> None:
     with opened(browser, sweep_page) as page:
-        assert "at ratio 0.5 keeps it" in page.locator("#context-head").text_content(), "it opens with the press that the overview names"
+        assert "at ratio 0.5 keeps it" in page.locator("#context-head").text_content(), (
+            "it opens with the press that the overview names"
+        )
         best = page.locator("#overview-body strong").text_content()
         assert best in page.locator("#context-head").text_content()
         words = page.locator("#context").text_content().split()
         assert len(words) == TOKENS
         outlined = page.locator("#context .ev")
         assert outlined.count() == 1 and outlined.text_content().split() == words[1000:1013]
-        assert len({name for name in page.eval_on_selector_all("#context span[title]", "all => all.map(one => one.className)")}) >= 3
+        assert (
+            len(
+                {
+                    name
+                    for name in page.eval_on_selector_all(
+                        "#context span[title]", "all => all.map(one => one.className)"
+                    )
+                }
+            )
+            >= 3
+        )
         page.locator("#answers input").first.check()
-        assert page.locator("#context span[title]").first.get_attribute("title") == "kept by 90 of 90", "the full cache keeps all"
+        assert page.locator("#context span[title]").first.get_attribute("title") == "kept by 90 of 90", (
+            "the full cache keeps all"
+        )
 
 
 def test_the_overview_follows_its_choices(browser: Any, sweep_page: Path) -> None:
@@ -256,7 +325,10 @@ def test_the_overview_follows_its_choices(browser: Any, sweep_page: Path) -> Non
         assert "p = " in body.text_content()
         choose(page, "judged-budget", "90 % removed")
         choose(page, "judged-column", "vt")
-        assert body.text_content().startswith("With 90 % of the cache removed, ") and "highest on vt" in body.text_content()
+        assert (
+            body.text_content().startswith("With 90 % of the cache removed, ")
+            and "highest on vt" in body.text_content()
+        )
         texts = {row[0]: row for row in cells(page) if row[1] in ("0.9", "–")}
         heads = page.locator("#table thead th").all_text_contents()
         for bar in page.locator("#overview .bar").all():
@@ -272,7 +344,14 @@ def test_the_overview_says_who_moves_the_model_least(browser: Any, tmp_path: Pat
     report([tmp_path])
     with opened(browser, tmp_path / "report.html") as page:
         said = page.locator("#overview-body").text_content().replace("\xa0", " ")
-        assert "snapkv (0.125 nats per token from its predictions) moves the model least, then knorm (0.500)." in said
+        assert (
+            "snapkv (0.125 nats per token from its predictions) moves the model least, then knorm (0.500)."
+            in said
+        )
         choose(page, "what", "fidelity to the full cache")
         at = page.locator("#table thead th").all_text_contents().index("answer_kl")
-        assert {row[0]: row[at] for row in cells(page)} == {"knorm": "0.500", "snapkv": "0.125", "random": "2.000"}
+        assert {row[0]: row[at] for row in cells(page)} == {
+            "knorm": "0.500",
+            "snapkv": "0.125",
+            "random": "2.000",
+        }

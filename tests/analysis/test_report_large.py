@@ -31,7 +31,9 @@ CHOOSE = """async () => {
 
 
 @pytest.mark.browser
-def test_tables_take_20_seconds_and_the_report_opens_in_3(tmp_path: Path, browser: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_take_20_seconds_and_the_report_opens_in_3(
+    tmp_path: Path, browser: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     count = write_many(tmp_path)
     assert count >= 100_000
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -39,7 +41,9 @@ def test_tables_take_20_seconds_and_the_report_opens_in_3(tmp_path: Path, browse
     command = [sys.executable, "-m", "longpress.analysis.tables.write", str(tmp_path), "--no-plots"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - started
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of the processor: one thread, whoever else works here
+    spent = (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    )  # of the processor: one thread, whoever else works here
     path, opening = tmp_path / "report.html", []
     for width in (1400, 400, 1400):
         begun = time.monotonic()

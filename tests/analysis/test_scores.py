@@ -21,7 +21,9 @@ from longpress.analysis.tables.row_keys import differing
 from longpress.analysis.tables.scores import COLUMNS, averages, scores
 
 
-def record(task: str, at: int, score: float | None, press: str = "none", ratio: float | None = 0.0, **changes: Any) -> Record:
+def record(
+    task: str, at: int, score: float | None, press: str = "none", ratio: float | None = 0.0, **changes: Any
+) -> Record:
     values: dict[str, Any] = {
         "model": "tiny",
         "benchmark": "unlisted",
@@ -58,7 +60,9 @@ def record(task: str, at: int, score: float | None, press: str = "none", ratio: 
     return Record(key=record_key(content), **values)
 
 
-def line(task: str, values: Sequence[float | None], press: str = "none", ratio: float | None = 0.0, **changes: Any) -> list[Record]:
+def line(
+    task: str, values: Sequence[float | None], press: str = "none", ratio: float | None = 0.0, **changes: Any
+) -> list[Record]:
     return [record(task, at, value, press, ratio, **changes) for at, value in enumerate(values)]
 
 
@@ -80,7 +84,12 @@ def test_a_cell_by_hand() -> None:
     assert press["delta_se"] == pytest.approx(100 * np.std([-0.5, 0, 0, -0.5], ddof=1) / 2)
     assert press["p_value"] == press["p_holm"] == 0.5
     assert (press["n"], press["n_common"], press["wins"], press["ties"], press["losses"]) == (4, 4, 0, 2, 2)
-    assert (press["kept_fraction"], press["cache_bytes"], press["full_cache_bytes"], press["new_tokens"]) == (0.75, 50, 100, 4)
+    assert (press["kept_fraction"], press["cache_bytes"], press["full_cache_bytes"], press["new_tokens"]) == (
+        0.75,
+        50,
+        100,
+        4,
+    )
     assert press["ci_low"] <= press["score"] <= press["ci_high"]
 
 
@@ -96,8 +105,12 @@ def test_the_frame_says_what_errorbars_says() -> None:
     one = cell(scores(rows), press="knorm", task="a")
     expected = intervals.estimate(x[order], weights[order], np.array(contexts)[order])
     change = intervals.difference(x[order], y[order], weights[order], np.array(contexts)[order])
-    assert [one["score"], one["se"], one["ci_low"], one["ci_high"]] == pytest.approx([100 * part for part in expected[2:]])
-    assert [one["delta"], one["delta_se"], one["delta_ci_low"], one["delta_ci_high"]] == pytest.approx([100 * p for p in change[2:6]])
+    assert [one["score"], one["se"], one["ci_low"], one["ci_high"]] == pytest.approx(
+        [100 * part for part in expected[2:]]
+    )
+    assert [one["delta"], one["delta_se"], one["delta_ci_low"], one["delta_ci_high"]] == pytest.approx(
+        [100 * p for p in change[2:6]]
+    )
     assert one["p_value"] == pytest.approx(change.p_value)
     assert (one["n"], one["n_contexts"]) == (60, 20)
 
@@ -105,7 +118,9 @@ def test_the_frame_says_what_errorbars_says() -> None:
 def test_p_values_are_adjusted_over_the_cells_of_a_table() -> None:
     full = [1.0] * 12
     rows = [row for at in range(3) for row in line(f"t{at}", full)]
-    rows += [row for at in range(3) for row in line(f"t{at}", [0.0] * (4 + at) + full[4 + at :], "knorm", 0.5)]
+    rows += [
+        row for at in range(3) for row in line(f"t{at}", [0.0] * (4 + at) + full[4 + at :], "knorm", 0.5)
+    ]
     frame = scores(rows)
     cells = frame[(frame["press"] == "knorm") & ~frame["aggregate"]]
     assert cells["p_value"].tolist() == [2 * 0.5**k for k in (4, 5, 6)]
@@ -135,14 +150,23 @@ def test_failed_and_empty_and_truncated_samples_are_counted() -> None:
     one = cell(scores(rows), task="a")
     assert (one["n"], one["n_failed"], one["n_empty"], one["n_truncated"]) == (3, 1, 1, 1)
     assert one["score"] == pytest.approx(100 / 3)
-    lost = cell(scores([*line("a", [None, None]), *line("a", [1.0, 1.0], "knorm", 0.5)]), press="none", task="a")
+    lost = cell(
+        scores([*line("a", [None, None]), *line("a", [1.0, 1.0], "knorm", 0.5)]), press="none", task="a"
+    )
     assert (lost["n"], lost["n_failed"]) == (0, 2)
     assert math.isnan(lost["score"])
 
 
 def test_press_compared_with_itself_differs_nowhere() -> None:
     values = [0.0, 1.0, 0.5, 0.25] * 10
-    frame = scores([*line("a", values), *line("b", values), *line("a", values, "knorm", 0.0), *line("b", values, "knorm", 0.0)])
+    frame = scores(
+        [
+            *line("a", values),
+            *line("b", values),
+            *line("a", values, "knorm", 0.0),
+            *line("b", values, "knorm", 0.0),
+        ]
+    )
     for task in ("a", "b", "average"):
         one = cell(frame, press="knorm", task=task)
         assert (one["delta"], one["delta_se"], one["p_value"], one["p_holm"]) == (0, 0, 1, 1)
@@ -228,7 +252,14 @@ def test_full_cache_comes_first_and_serves_the_other_query_mode() -> None:
 
 def test_the_lead_over_the_runner_up_is_tested_on_common_samples() -> None:
     good, bad = [1.0] * 30, [0.0] * 20 + [1.0] * 10
-    frame = scores([*line("a", good), *line("a", good, "knorm", 0.5), *line("a", bad, "snapkv", 0.5), *line("a", good, "tova", 0.25)])
+    frame = scores(
+        [
+            *line("a", good),
+            *line("a", good, "knorm", 0.5),
+            *line("a", bad, "snapkv", 0.5),
+            *line("a", good, "tova", 0.25),
+        ]
+    )
     best = cell(frame, press="knorm", task="a")
     assert best["lead"] == pytest.approx(200 / 3)
     assert best["p_lead"] < 1e-4
@@ -237,21 +268,35 @@ def test_the_lead_over_the_runner_up_is_tested_on_common_samples() -> None:
 
 def test_what_keeps_more_than_its_ratio_does_not_run_for_best() -> None:
     full = [1.0] * 20
-    rows = [*line("a", full), *line("a", full, "greedy", 0.5, kept_fraction=0.75), *line("a", full[:15] + [0.0] * 5, "good", 0.5)]
+    rows = [
+        *line("a", full),
+        *line("a", full, "greedy", 0.5, kept_fraction=0.75),
+        *line("a", full[:15] + [0.0] * 5, "good", 0.5),
+    ]
     rows += line("a", [0.0] * 20, "bad", 0.5)
     frame = scores(rows)
     good, greedy, bad = (cell(frame, press=name, task="a") for name in ("good", "greedy", "bad"))
     assert (good["lead"], good["behind"], good["p_behind"]) == (75.0, 0.0, 1.0)
     assert math.isnan(greedy["lead"]) and greedy["behind"] == 25.0
     assert bad["behind"] == -75.0 and bad["p_behind"] < 0.05
-    assert cell(scores([*line("a", full), *line("a", full, "greedy", 0.5, kept_fraction=0.75)]), press="greedy", task="a")["behind"] == 0.0
+    assert (
+        cell(
+            scores([*line("a", full), *line("a", full, "greedy", 0.5, kept_fraction=0.75)]),
+            press="greedy",
+            task="a",
+        )["behind"]
+        == 0.0
+    )
 
 
 def test_averages_are_the_suites_own_cut_to_the_tasks_present() -> None:
     tasks, shares = averages("ruler", ["vt", "niah_single_2", "niah_single_10_of_old"])
     assert tasks == ["niah_single_2", "vt", "niah_single_10_of_old"]
     assert shares["average"] == {"niah_single_2": 0.5, "vt": 0.5}
-    assert averages("no such suite", ["task_10", "task_2"]) == (["task_2", "task_10"], {"average": {"task_2": 0.5, "task_10": 0.5}})
+    assert averages("no such suite", ["task_10", "task_2"]) == (
+        ["task_2", "task_10"],
+        {"average": {"task_2": 0.5, "task_10": 0.5}},
+    )
 
 
 def test_no_torch() -> None:
@@ -267,7 +312,12 @@ def test_no_torch() -> None:
 def test_a_hundred_thousand_records_take_seconds() -> None:
     generator = np.random.default_rng(0)
     lines = [("none", 0.0), *((f"press{at}", 0.5) for at in range(30))]
-    rows = [row for task in range(13) for press, ratio in lines for row in line(f"t{task}", list(generator.random(250)), press, ratio)]
+    rows = [
+        row
+        for task in range(13)
+        for press, ratio in lines
+        for row in line(f"t{task}", list(generator.random(250)), press, ratio)
+    ]
     start = time.process_time()
     scores(rows)
     assert time.process_time() - start < 15

@@ -22,7 +22,9 @@ from longpress.analysis.tables.write import main, report
 from tests.analysis.test_scores import line
 
 
-def sweep(tasks: Sequence[str], presses: Sequence[tuple[str, float]], n: int = 20, **changes: Any) -> list[Record]:
+def sweep(
+    tasks: Sequence[str], presses: Sequence[tuple[str, float]], n: int = 20, **changes: Any
+) -> list[Record]:
     generator = np.random.default_rng(0)
     rows = []
     for task in tasks:
@@ -48,7 +50,9 @@ PRESSES = [("snapkv", 0.5), ("knorm", 0.5), ("knorm", 0.25)]
 def test_markdown_has_scores_and_differences_full_cache_first() -> None:
     text = markdown(scores(sweep(["a", "b"], PRESSES)))
     _, first, second = text.split("### ")[1:]
-    order = [re.sub(r"\s+", " ", row.split("|")[1] + row.split("|")[2]).strip() for row in lines_of(first, "|")[2:]]
+    order = [
+        re.sub(r"\s+", " ", row.split("|")[1] + row.split("|")[2]).strip() for row in lines_of(first, "|")[2:]
+    ]
     assert order == ["full cache –", "knorm 0.25", "knorm 0.5", "snapkv 0.5"]
     assert len(lines_of(second, "|")) == 2 + 3
     assert re.search(r"\| \d+\.\d ± \d+\.\d \|", first)
@@ -59,11 +63,27 @@ def test_markdown_has_scores_and_differences_full_cache_first() -> None:
 
 def test_the_first_table_says_which_press_and_how_sure_that_is() -> None:
     full = [1.0] * 20
-    rows = [*line("a", full), *line("a", full[:16] + [0.0] * 4, "good", 0.5), *line("a", full[:15] + [0.0] * 5, "close", 0.5)]
-    rows += [*line("a", [0.0] * 20, "bad", 0.5), *line("a", full, "bad", 0.25), *line("a", full, "more", 0.5, kept_fraction=0.75)]
+    rows = [
+        *line("a", full),
+        *line("a", full[:16] + [0.0] * 4, "good", 0.5),
+        *line("a", full[:15] + [0.0] * 5, "close", 0.5),
+    ]
+    rows += [
+        *line("a", [0.0] * 20, "bad", 0.5),
+        *line("a", full, "bad", 0.25),
+        *line("a", full, "more", 0.5, kept_fraction=0.75),
+    ]
     text = markdown(scores(rows)).split("### Which press: a by ratio, best first")[1].split("###")[0]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines_of(text, "| ")]
-    assert [row[0] for row in cells] == ["press", "---" + "-" * 7, "full cache", "more", "good", "close", "bad"]
+    assert [row[0] for row in cells] == [
+        "press",
+        "---" + "-" * 7,
+        "full cache",
+        "more",
+        "good",
+        "close",
+        "bad",
+    ]
     half = cells[0].index("0.5")
     assert [row[half].split("]")[-1].strip() for row in cells[3:]] == ["(keeps 75 %) =", "=", "=", ""]
     assert cells[4][3 - half] == "–"
@@ -91,7 +111,9 @@ def test_cells() -> None:
 @pytest.mark.parametrize("presses", [1, 3, 12])
 @pytest.mark.parametrize("tasks", [1, 3, 13])
 def test_every_cell_fits_a_terminal(tasks: int, presses: int) -> None:
-    frame = scores(sweep([f"task_name_{at}" for at in range(tasks)], [(f"press{at}", 0.5) for at in range(presses)]))
+    frame = scores(
+        sweep([f"task_name_{at}" for at in range(tasks)], [(f"press{at}", 0.5) for at in range(presses)])
+    )
     text = terminal(frame)
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("±") == len(frame) - (presses + 1 if tasks == 1 else 0)
@@ -156,7 +178,11 @@ def test_records_packed_for_keeping_give_the_same_table(tmp_path: Path) -> None:
 
 
 def test_several_models_and_versions_have_tables_of_their_own(tmp_path: Path) -> None:
-    rows = [*sweep(["a"], PRESSES), *sweep(["a"], PRESSES, model="other"), *sweep(["a"], PRESSES, dtype="bfloat16")]
+    rows = [
+        *sweep(["a"], PRESSES),
+        *sweep(["a"], PRESSES, model="other"),
+        *sweep(["a"], PRESSES, dtype="bfloat16"),
+    ]
     text = markdown(scores(rows))
     assert len(lines_of(text, "## ")) == 3
     assert len(set(lines_of(text, "## "))) == 3
@@ -168,7 +194,10 @@ def test_group_headers_of_a_suite_with_named_averages(monkeypatch: pytest.Monkey
 
     def named(benchmark: str, tasks: Any) -> Any:
         third = 1 / 3
-        return ["a", "b", "c"], {"average": {"a": third, "b": third, "c": third}, "questions": {"a": 0.5, "b": 0.5}}
+        return ["a", "b", "c"], {
+            "average": {"a": third, "b": third, "c": third},
+            "questions": {"a": 0.5, "b": 0.5},
+        }
 
     monkeypatch.setattr(module, "averages", named)
     monkeypatch.setattr(tables, "averages", named)
@@ -181,7 +210,10 @@ def test_lossless_only_where_the_whole_interval_says_so() -> None:
     full = [1.0, 0.5, 0.0, 1.0] * 30
     same, worse = line("a", full, "same", 0.5), line("a", [0.0, *full[1:]], "worse", 0.5)
     frame = scores([*line("a", full), *same, *worse, *line("a", [0.0] * 120, "bad", 0.5)])
-    notes = {margin: next(row for row in markdown(frame, margin=margin).splitlines() if "Lossless" in row) for margin in (1.0, 3.5, 10.0)}
+    notes = {
+        margin: next(row for row in markdown(frame, margin=margin).splitlines() if "Lossless" in row)
+        for margin in (1.0, 3.5, 10.0)
+    }
     assert notes[1.0].endswith("above -1): none."), "120 equal answers do not prove a loss below one point"
     assert notes[3.5].endswith(": same 0.5.")
     assert notes[10.0].endswith(": same 0.5, worse 0.5.")
@@ -191,7 +223,9 @@ def test_lossless_only_where_the_whole_interval_says_so() -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "no records", "only corrupt", "newer"])
-def test_bad_folders_end_with_one_sentence(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_folders_end_with_one_sentence(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     if kind == "file":
         folder.write_text("text")
@@ -218,7 +252,12 @@ def test_no_argument_is_a_usage_error() -> None:
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside a paper"])
 def test_latex_compiles_as_it_stands(tmp_path: Path, inside: bool) -> None:
     presses = [(f"press_{at}", ratio) for at in range(20) for ratio in (0.25, 0.5, 0.9)]
-    rows = sweep(["niah_single_1", "vt", "cwe", "fwe", "qa_1", "qa_2"], presses, benchmark="ruler", model="a_b&c%#{}~^\\$<ü>")
+    rows = sweep(
+        ["niah_single_1", "vt", "cwe", "fwe", "qa_1", "qa_2"],
+        presses,
+        benchmark="ruler",
+        model="a_b&c%#{}~^\\$<ü>",
+    )
     rows += [
         *line("vt", [None, 1.0], "odd", 0.5, benchmark="ruler"),
         *line("vt", [0.5, 1.0], "odd", None, budget_tokens=128, benchmark="ruler"),
@@ -240,17 +279,28 @@ def test_latex_compiles_as_it_stands(tmp_path: Path, inside: bool) -> None:
 
 @pytest.mark.parametrize("tasks", [2, 13])
 def test_markdown_and_latex_agree_with_the_csv_to_the_digit(tmp_path: Path, tasks: int) -> None:
-    folder = write(tmp_path / "run", [*sweep([f"t{at}" for at in range(tasks)], PRESSES), *line("t0", [0.5, 0.25], "partial", 0.5)])
+    folder = write(
+        tmp_path / "run",
+        [*sweep([f"t{at}" for at in range(tasks)], PRESSES), *line("t0", [0.5, 0.25], "partial", 0.5)],
+    )
     report([folder])
     csv = pd.read_csv(folder / "scores.csv")
     expected = {
-        ("full cache" if row.press == "none" else row.press, f"{row.compression_ratio:g}" if row.press != "none" else "", row.task): row
+        (
+            "full cache" if row.press == "none" else row.press,
+            f"{row.compression_ratio:g}" if row.press != "none" else "",
+            row.task,
+        ): row
         for row in csv.itertuples()
     }
     text = (folder / "table.md").read_text().split("### Score")[1].split("### Difference")[0]
     grid = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines_of(text, "| ")]
     body = (folder / "table.tex").read_text().split(r"\begin{table}")[2].splitlines()
-    latex_rows = [row.removesuffix(r" \\").split(" & ") for row in body if row.count(" & ") > tasks and row.endswith(r"\\")]
+    latex_rows = [
+        row.removesuffix(r" \\").split(" & ")
+        for row in body
+        if row.count(" & ") > tasks and row.endswith(r"\\")
+    ]
     names = [re.sub(r"\\rotatebox\{70\}\{(.*)\}", r"\1", name) for name in latex_rows[0]]
     seen = 0
     for head, rows in ((grid[0], grid[2:]), (names, latex_rows[1:])):
@@ -262,7 +312,9 @@ def test_markdown_and_latex_agree_with_the_csv_to_the_digit(tmp_path: Path, task
                     assert (
                         cell.strip("*{}$^")
                         .removeprefix(r"\textbf{")
-                        .startswith("–" if missing and head is grid[0] else "--" if missing else f"{row.score:.1f}")
+                        .startswith(
+                            "–" if missing and head is grid[0] else "--" if missing else f"{row.score:.1f}"
+                        )
                     )
                     seen += 1
     assert seen == 2 * (tasks + 1) * 5

@@ -28,7 +28,9 @@ def unread(arguments: list[str], unbuffered: str = "") -> tuple[int, str]:
     try:
         around = os.environ | {"PYTHONUNBUFFERED": unbuffered}
         command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=around, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = subprocess.run(
+            command, cwd=ROOT, env=around, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
+        )
     finally:
         os.close(writing)
     return done.returncode, done.stderr
@@ -42,5 +44,10 @@ def test_a_reader_that_leaves_gets_no_traceback(name: str, unbuffered: str) -> N
 
 def test_tables_are_whole_where_nobody_reads_what_is_printed(tmp_path: Path) -> None:
     shutil.copytree(RESULTS / "records", tmp_path / "records")
-    assert unread(["-m", "longpress.analysis.tables.write", "--no-plots", str(tmp_path)], "1") == (SIGPIPE, "")
-    assert {"scores.csv", "costs.csv", "table.md", "table.tex", "report.html"} <= {path.name for path in tmp_path.iterdir()}
+    assert unread(["-m", "longpress.analysis.tables.write", "--no-plots", str(tmp_path)], "1") == (
+        SIGPIPE,
+        "",
+    )
+    assert {"scores.csv", "costs.csv", "table.md", "table.tex", "report.html"} <= {
+        path.name for path in tmp_path.iterdir()
+    }

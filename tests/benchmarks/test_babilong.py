@@ -27,7 +27,9 @@ ROWS: dict[str, list[dict[str, str]]] = {
 def folder(path: Path, length: str = "1k") -> str:
     (path / length).mkdir()
     for task, rows in ROWS.items():
-        (path / length / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (path / length / f"{task}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     return str(path)
 
 
@@ -40,14 +42,18 @@ def test_laws(tmp_path: Path) -> None:
     samples = take(benchmark)
     check(benchmark, samples, lambda sample: f"It is {' and '.join(sample.references[0].split(','))}.")
     assert take(benchmark, 1) == [sample for sample in samples if sample.id.endswith("/0")]
-    assert [sample.id for sample in samples][:2] == ["qa1/0", "qa1/1"] and samples[0].context_id == samples[1].context_id
+    assert [sample.id for sample in samples][:2] == ["qa1/0", "qa1/1"] and samples[0].context_id == samples[
+        1
+    ].context_id
 
 
 def test_prompt_is_the_official_one(tmp_path: Path) -> None:
     template = "{instruction}\n\n{examples}\n\n{post_prompt}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"  # prompts.py
     for sample in take(made(tmp_path)):
         row = ROWS[sample.task][int(sample.id.split("/")[1])]
-        filled = template.format(**data()["prompts"][sample.task], context=row["input"].strip(), question=row["question"])
+        filled = template.format(
+            **data()["prompts"][sample.task], context=row["input"].strip(), question=row["question"]
+        )
         assert prompt(sample) == filled.strip()
         assert sample.max_new_tokens == 20 and sample.chat_template
 
@@ -67,11 +73,18 @@ def test_evidence(tmp_path: Path) -> None:
 def test_official_predictions() -> None:
     benchmark = BabilongBenchmark()
     rows = [json.loads(line) for line in OFFICIAL.read_text(encoding="utf-8").split("\n") if line]
-    scored = [benchmark.score(sample, output) for sample, output in benchmark.read_predictions(enumerate(rows, start=1), None)]
+    scored = [
+        benchmark.score(sample, output)
+        for sample, output in benchmark.read_predictions(enumerate(rows, start=1), None)
+    ]
     assert [score["accuracy"] for score in scored] == [float(row["correct"]) for row in rows]
     assert len(rows) == 120
     result = score_file(benchmark, None, str(OFFICIAL))
-    assert {task: result["tasks"][task]["n"] for task in ("qa1", "qa2", "qa3")} == {"qa1": 40, "qa2": 40, "qa3": 40}
+    assert {task: result["tasks"][task]["n"] for task in ("qa1", "qa2", "qa3")} == {
+        "qa1": 40,
+        "qa2": 40,
+        "qa3": 40,
+    }
     assert result["averages"]["qa1-qa5"] is None  # two tasks are missing
 
 
@@ -81,9 +94,23 @@ def test_official_predictions() -> None:
         ("qa1", "Where is Mary?", "garden", "GARDEN", 1, 1),
         ("qa1", "Where is Mary?", "garden", "garden or office", 0, 0),
         ("qa1", "Where is Mary?", "garden", "The garden. Not the office", 1, 1),
-        ("qa1", "Where is Mary?", "kitchen", "Kitchen\nQuestion: where is the garden", 0, 1),  # never cut at "Question"
+        (
+            "qa1",
+            "Where is Mary?",
+            "kitchen",
+            "Kitchen\nQuestion: where is the garden",
+            0,
+            1,
+        ),  # never cut at "Question"
         ("qa1", "Where is Mary?", "kitchen", "kitchen<context>garden", 1, 1),
-        ("qa3", "Where was the apple before the office?", "garden", "Before the office it was in the garden", 1, 1),
+        (
+            "qa3",
+            "Where was the apple before the office?",
+            "garden",
+            "Before the office it was in the garden",
+            1,
+            1,
+        ),
         ("qa7", "How many?", "none", "none", 0, 1),  # "none" contains "one"
         ("qa7", "How many?", "one", "one", 1, 1),
         ("qa8", "What is Mary carrying?", "apple,milk", "milk, apple", 1, 1),
@@ -102,7 +129,9 @@ def test_every_label_is_its_own_answer() -> None:
     for task in TASKS:
         for label in data()["labels"][task]:
             scores = benchmark.score(Sample("x", task, "", "?", (label,)), label)
-            assert scores["accuracy_repaired"] == 1 and scores["accuracy"] == ((task, label) != ("qa7", "none"))
+            assert scores["accuracy_repaired"] == 1 and scores["accuracy"] == (
+                (task, label) != ("qa7", "none")
+            )
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
@@ -112,11 +141,15 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         BabilongBenchmark(length="3k")
     with pytest.raises(ValueError, match=r"babilong qa2 1k: no 1k/qa2.jsonl or .* in .*; put the file there"):
         take(made(tmp_path, tasks=("qa2",)))
-    with pytest.raises(ValueError, match=r"row 0, takes \d+ tokens, the model's window has 100, .* choose a shorter length"):
+    with pytest.raises(
+        ValueError, match=r"row 0, takes \d+ tokens, the model's window has 100, .* choose a shorter length"
+    ):
         take(BabilongBenchmark(path=str(tmp_path), length="1k", tasks=("qa1",)), window=100)
     with pytest.raises(ValueError, match="line 3: no field 'question'"):
         list(BabilongBenchmark().read_predictions([(3, {"target": "office", "output": None})], "qa1"))
     row = {"target": "office", "output": None, "question": "?"}
     assert [output for _, output in BabilongBenchmark().read_predictions([(1, row)], "qa1")] == [""]
-    with pytest.raises(ValueError, match="line 1: no field 'task'; name it on the command line: babilong/TASK"):
+    with pytest.raises(
+        ValueError, match="line 1: no field 'task'; name it on the command line: babilong/TASK"
+    ):
         list(BabilongBenchmark().read_predictions([(1, row)], None))

@@ -67,7 +67,9 @@ def test_the_row_itself_is_scored(name: str, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("name", GOOD)
-def test_a_broken_file_gets_one_sentence(name: str, broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_file_gets_one_sentence(
+    name: str, broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_bytes(BROKEN[broken])
     code, out, err = run(name, file, capsys)
@@ -87,9 +89,16 @@ def test_a_broken_second_line_is_named(name: str, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [(name, field) for name, row in GOOD.items() for field in row if field not in OPTIONAL and (name, field) not in MAY_LACK],
+    [
+        (name, field)
+        for name, row in GOOD.items()
+        for field in row
+        if field not in OPTIONAL and (name, field) not in MAY_LACK
+    ],
 )
-def test_a_row_that_lacks_a_field_is_refused(name: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_lacks_a_field_is_refused(
+    name: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_text(json.dumps({key: value for key, value in GOOD[name].items() if key != field}) + "\n")
     code, out, err = run(name, file, capsys)
@@ -99,7 +108,9 @@ def test_a_row_that_lacks_a_field_is_refused(name: str, field: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, row in GOOD.items() for field in row])
-def test_any_value_of_a_field_is_scored_or_refused(name: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_value_of_a_field_is_scored_or_refused(
+    name: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "predictions.jsonl"
     for value in VALUES:
         file.write_text(json.dumps({**GOOD[name], field: value}) + "\n")
@@ -114,9 +125,23 @@ def test_any_value_of_a_field_is_scored_or_refused(name: str, field: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["nosuch", "ruler/nosuch", "longbench/nosuch", "../ruler", "", "/", "base", "ruler/vt/x", "os", "__main__"]
+    "name",
+    [
+        "nosuch",
+        "ruler/nosuch",
+        "longbench/nosuch",
+        "../ruler",
+        "",
+        "/",
+        "base",
+        "ruler/vt/x",
+        "os",
+        "__main__",
+    ],
 )
-def test_an_unknown_benchmark_or_task_gets_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_benchmark_or_task_gets_one_sentence(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_text(json.dumps(GOOD["ruler/vt"]) + "\n")
     code, out, err = run(name, file, capsys)
@@ -126,7 +151,9 @@ def test_an_unknown_benchmark_or_task_gets_one_sentence(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("place", ["", "nosuch.jsonl", "\0", "x" * 5000])
 @pytest.mark.parametrize("name", ["ruler/vt", "longbench_v2", "scbench/scbench_kv"])
-def test_no_file_gets_one_sentence(name: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_file_gets_one_sentence(
+    name: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = run(name, tmp_path / place, capsys)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

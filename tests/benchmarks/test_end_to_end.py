@@ -52,13 +52,23 @@ def test_every_suite_is_here() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUITES)
-def test_a_suite_runs_on_the_embedded_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_suite_runs_on_the_embedded_model(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make, options = SUITES[name]
     (tmp_path / "rows").mkdir()
     where = [f"benchmark.path={make(tmp_path / 'rows')}"] if make else []
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = ["press=knorm", f"benchmark={name}", "limit=1", "plots=false", f"results={tmp_path / 'results'}", *where, *options]
+        chosen = [
+            "press=knorm",
+            f"benchmark={name}",
+            "limit=1",
+            "plots=false",
+            f"results={tmp_path / 'results'}",
+            *where,
+            *options,
+        ]
         EvaluationRunner(settings(compose("config", overrides=chosen))).run()
     found = list(read_records([tmp_path / "results"]))
     assert {(record.press, record.compression_ratio) for record in found} == {("none", 0.0), ("knorm", 0.5)}

@@ -59,7 +59,11 @@ def test_files(tmp_path: Path) -> None:
     assert load(path=str(essays)).text == "An essay."
     (broken := tmp_path / "broken.json").write_text("[]")
     (empty := tmp_path / "empty.txt").write_text(" ")
-    for path, message in [(broken, 'JSON object with the key "text"'), (empty, "holds no text"), (tmp_path / "no", "nothing at")]:
+    for path, message in [
+        (broken, 'JSON object with the key "text"'),
+        (empty, "holds no text"),
+        (tmp_path / "no", "nothing at"),
+    ]:
         with pytest.raises(ValueError, match=message):
             load(path=str(path))
 

@@ -22,9 +22,22 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
 def folder(path: Path) -> str:
     write(
         path / "json_kv/test_k105_dep6.jsonl",
-        [{"context": '{"k": "v-1"}', "question": "k", "answer": "v-1", "num_kvs": 1, "demos": [["a", "b"], ["c", "d"], ["e", "f"]]}] * 3,
+        [
+            {
+                "context": '{"k": "v-1"}',
+                "question": "k",
+                "answer": "v-1",
+                "num_kvs": 1,
+                "demos": [["a", "b"], ["c", "d"], ["e", "f"]],
+            }
+        ]
+        * 3,
     )
-    for name, answer in {"multikey_2": ["71"], "multikey_3": ["ab-1"], "multivalue": ["71", "72", "73"]}.items():
+    for name, answer in {
+        "multikey_2": ["71"],
+        "multikey_3": ["ab-1"],
+        "multivalue": ["71", "72", "73"],
+    }.items():
         row = {
             "context": f"One of the numbers for x is {' and '.join(answer)}.",
             "query": "x",
@@ -39,14 +52,32 @@ def folder(path: Path) -> str:
         "popqa_test_1000_k50": 6,
     }.items():
         rows = [
-            {"id": f"q{at % 2}", "question": f"Where {at % 2}?", "answers": ["in Paris", "Paris"], "ctxs": CTXS, "s_pop": 10}
+            {
+                "id": f"q{at % 2}",
+                "question": f"Where {at % 2}?",
+                "answers": ["in Paris", "Paris"],
+                "ctxs": CTXS,
+                "s_pop": 10,
+            }
             for at in range(4)
         ]
         write(path / f"kilt/{name}_dep{depth}.jsonl", rows)
         demos = [{**row, "id": f"d{at}", "question": f"Demo {at}?"} for at, row in enumerate(rows)]
-        write(path / f"kilt/{name.replace('-dev', '-train').replace('k50', 'k3')}_dep{depth}.jsonl", demos + demos)
-    for name, labels in {"trec_coarse": 6, "trec_fine": 50, "banking77": 77, "clinic150": 151, "nlu": 68}.items():
-        write(path / f"icl/{name}/train.jsonl", [{"text": f"text {at}", "label": at % labels} for at in range(2 * labels)])
+        write(
+            path / f"kilt/{name.replace('-dev', '-train').replace('k50', 'k3')}_dep{depth}.jsonl",
+            demos + demos,
+        )
+    for name, labels in {
+        "trec_coarse": 6,
+        "trec_fine": 50,
+        "banking77": 77,
+        "clinic150": 151,
+        "nlu": 68,
+    }.items():
+        write(
+            path / f"icl/{name}/train.jsonl",
+            [{"text": f"text {at}", "label": at % labels} for at in range(2 * labels)],
+        )
         write(path / f"icl/{name}/test.jsonl", [{"text": f"test {at}", "label": at} for at in range(3)])
     return str(path)
 
@@ -54,14 +85,22 @@ def folder(path: Path) -> str:
 def test_laws(tmp_path: Path) -> None:
     benchmark = HelmetBenchmark(path=folder(tmp_path), tasks=TASKS)
     samples = take(benchmark)
-    check(benchmark, samples, lambda sample: ", ".join(sample.references) if "niah" in sample.task else sample.references[0])
+    check(
+        benchmark,
+        samples,
+        lambda sample: ", ".join(sample.references) if "niah" in sample.task else sample.references[0],
+    )
     assert {sample.task for sample in samples} == set(TASKS) and len(take(benchmark, 1)) == len(TASKS)
     for sample in samples:
-        assert bool(sample.evidence) == (sample.task in TASKS[:4]) and sample.stop == (() if sample.task in TASKS[:4] else ("\n",))
+        assert bool(sample.evidence) == (sample.task in TASKS[:4]) and sample.stop == (
+            () if sample.task in TASKS[:4] else ("\n",)
+        )
 
 
 def test_prompts(tmp_path: Path) -> None:
-    prompts = {sample.task: prompt(sample) for sample in take(HelmetBenchmark(path=folder(tmp_path), tasks=TASKS), 1)}
+    prompts = {
+        sample.task: prompt(sample) for sample in take(HelmetBenchmark(path=folder(tmp_path), tasks=TASKS), 1)
+    }
     assert prompts["json_kv"] == (
         '{"k": "v-1"}\n\nExtract the value corresponding to the specified key in the JSON object below.\n\n'
         "Key: a\nCorresponding value: b\n\nKey: c\nCorresponding value: d\n\nKey: k\nCorresponding value:"
@@ -78,7 +117,9 @@ def test_prompts(tmp_path: Path) -> None:
     )
     assert prompts["nq"].endswith(f"?\nAnswer: in Paris\n\n{documents}\n\nQuestion: Where 0?\nAnswer:")
     assert prompts["nq"].count("Demo") == 2
-    assert prompts["nlu"].endswith("\n\ntest 0\nlabel:") and prompts["nlu"].count("label: ") == 511  # 510 examples and the instruction
+    assert (
+        prompts["nlu"].endswith("\n\ntest 0\nlabel:") and prompts["nlu"].count("label: ") == 511
+    )  # 510 examples and the instruction
 
 
 def test_order_is_that_of_datasets() -> None:
@@ -90,14 +131,19 @@ def test_order_is_that_of_datasets() -> None:
 def test_balance() -> None:
     rows = [{"text": str(at), "label": at % 3} for at in range(7)]
     drawn = balanced(rows, 8, 1)
-    assert sorted(row["label"] for row in drawn[:3]) == [0, 1, 2] == sorted(row["label"] for row in drawn[3:6]) and len(drawn) == 8
+    assert (
+        sorted(row["label"] for row in drawn[:3]) == [0, 1, 2] == sorted(row["label"] for row in drawn[3:6])
+        and len(drawn) == 8
+    )
     assert drawn == balanced(rows, 8, 1) != balanced(rows, 8, 2)
 
 
 def test_cut() -> None:
     assert cut_end("head", "0123456789", "tail", byte_tokenizer(), 15, "row 0") == "0123456"
     assert cut_end("head", "0123456789", "tail", byte_tokenizer(), 18, "row 0") == "0123456789"
-    with pytest.raises(ValueError, match="row 0: instruction, examples and question do not fit into 8 tokens"):
+    with pytest.raises(
+        ValueError, match="row 0: instruction, examples and question do not fit into 8 tokens"
+    ):
         cut_end("head", "0123456789", "tail", byte_tokenizer(), 8, "row 0")
 
 
@@ -113,7 +159,9 @@ def test_cut() -> None:
     ],
 )
 def test_score(task: str, references: tuple[str, ...], prediction: str, score: float) -> None:
-    assert list(HelmetBenchmark().score(Sample("x", task, "", "", references), prediction).values()) == [score]
+    assert list(HelmetBenchmark().score(Sample("x", task, "", "", references), prediction).values()) == [
+        score
+    ]
     assert parse_label("x") == "x"
 
 
@@ -128,6 +176,7 @@ def test_predictions_and_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"helmet: no path; set benchmark\.path"):
         take(HelmetBenchmark())
     with pytest.raises(
-        ValueError, match=r"helmet json_kv: no file at .*test_k105_dep6.jsonl; path must be the suite's unpacked data folder"
+        ValueError,
+        match=r"helmet json_kv: no file at .*test_k105_dep6.jsonl; path must be the suite's unpacked data folder",
     ):
         take(HelmetBenchmark(path=str(tmp_path)))

@@ -13,7 +13,9 @@ from benchmarks.infinitebench import TASKS, InfinitebenchBenchmark, fill, prompt
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
-SCORED = json.loads((Path(__file__).parent / "data" / "infinitebench" / "scored_predictions.json").read_text(encoding="utf-8"))["rows"]
+SCORED = json.loads(
+    (Path(__file__).parent / "data" / "infinitebench" / "scored_predictions.json").read_text(encoding="utf-8")
+)["rows"]
 OFFICIAL = {  # prompt.py (first 16 digits of the SHA-256, gaps named as here), eval_utils.py
     "passkey": ("32a0f730f8746b1a", 6),
     "number_string": ("f519b51c90c40022", 12),
@@ -34,16 +36,37 @@ STRING = "The sequence of digits is 3000077442. Remember it. 3000077442 is the s
 OPTIONS = ["Walking Georgie", "Fighting", "B", "None of these"]
 FIND = "The value of the numbers below. The smallest number of the list is: "
 ROWS: dict[str, dict[str, Any]] = {
-    "passkey": {"context": NOISE + PASSKEY + "\n" + NOISE, "input": "What is the pass key?", "answer": ["10433"]},
-    "number_string": {"context": NOISE + STRING + "\n" + NOISE, "input": "What is the sequence of digits?", "answer": ["3000077442"]},
-    "kv_retrieval": {"context": 'JSON data:\n{"k-1": "v-1", "k-2": "v-2"}', "input": '\nKey: "k-2"\nThe value is: ', "answer": ["v-2"]},
+    "passkey": {
+        "context": NOISE + PASSKEY + "\n" + NOISE,
+        "input": "What is the pass key?",
+        "answer": ["10433"],
+    },
+    "number_string": {
+        "context": NOISE + STRING + "\n" + NOISE,
+        "input": "What is the sequence of digits?",
+        "answer": ["3000077442"],
+    },
+    "kv_retrieval": {
+        "context": 'JSON data:\n{"k-1": "v-1", "k-2": "v-2"}',
+        "input": '\nKey: "k-2"\nThe value is: ',
+        "answer": ["v-2"],
+    },
     "longbook_sum_eng": {"context": "A book.", "input": "", "answer": ["It ends well.\nAll are happy."]},
-    "longbook_choice_eng": {"context": "A book.", "input": "What?", "answer": ["Walking Georgie"], "options": OPTIONS},
+    "longbook_choice_eng": {
+        "context": "A book.",
+        "input": "What?",
+        "answer": ["Walking Georgie"],
+        "options": OPTIONS,
+    },
     "longbook_qa_eng": {"context": "A book.", "input": "Where?", "answer": ["in world war 1", "at war"]},
     "longbook_qa_chn": {"context": "一本书。", "input": "谁？", "answer": ["《红楼梦》"]},
     "math_find": {"context": "[3, 88, 7]", "input": FIND, "answer": [3]},
     "math_calc": {"context": "1 + 3 - 2", "input": "", "answer": [1, 4, 2]},
-    "code_run": {"context": "def func_1(x):\n    return x", "input": "Please give me the value of func_1(-7).", "answer": [-7]},
+    "code_run": {
+        "context": "def func_1(x):\n    return x",
+        "input": "Please give me the value of func_1(-7).",
+        "answer": [-7],
+    },
     "code_debug": {"context": "def a(): 1 / 0", "input": "", "answer": ["Fighting"], "options": OPTIONS},
     "longdialogue_qa_eng": {"context": "$$MASK$$: Hello.", "input": "", "answer": ["ACE ROTHSTEIN", "ACE"]},
 }
@@ -51,7 +74,9 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def folder(path: Path) -> str:
     for task, row in ROWS.items():
-        lines = [json.dumps({"id": number, "options": [], **row}, ensure_ascii=False) + "\n" for number in range(2)]
+        lines = [
+            json.dumps({"id": number, "options": [], **row}, ensure_ascii=False) + "\n" for number in range(2)
+        ]
         (path / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
     return str(path)
 
@@ -76,7 +101,11 @@ def test_prompts_are_the_official_ones(tmp_path: Path) -> None:
         template = fixed["context"] + fixed["question"] + fixed["answer_prefix"]
         assert hashlib.sha256(template.encode()).hexdigest().startswith(digest)
         assert prompt(sample) == template.format(**fill(sample.task, ROWS[sample.task], ""))
-        assert sample.max_new_tokens == limit and not sample.chat_template and sample.metadata["max_length"] == 131_072
+        assert (
+            sample.max_new_tokens == limit
+            and not sample.chat_template
+            and sample.metadata["max_length"] == 131_072
+        )
 
 
 def test_gaps() -> None:
@@ -87,7 +116,8 @@ def test_gaps() -> None:
         "func": "func_1",
     }
     assert fill("math_find", ROWS["math_find"], "")["prefix"] == (
-        "What is the value of the numbers below. the smallest number in the following list?"  # the widest match, as upstream
+        # the widest match, as upstream
+        "What is the value of the numbers below. the smallest number in the following list?"
     )
     assert fill("code_debug", ROWS["code_debug"], "")["option_d"] == "None of these"
 
@@ -102,24 +132,37 @@ def test_evidence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [400, 1401, 1500])
 def test_the_whole_prompt_is_cut_in_its_middle(tmp_path: Path, limit: int) -> None:
     tokenizer = byte_tokenizer()
-    [sample] = InfinitebenchBenchmark(path=folder(tmp_path), tasks=("passkey",), max_length=limit).samples(tokenizer, 10**6, 1)
+    [sample] = InfinitebenchBenchmark(path=folder(tmp_path), tasks=("passkey",), max_length=limit).samples(
+        tokenizer, 10**6, 1
+    )
     fixed = prompts()["passkey"]
-    tokens = tokenizer.encode("".join(fixed[part] for part in ("context", "question", "answer_prefix")).format(**ROWS["passkey"]))
-    assert prompt(sample) == tokenizer.decode(tokens[: limit // 2] + tokens[-(limit - limit // 2) :]) and sample.truncated
+    tokens = tokenizer.encode(
+        "".join(fixed[part] for part in ("context", "question", "answer_prefix")).format(**ROWS["passkey"])
+    )
+    assert (
+        prompt(sample) == tokenizer.decode(tokens[: limit // 2] + tokens[-(limit - limit // 2) :])
+        and sample.truncated
+    )
 
 
 def test_evidence_that_is_cut_in_two(tmp_path: Path) -> None:
     tokenizer, path = byte_tokenizer(), folder(tmp_path)
     pieces = {}
     for limit in range(1400, 1760, 40):
-        [sample] = InfinitebenchBenchmark(path=path, tasks=("passkey",), max_length=limit).samples(tokenizer, 10**6, 1)
+        [sample] = InfinitebenchBenchmark(path=path, tasks=("passkey",), max_length=limit).samples(
+            tokenizer, 10**6, 1
+        )
         pieces[limit] = [sample.context[start:end] for start, end in sample.evidence]
         assert all(PASSKEY.startswith(piece) or PASSKEY.endswith(piece) for piece in pieces[limit])
-    assert any(len(found) == 1 and found[0] != PASSKEY for found in pieces.values()) and pieces[1720] == [PASSKEY]
+    assert any(len(found) == 1 and found[0] != PASSKEY for found in pieces.values()) and pieces[1720] == [
+        PASSKEY
+    ]
 
 
 def test_small_windows_shorten_long_answers(tmp_path: Path) -> None:
-    [sample] = InfinitebenchBenchmark(path=folder(tmp_path), tasks=("math_calc",)).samples(byte_tokenizer(), 1000, 1)
+    [sample] = InfinitebenchBenchmark(path=folder(tmp_path), tasks=("math_calc",)).samples(
+        byte_tokenizer(), 1000, 1
+    )
     assert sample.max_new_tokens == 500 and sample.metadata["max_length"] == 492
 
 
@@ -129,10 +172,21 @@ def test_scored_predictions(tmp_path: Path) -> None:
     assert len({sample.task for sample, _ in read}) == 10 and len(read) == 92
     for (sample, prediction), row in zip(read, SCORED, strict=True):
         scores = benchmark.score(sample, prediction)
-        official = scores["accuracy_first_name"] if sample.task == "longdialogue_qa_eng" else next(iter(scores.values()))
+        official = (
+            scores["accuracy_first_name"]
+            if sample.task == "longdialogue_qa_eng"
+            else next(iter(scores.values()))
+        )
         assert official == pytest.approx(row["score"], abs=1e-9)
-    assert {type(sample.references[0]) for sample, _ in read if sample.task in ("code_run", "math_find")} <= {int, float}
-    assert {type(sample.references[0]) for sample, _ in read if sample.task in ("passkey", "kv_retrieval", "number_string")} == {str}
+    assert {type(sample.references[0]) for sample, _ in read if sample.task in ("code_run", "math_find")} <= {
+        int,
+        float,
+    }
+    assert {
+        type(sample.references[0])
+        for sample, _ in read
+        if sample.task in ("passkey", "kv_retrieval", "number_string")
+    } == {str}
     rows = [row for row in SCORED if row["task"] == "passkey"]
     (file := tmp_path / "file.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert score_file(benchmark, "passkey", str(file))["tasks"]["passkey"]["n"] == 10
@@ -174,7 +228,9 @@ def test_scored_predictions(tmp_path: Path) -> None:
 )
 def test_oddities_of_the_scorers(task: str, labels: tuple[Any, ...], prediction: str, score: float) -> None:
     benchmark = InfinitebenchBenchmark()
-    assert benchmark.score(Sample("x", task, "", "", labels), prediction)[benchmark.metrics[task]] == pytest.approx(score)
+    assert benchmark.score(Sample("x", task, "", "", labels), prediction)[
+        benchmark.metrics[task]
+    ] == pytest.approx(score)
 
 
 def test_old_rule_of_names() -> None:
@@ -185,7 +241,9 @@ def test_old_rule_of_names() -> None:
 
 def test_types_are_restored() -> None:
     assert typed_labels("code_run", ["-7"], (), "") == (-7,)
-    assert typed_labels("math_find", ["3.5"], (), "") == (3.5,) and typed_labels("math_find", 3, (), "") == (3,)
+    assert typed_labels("math_find", ["3.5"], (), "") == (3.5,) and typed_labels("math_find", 3, (), "") == (
+        3,
+    )
     assert typed_labels("math_calc", [["1", "4"]], (), "") == (1, 4)
     assert typed_labels("passkey", 10433, (), "") == ("10433",)
     assert typed_labels("code_debug", "b", ["a", "b", "c", "d"], "") == ("b", "B")
@@ -220,11 +278,21 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         InfinitebenchBenchmark(tasks=("pass",))
     with pytest.raises(ValueError, match="max_length=-1 must be positive"):
         InfinitebenchBenchmark(max_length=-1)
-    with pytest.raises(ValueError, match=r"infinitebench passkey: no passkey.jsonl in .*; put the file there"):
+    with pytest.raises(
+        ValueError, match=r"infinitebench passkey: no passkey.jsonl in .*; put the file there"
+    ):
         take(InfinitebenchBenchmark(path=str(tmp_path)))
     for task, change, message in (
-        ("code_run", {"input": "?"}, "infinitebench code_run, row 0: the question '\\?' holds nothing like func_"),
-        ("code_debug", {"options": ["a"]}, "infinitebench code_debug, row 0: the field 'options' is not a list of four texts"),
+        (
+            "code_run",
+            {"input": "?"},
+            "infinitebench code_run, row 0: the question '\\?' holds nothing like func_",
+        ),
+        (
+            "code_debug",
+            {"options": ["a"]},
+            "infinitebench code_debug, row 0: the field 'options' is not a list of four texts",
+        ),
         ("passkey", {"answer": None}, "infinitebench passkey, row 0: no field 'answer'"),
     ):
         (tmp_path / f"{task}.jsonl").write_text(json.dumps({**ROWS[task], **change}))

@@ -17,8 +17,11 @@ from benchmarks.longbench_tasks import ALL_21, COLUMNS, ENGLISH_16, EXTENDED_13,
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
-PUBLISHED = json.loads((Path(__file__).parent / "data" / "longbench" / "scored_predictions.json").read_text(encoding="utf-8"))["rows"]
-OFFICIAL = {  # config/dataset2prompt.json (first 16 digits of the prompt's SHA-256), dataset2maxlen.json, eval.py
+PUBLISHED = json.loads(
+    (Path(__file__).parent / "data" / "longbench" / "scored_predictions.json").read_text(encoding="utf-8")
+)["rows"]
+# config/dataset2prompt.json (first 16 digits of the prompt's SHA-256), dataset2maxlen.json, eval.py
+OFFICIAL = {
     "narrativeqa": ("aada7ed24b06abac", 128, "qa_f1"),
     "qasper": ("0fbdd123fe7f83d6", 128, "qa_f1"),
     "multifieldqa_en": ("20b4666a2de8a1f7", 64, "qa_f1"),
@@ -69,7 +72,9 @@ def row(task: str, number: int = 0, length: int = 100) -> dict[str, Any]:
     elif task == "passage_retrieval_en":
         context = f"Paragraph 1: One.\n\nParagraph 2: Two,\ntwo {number}.\n\nParagraph 20: Three."
     return {
-        "input": "" if task in ("gov_report", "multi_news", "vcsum", "passage_count", "lcc") else f"What {number}?\n",
+        "input": ""
+        if task in ("gov_report", "multi_news", "vcsum", "passage_count", "lcc")
+        else f"What {number}?\n",
         "context": context,
         "answers": GOLD[OFFICIAL[task][2]],
         "length": length,
@@ -89,15 +94,24 @@ def folder(path: Path) -> str:
     for task in ALL_21:
         write(path / f"{task}.jsonl", [row(task, number) for number in range(2)])
     for task in EXTENDED_13:
-        write(path / f"{task}_e.jsonl", [row(task, number, length) for number, length in enumerate((8000, 3999, 4000, 7999, 0))])
+        write(
+            path / f"{task}_e.jsonl",
+            [row(task, number, length) for number, length in enumerate((8000, 3999, 4000, 7999, 0))],
+        )
     return str(path)
 
 
 def test_laws(tmp_path: Path) -> None:
     benchmark = Rounded(path=folder(tmp_path), tasks=ALL_21)
     samples = take(benchmark)
-    assert len(samples) == 42 and take(benchmark, 1) == [sample for sample in samples if sample.id.endswith("/0")]
-    check(benchmark, [sample for sample in samples if sample.id.endswith("/0")], lambda sample: str(sample.references[0]))
+    assert len(samples) == 42 and take(benchmark, 1) == [
+        sample for sample in samples if sample.id.endswith("/0")
+    ]
+    check(
+        benchmark,
+        [sample for sample in samples if sample.id.endswith("/0")],
+        lambda sample: str(sample.references[0]),
+    )
 
 
 @pytest.mark.parametrize("assistant_prefix", [True, False])
@@ -110,10 +124,14 @@ def test_prompts_are_the_official_ones(tmp_path: Path, assistant_prefix: bool) -
         assert hashlib.sha256(template.encode()).hexdigest().startswith(digest)
         assert prompt(sample) == template.format(**row(sample.task, int(sample.id[-1])))
         assert (sample.max_new_tokens, benchmark.metrics[sample.task]) == (limit, metric)
-        assert sample.chat_template == (sample.task not in ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"))
+        assert sample.chat_template == (
+            sample.task not in ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
+        )
         assert (sample.stop, sample.min_new_tokens) == ((("\n",), 1) if sample.task == "samsum" else ((), 0))
         assert assistant_prefix or not sample.answer_prefix
-        assert sample.metadata["row"] == f"{sample.task}-{sample.id[-1]}" and sample.metadata["revision"] is None
+        assert (
+            sample.metadata["row"] == f"{sample.task}-{sample.id[-1]}" and sample.metadata["revision"] is None
+        )
 
 
 def test_evidence(tmp_path: Path) -> None:
@@ -127,7 +145,9 @@ def official_cut(text: str, limit: int) -> str:
     tokenizer = byte_tokenizer()
     tokens = tokenizer(text).input_ids
     half = int(limit / 2)
-    return text if len(tokens) <= limit else tokenizer.decode(tokens[:half]) + tokenizer.decode(tokens[-half:])
+    return (
+        text if len(tokens) <= limit else tokenizer.decode(tokens[:half]) + tokenizer.decode(tokens[-half:])
+    )
 
 
 @pytest.mark.parametrize("limit", [401, 540, 10**6])
@@ -136,11 +156,18 @@ def test_the_whole_prompt_is_cut_in_its_middle(tmp_path: Path, limit: int) -> No
     for task in ALL_21:
         if task == "passage_retrieval_en" and limit == 401:
             continue  # the question alone is longer
-        for sample in LongbenchBenchmark(path=path, tasks=(task,), max_length=limit).samples(byte_tokenizer(), 10**6):
+        for sample in LongbenchBenchmark(path=path, tasks=(task,), max_length=limit).samples(
+            byte_tokenizer(), 10**6
+        ):
             fixed = prompts()[task]
-            whole = "".join(fixed[part] for part in ("context", "question", "answer_prefix")).format(**row(task, int(sample.id[-1])))
+            whole = "".join(fixed[part] for part in ("context", "question", "answer_prefix")).format(
+                **row(task, int(sample.id[-1]))
+            )
             assert prompt(sample) == official_cut(whole, limit)
-            assert sample.truncated == (len(whole.encode()) > limit) and sample.answer_prefix == fixed["answer_prefix"]
+            assert (
+                sample.truncated == (len(whole.encode()) > limit)
+                and sample.answer_prefix == fixed["answer_prefix"]
+            )
             cut += sample.truncated
     assert bool(cut) == (limit < 10**6)
 
@@ -148,19 +175,32 @@ def test_the_whole_prompt_is_cut_in_its_middle(tmp_path: Path, limit: int) -> No
 def test_margins_of_the_suite(tmp_path: Path) -> None:
     benchmark = LongbenchBenchmark(path=folder(tmp_path), tasks=("gov_report",))
     for window, limit in ((4096, 3500), (8192, 7500), (16384, 15500), (32768, 31500), (1024, 448)):
-        assert [sample.metadata["max_length"] for sample in benchmark.samples(byte_tokenizer(), window, 1)] == [limit]
+        assert [
+            sample.metadata["max_length"] for sample in benchmark.samples(byte_tokenizer(), window, 1)
+        ] == [limit]
 
 
 def test_code_to_complete_may_be_cut_but_no_other_question(tmp_path: Path) -> None:
     long = "x = 1\n" * 100
     for task in ("repobench-p", "hotpotqa"):
         write(tmp_path / f"{task}.jsonl", [{**row(task), "input": long}])
-    [sample] = LongbenchBenchmark(path=str(tmp_path), tasks=("repobench-p",), max_length=300).samples(byte_tokenizer(), 10**6)
+    [sample] = LongbenchBenchmark(path=str(tmp_path), tasks=("repobench-p",), max_length=300).samples(
+        byte_tokenizer(), 10**6
+    )
     fixed = prompts()["repobench-p"]
-    whole = "".join(fixed[part] for part in ("context", "question", "answer_prefix")).format(**{**row("repobench-p"), "input": long})
+    whole = "".join(fixed[part] for part in ("context", "question", "answer_prefix")).format(
+        **{**row("repobench-p"), "input": long}
+    )
     assert prompt(sample) == official_cut(whole, 300) and sample.answer_prefix == "Next line of code:\n"
-    with pytest.raises(ValueError, match="longbench hotpotqa, row 0: the question takes 618 tokens, and 150 are kept at the end"):
-        list(LongbenchBenchmark(path=str(tmp_path), tasks=("hotpotqa",), max_length=300).samples(byte_tokenizer(), 10**6))
+    with pytest.raises(
+        ValueError,
+        match="longbench hotpotqa, row 0: the question takes 618 tokens, and 150 are kept at the end",
+    ):
+        list(
+            LongbenchBenchmark(path=str(tmp_path), tasks=("hotpotqa",), max_length=300).samples(
+                byte_tokenizer(), 10**6
+            )
+        )
 
 
 def test_published_row_scores() -> None:
@@ -168,7 +208,9 @@ def test_published_row_scores() -> None:
     read = list(benchmark.read_predictions(enumerate(PUBLISHED, start=1), None))
     assert len(read) == 140 and len({sample.task for sample, _ in read}) == 8
     for (sample, prediction), published in zip(read, PUBLISHED, strict=True):
-        assert benchmark.score(sample, prediction)[benchmark.metrics[sample.task]] == pytest.approx(published["score"], abs=1e-9)
+        assert benchmark.score(sample, prediction)[benchmark.metrics[sample.task]] == pytest.approx(
+            published["score"], abs=1e-9
+        )
 
 
 def test_command_scores_a_file(tmp_path: Path) -> None:
@@ -182,7 +224,9 @@ def test_command_scores_a_file(tmp_path: Path) -> None:
 def test_averages() -> None:
     averages = LongbenchBenchmark(tasks=ALL_21).averages()
     assert list(averages) == ["average", "category_average", "category_average_zh"]
-    assert averages["average"] == [(task,) for task in ENGLISH_16] and LongbenchBenchmark().tasks == ENGLISH_16
+    assert (
+        averages["average"] == [(task,) for task in ENGLISH_16] and LongbenchBenchmark().tasks == ENGLISH_16
+    )
     assert [len(group) for group in averages["category_average"]] == [3, 3, 3, 3, 2, 2]
     code = ("lcc", "repobench-p")
     singles = [("multifieldqa_zh",), ("dureader",), ("vcsum",), ("lsht",), ("passage_retrieval_zh",), code]
@@ -196,15 +240,34 @@ def test_longbench_e(tmp_path: Path) -> None:
     benchmark = LongbenchBenchmark(path=folder(tmp_path), extended=True)
     assert benchmark.tasks == tuple(COLUMNS) and len(COLUMNS) == 39
     samples = take(benchmark)
-    assert [sample.id for sample in samples[:5]] == [f"qasper_e_{row}" for row in ("0-4k/1", "0-4k/4", "4-8k/2", "4-8k/3", "8k+/0")]
-    assert [sample.id for sample in take(benchmark, 1)[:3]] == ["qasper_e_0-4k/1", "qasper_e_4-8k/2", "qasper_e_8k+/0"]
-    assert all(benchmark.score(sample, str(sample.references[0]))[benchmark.metrics[sample.task]] > 0.999 for sample in samples)
+    assert [sample.id for sample in samples[:5]] == [
+        f"qasper_e_{row}" for row in ("0-4k/1", "0-4k/4", "4-8k/2", "4-8k/3", "8k+/0")
+    ]
+    assert [sample.id for sample in take(benchmark, 1)[:3]] == [
+        "qasper_e_0-4k/1",
+        "qasper_e_4-8k/2",
+        "qasper_e_8k+/0",
+    ]
+    assert all(
+        benchmark.score(sample, str(sample.references[0]))[benchmark.metrics[sample.task]] > 0.999
+        for sample in samples
+    )
     averages = benchmark.averages()
-    assert list(averages) == ["average", "average_0-4k", "average_4-8k", "average_8k+"] and len(averages["average"]) == 13
-    assert LongbenchBenchmark(tasks=("qasper",), extended=True) == LongbenchBenchmark(tasks=("qasper_e",), extended=True)
+    assert (
+        list(averages) == ["average", "average_0-4k", "average_4-8k", "average_8k+"]
+        and len(averages["average"]) == 13
+    )
+    assert LongbenchBenchmark(tasks=("qasper",), extended=True) == LongbenchBenchmark(
+        tasks=("qasper_e",), extended=True
+    )
     assert LongbenchBenchmark(tasks=("trec_e_8k+",)).averages().keys() == averages.keys()
-    rows = [{"pred": "46", "answers": ["46"], "all_classes": None, "length": length} for length in (1, 9000, 5000, 8000)]
-    scored = score_file(LongbenchBenchmark(), "passage_count_e", write(tmp_path / "file.jsonl", rows))["tasks"]
+    rows = [
+        {"pred": "46", "answers": ["46"], "all_classes": None, "length": length}
+        for length in (1, 9000, 5000, 8000)
+    ]
+    scored = score_file(LongbenchBenchmark(), "passage_count_e", write(tmp_path / "file.jsonl", rows))[
+        "tasks"
+    ]
     assert {task: cell["n"] for task, cell in scored.items()} == {
         "passage_count_e_0-4k": 1,
         "passage_count_e_4-8k": 1,
@@ -282,7 +345,12 @@ def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     metrics._quiet_jieba.cache_clear()
     for module in ("rouge", "jieba", "rapidfuzz.fuzz", "rouge_score.rouge_scorer"):
         monkeypatch.setitem(sys.modules, module, None)
-    for score in (metrics.rouge_l, metrics.qa_f1_zh, metrics.edit_similarity, lambda one, other: metrics.rouge_lsum(one, [other])):
+    for score in (
+        metrics.rouge_l,
+        metrics.qa_f1_zh,
+        metrics.edit_similarity,
+        lambda one, other: metrics.rouge_lsum(one, [other]),
+    ):
         with pytest.raises(ValueError, match=r"needs the package .*: pip install 'longpress\["):
             score("a", "b")
     metrics._quiet_jieba.cache_clear()
@@ -295,7 +363,9 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         LongbenchBenchmark(tasks=("musique",), extended=True)
     with pytest.raises(ValueError, match="max_length=-1 must be positive"):
         LongbenchBenchmark(max_length=-1)
-    with pytest.raises(ValueError, match=r"longbench narrativeqa: no narrativeqa.jsonl or data/.* in .*; put the file there"):
+    with pytest.raises(
+        ValueError, match=r"longbench narrativeqa: no narrativeqa.jsonl or data/.* in .*; put the file there"
+    ):
         take(LongbenchBenchmark(path=str(tmp_path)))
     write(tmp_path / "trec.jsonl", [{**row("trec"), "answers": "Food"}])
     with pytest.raises(ValueError, match="longbench trec, row 0: the field 'answers' is not a list of texts"):
@@ -317,6 +387,10 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 
 
 def test_word_tokenizer_keeps_the_question_whole(tmp_path: Path) -> None:
-    for sample in take(LongbenchBenchmark(path=folder(tmp_path), tasks=("hotpotqa", "qmsum"), max_length=120)):
+    for sample in take(
+        LongbenchBenchmark(path=folder(tmp_path), tasks=("hotpotqa", "qmsum"), max_length=120)
+    ):
         fixed = prompts()[sample.task]
-        assert sample.truncated and sample.question == fixed["question"].format(**row(sample.task, int(sample.id[-1])))
+        assert sample.truncated and sample.question == fixed["question"].format(
+            **row(sample.task, int(sample.id[-1]))
+        )

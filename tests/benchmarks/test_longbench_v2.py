@@ -34,7 +34,9 @@ ROWS = [
         "answer": "ABCD"[number],
         "context": "\n " + "A long text {context}. " * 20 + f"{number}\n",
     }
-    for number, (difficulty, length) in enumerate((("easy", "short"), ("hard", "short"), ("hard", "medium"), ("easy", "long")))
+    for number, (difficulty, length) in enumerate(
+        (("easy", "short"), ("hard", "short"), ("hard", "medium"), ("easy", "long"))
+    )
 ]
 
 
@@ -45,7 +47,11 @@ def made(path: Path, name: str = "data.json", **options: Any) -> LongbenchV2Benc
 
 
 def official(row: dict[str, str]) -> str:
-    fields = {"$DOC$": "context", "$Q$": "question", **{f"$C_{letter}$": f"choice_{letter}" for letter in "ABCD"}}
+    fields = {
+        "$DOC$": "context",
+        "$Q$": "question",
+        **{f"$C_{letter}$": f"choice_{letter}" for letter in "ABCD"},
+    }
     return re.sub(r"\$\w+\$", lambda gap: row[fields[gap[0]]].strip(), TEMPLATE)
 
 
@@ -55,7 +61,9 @@ def test_laws(tmp_path: Path, name: str) -> None:
     samples = take(benchmark)
     check(benchmark, samples, lambda sample: f"**The correct answer is ({sample.references[0]})**")
     check(benchmark, samples, lambda sample: f"The correct answer is {sample.references[0]}.")
-    assert take(benchmark, 2) == samples[:2] and [sample.id for sample in samples] == [f"overall/id{at}" for at in range(4)]
+    assert take(benchmark, 2) == samples[:2] and [sample.id for sample in samples] == [
+        f"overall/id{at}" for at in range(4)
+    ]
 
 
 def test_prompt_is_the_official_one(tmp_path: Path) -> None:
@@ -70,10 +78,15 @@ def test_the_whole_prompt_is_cut_in_its_middle(tmp_path: Path, limit: int) -> No
     tokenizer = byte_tokenizer()
     for sample, row in zip(made(tmp_path, max_length=limit).samples(tokenizer, 10**6), ROWS, strict=True):
         tokens = tokenizer.encode(official(row))
-        assert prompt(sample) == tokenizer.decode(tokens[: limit // 2] + tokens[-limit // 2 :]) and sample.truncated
+        assert (
+            prompt(sample) == tokenizer.decode(tokens[: limit // 2] + tokens[-limit // 2 :])
+            and sample.truncated
+        )
     small = next(made(tmp_path).samples(tokenizer, 800))
     assert small.metadata["max_length"] == 800 - 128 - 64
-    with pytest.raises(ValueError, match=r"longbench_v2, row 0: the question takes \d+ tokens, and 100 are kept"):
+    with pytest.raises(
+        ValueError, match=r"longbench_v2, row 0: the question takes \d+ tokens, and 100 are kept"
+    ):
         next(made(tmp_path, max_length=200).samples(tokenizer, 10**6))
 
 
@@ -97,12 +110,16 @@ def test_extraction(response: str, letter: str | None, alone: str | None) -> Non
     right = float(letter == "B")
     assert list(scores) == ["accuracy", "accuracy_letter_alone", "answered", "accuracy_easy", "accuracy_long"]
     assert scores["accuracy"] == scores["accuracy_easy"] == scores["accuracy_long"] == right
-    assert scores["accuracy_letter_alone"] == float(alone == "B") and scores["answered"] == float(letter is not None)
+    assert scores["accuracy_letter_alone"] == float(alone == "B") and scores["answered"] == float(
+        letter is not None
+    )
 
 
 def test_judged_predictions(tmp_path: Path) -> None:
     rows = json.loads(JUDGED.read_text(encoding="utf-8"))["rows"]
-    (file := tmp_path / "file.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (file := tmp_path / "file.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
 
     def mean(chosen: list[dict[str, Any]]) -> float:
         return round(100 * sum(row["judge"] for row in chosen) / len(chosen), 2)
@@ -113,7 +130,9 @@ def test_judged_predictions(tmp_path: Path) -> None:
     assert overall["accuracy_hard"] == mean([row for row in rows if row["difficulty"] == "hard"])
     assert "accuracy_long" not in overall  # no long row: not 0
     hard = score_file(LongbenchV2Benchmark(), "hard", str(file))["tasks"]["hard"]
-    assert hard["accuracy"] == overall["accuracy_hard"] and hard["n"] == sum(row["difficulty"] == "hard" for row in rows)
+    assert hard["accuracy"] == overall["accuracy_hard"] and hard["n"] == sum(
+        row["difficulty"] == "hard" for row in rows
+    )
 
 
 def test_responses_are_read_again_and_failures_are_wrong() -> None:
@@ -127,9 +146,15 @@ def test_responses_are_read_again_and_failures_are_wrong() -> None:
         {"error": "timeout", **facts},
         {"response": "", "answer": "A", **facts},
     ]
-    scored = [benchmark.score(sample, text)["accuracy"] for sample, text in benchmark.read_predictions(enumerate(rows), None)]
+    scored = [
+        benchmark.score(sample, text)["accuracy"]
+        for sample, text in benchmark.read_predictions(enumerate(rows), None)
+    ]
     assert scored == [1, 0, 1, 0, 0, 0, 0]
-    for row, message in (({"answer": "A"}, "line 4: the field 'pred' is missing"), ({"pred": "A"}, "line 4: no field 'answer' or 'judge'")):
+    for row, message in (
+        ({"answer": "A"}, "line 4: the field 'pred' is missing"),
+        ({"pred": "A"}, "line 4: no field 'answer' or 'judge'"),
+    ):
         with pytest.raises(ValueError, match=message):
             list(benchmark.read_predictions([(4, row)], None))
 
@@ -138,7 +163,9 @@ def test_divisions(tmp_path: Path) -> None:
     benchmark = made(tmp_path, tasks=("hard", "easy"))
     assert [sample.id for sample in take(benchmark)] == ["hard/id1", "hard/id2", "easy/id0", "easy/id3"]
     assert [sample.id for sample in take(benchmark, 1)] == ["hard/id1", "easy/id0"]
-    assert list(benchmark.averages()) == ["mean_of_columns"] and list(LongbenchV2Benchmark().averages()) == ["average"]
+    assert list(benchmark.averages()) == ["mean_of_columns"] and list(LongbenchV2Benchmark().averages()) == [
+        "average"
+    ]
     assert [sample.id for sample in take(made(tmp_path, tasks=("short",)))] == ["short/id0", "short/id1"]
     assert "accuracy_hard" not in benchmark.score(take(benchmark)[0], "")
 
@@ -154,7 +181,9 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.sources.hub_commit", lambda repository, revision: "abc")
     samples = list(LongbenchV2Benchmark().samples(byte_tokenizer(), 10**6, 1))
     assert asked == [("zai-org/LongBench-v2", None, {"split": "train", "revision": "abc"})]
-    assert samples[0].metadata["revision"] == "abc" and samples[0].metadata["source"] == "zai-org/LongBench-v2"
+    assert (
+        samples[0].metadata["revision"] == "abc" and samples[0].metadata["source"] == "zai-org/LongBench-v2"
+    )
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
@@ -164,7 +193,9 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         LongbenchV2Benchmark(tasks=("short", "hard"))
     with pytest.raises(ValueError, match="max_length=-5 must be positive"):
         LongbenchV2Benchmark(max_length=-5)
-    with pytest.raises(ValueError, match=r"longbench_v2: no data.jsonl or train.jsonl in .*; put the file there"):
+    with pytest.raises(
+        ValueError, match=r"longbench_v2: no data.jsonl or train.jsonl in .*; put the file there"
+    ):
         take(LongbenchV2Benchmark(path=str(tmp_path)))
     (tmp_path / "data.json").write_text(json.dumps([{**ROWS[0], "answer": "E"}]))
     with pytest.raises(ValueError, match="row 0: the answer 'E' is not one of A, B, C, D"):

@@ -16,7 +16,11 @@ from tests.support.suite_laws import check, prompt, take
 
 TEXT = "Ada Lovelace was born in London. She wrote notes on the engine of Charles Babbage.\nHe lived in Devonshire Street."
 QA = [
-    {"S": "Ada Lovelace was born in London.", "Q": "Where was Ada's {birth}?", "A": "She was born in the city of London."},
+    {
+        "S": "Ada Lovelace was born in London.",
+        "Q": "Where was Ada's {birth}?",
+        "A": "She was born in the city of London.",
+    },
     {
         "S": ["She wrote notes on the engine of Charles Babbage.", "not there"],
         "Q": "Whose engine?",
@@ -29,8 +33,17 @@ CLOZE = [
 ]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "shortdep_qa": [{"input": TEXT, "title": "Ada", "qa_pairs": str(QA), "output": "none"}],
-    "longdep_qa": [{"context": TEXT, "question": pair["Q"], "answer": pair["A"], "evidence": pair["S"]} for pair in QA],
-    "longdep_summarization": [{"input": TEXT, "title": "1", "qa_pairs": "none", "output": "A life of Ada Lovelace, who wrote notes."}],
+    "longdep_qa": [
+        {"context": TEXT, "question": pair["Q"], "answer": pair["A"], "evidence": pair["S"]} for pair in QA
+    ],
+    "longdep_summarization": [
+        {
+            "input": TEXT,
+            "title": "1",
+            "qa_pairs": "none",
+            "output": "A life of Ada Lovelace, who wrote notes.",
+        }
+    ],
     "shortdep_cloze": [{"input": TEXT, "title": "Ada", "qa_pairs": str(CLOZE), "output": "None"}],
 }
 PROMPTS = {  # config/task2prompt.json
@@ -54,15 +67,25 @@ def test_laws(tmp_path: Path) -> None:
     benchmark = LoogleBenchmark(path=folder(tmp_path))
     samples = take(benchmark)
     check(benchmark, samples, lambda sample: str(sample.references[0]))
-    assert [sample.id for sample in samples if sample.task == "longdep_qa"] == ["longdep_qa/0", "longdep_qa/1"]
-    assert len(samples) == 7 and [sample.id for sample in take(benchmark, 1)] == [f"{task}/0" for task in PROMPTS]
+    assert [sample.id for sample in samples if sample.task == "longdep_qa"] == [
+        "longdep_qa/0",
+        "longdep_qa/1",
+    ]
+    assert len(samples) == 7 and [sample.id for sample in take(benchmark, 1)] == [
+        f"{task}/0" for task in PROMPTS
+    ]
     assert {sample.weight for sample in samples if sample.task == "shortdep_cloze"} == {1.0, 2.0}
     assert len({sample.context_id for sample in samples if sample.task == "shortdep_qa"}) == 1
     assert not any(sample.chat_template or sample.truncated for sample in samples)
 
 
 def test_prompt_is_the_official_one(tmp_path: Path) -> None:
-    asked = {"shortdep_qa": QA, "longdep_qa": QA, "longdep_summarization": [{"Q": ""}], "shortdep_cloze": CLOZE}
+    asked = {
+        "shortdep_qa": QA,
+        "longdep_qa": QA,
+        "longdep_summarization": [{"Q": ""}],
+        "shortdep_cloze": CLOZE,
+    }
     for sample in take(LoogleBenchmark(path=folder(tmp_path))):
         pair = asked[sample.task][int(sample.id.split("/")[1])]
         assert prompt(sample) == PROMPTS[sample.task].format(input=TEXT, Q=pair["Q"])
@@ -83,7 +106,9 @@ def test_rows_of_an_archive(tmp_path: Path) -> None:
         for task in ROWS:
             archive.write(source / f"{task}.jsonl", f"data/{task}.jsonl")
     for path in (tmp_path, tmp_path / "data.zip"):
-        assert [(each.id, prompt(each)) for each in take(LoogleBenchmark(path=str(path)))] == [(each.id, prompt(each)) for each in samples]
+        assert [(each.id, prompt(each)) for each in take(LoogleBenchmark(path=str(path)))] == [
+            (each.id, prompt(each)) for each in samples
+        ]
 
 
 def test_cuts(tmp_path: Path) -> None:
@@ -96,7 +121,9 @@ def test_cuts(tmp_path: Path) -> None:
         whole = [PROMPTS["shortdep_qa"].format(input=TEXT, Q=pair["Q"]) for pair in QA]
         assert prompt(samples[0]) == whole[0][:80] + whole[0][-80:]  # the longest question: both cuts agree
         assert all(prompt(sample).endswith(text[-40:]) for sample, text in zip(samples, whole, strict=True))
-    with pytest.raises(ValueError, match="a question of 43 tokens does not fit behind a context cut to 60 tokens"):
+    with pytest.raises(
+        ValueError, match="a question of 43 tokens does not fit behind a context cut to 60 tokens"
+    ):
         list(LoogleBenchmark(path=path, tasks=("shortdep_qa",), max_length=60).samples(tokenizer, 10**6))
 
 
@@ -123,8 +150,16 @@ def test_bleu(reference: str, prediction: str, one: float, four: float) -> None:
 
 
 def test_rouge_is_recall_of_distinct_words() -> None:
-    assert rouge_recall("the cat sat on the mat", "the cat the cat") == {"rouge1": 0.4, "rouge2": 0.2, "rougeL": 0.4}
-    assert rouge_recall("the cat", "...") == rouge_recall("the cat", "") == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
+    assert rouge_recall("the cat sat on the mat", "the cat the cat") == {
+        "rouge1": 0.4,
+        "rouge2": 0.2,
+        "rougeL": 0.4,
+    }
+    assert (
+        rouge_recall("the cat", "...")
+        == rouge_recall("the cat", "")
+        == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,22 +177,35 @@ def test_rouge_is_recall_of_distinct_words() -> None:
     ],
 )
 def test_cloze(answer: str, exact: float, partial: float) -> None:
-    assert score_cloze({"<mask-0>": "Ada Lovelace", "<mask-1>": "London"}, answer) == {"exact": exact, "partial": partial}
+    assert score_cloze({"<mask-0>": "Ada Lovelace", "<mask-1>": "London"}, answer) == {
+        "exact": exact,
+        "partial": partial,
+    }
 
 
 def test_nothing_is_run() -> None:
-    assert parse_literal("print(1)") is None and parse_literal("[" * 100_000) is None and parse_literal("{'a': '\\d'}") == {"a": "\\d"}
+    assert (
+        parse_literal("print(1)") is None
+        and parse_literal("[" * 100_000) is None
+        and parse_literal("{'a': '\\d'}") == {"a": "\\d"}
+    )
 
 
 def test_official_output_files() -> None:
     benchmark = LoogleBenchmark()
-    row = {"qa_pairs": CLOZE, "llm_output": [str(CLOZE[0]["A"]), "nothing"], "output": [pair["A"] for pair in CLOZE]}
+    row = {
+        "qa_pairs": CLOZE,
+        "llm_output": [str(CLOZE[0]["A"]), "nothing"],
+        "output": [pair["A"] for pair in CLOZE],
+    }
     pairs = list(benchmark.read_predictions([(1, row)], "shortdep_cloze"))
     assert [(sample.id, sample.weight, benchmark.score(sample, text)["exact"]) for sample, text in pairs] == [
         ("shortdep_cloze/1/0", 2.0, 1.0),
         ("shortdep_cloze/1/1", 1.0, 0.0),
     ]  # micro average: 2 of 3 masks
-    with pytest.raises(ValueError, match="line 1: the fields 'llm_output' and 'output' must be lists of one length"):
+    with pytest.raises(
+        ValueError, match="line 1: the fields 'llm_output' and 'output' must be lists of one length"
+    ):
         list(benchmark.read_predictions([(1, {"llm_output": ["a"], "output": []})], "longdep_qa"))
     with pytest.raises(ValueError, match="line 1: loogle has no task 'qa'; its tasks are shortdep_qa, "):
         list(benchmark.read_predictions([(1, row)], "qa"))
@@ -166,13 +214,18 @@ def test_official_output_files() -> None:
 def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="cut='end' is not known; choose prompt or document"):
         LoogleBenchmark(cut="end")
-    with pytest.raises(ValueError, match=r"loogle shortdep_qa: no shortdep_qa.jsonl or .* put the file there, or leave path empty"):
+    with pytest.raises(
+        ValueError,
+        match=r"loogle shortdep_qa: no shortdep_qa.jsonl or .* put the file there, or leave path empty",
+    ):
         take(LoogleBenchmark(path=str(tmp_path)))
     (tmp_path / "data.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=r"data.zip is not a zip file; download it again"):
         take(LoogleBenchmark(path=str(tmp_path)))
     (tmp_path / "longdep_qa.jsonl").write_text('{"input": "x", "qa_pairs": "print(1)"}\n')
-    with pytest.raises(ValueError, match="loogle longdep_qa, row 0: the field 'qa_pairs' is not a list of questions"):
+    with pytest.raises(
+        ValueError, match="loogle longdep_qa, row 0: the field 'qa_pairs' is not a list of questions"
+    ):
         take(LoogleBenchmark(path=str(tmp_path), tasks=("longdep_qa",)))
     monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(ValueError, match="needs the package bert-score: pip install bert-score"):

@@ -13,15 +13,38 @@ from benchmarks.metrics import last_boxed
 from tests.support.suite_laws import check, prompt, take
 
 PROBLEMS = [
-    {"problem": "What is $1/2 + 1$?", "answer": "\\frac{3}{2}", "subject": "Algebra", "level": 1, "unique_id": "made/1"},
-    {"problem": "Which {set}?", "answer": "\\left( 3, \\frac{\\pi}{2} \\right)", "subject": "Geometry", "level": 2, "unique_id": "made/2"},
-    {"problem": "Which word?", "answer": "\\text{odd}", "subject": "Algebra", "level": 3, "unique_id": "made/3"},
+    {
+        "problem": "What is $1/2 + 1$?",
+        "answer": "\\frac{3}{2}",
+        "subject": "Algebra",
+        "level": 1,
+        "unique_id": "made/1",
+    },
+    {
+        "problem": "Which {set}?",
+        "answer": "\\left( 3, \\frac{\\pi}{2} \\right)",
+        "subject": "Geometry",
+        "level": 2,
+        "unique_id": "made/2",
+    },
+    {
+        "problem": "Which word?",
+        "answer": "\\text{odd}",
+        "subject": "Algebra",
+        "level": 3,
+        "unique_id": "made/3",
+    },
 ]
-INTEGERS = [{"index": 0, "question": "One?", "true_answer": "70"}, {"index": 1, "question": "Two?", "true_answer": "005"}]
+INTEGERS = [
+    {"index": 0, "question": "One?", "true_answer": "70"},
+    {"index": 1, "question": "Two?", "true_answer": "005"},
+]
 
 
 def rows(path: Path, made: list[dict[str, Any]]) -> str:
-    (file := path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    (file := path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in made), encoding="utf-8"
+    )
     return str(file)
 
 
@@ -40,9 +63,16 @@ def test_laws(kind: type[Any], made: list[dict[str, Any]], style: str, tmp_path:
 
 def test_prompts(tmp_path: Path) -> None:
     path = rows(tmp_path, PROBLEMS)
-    [boxed, r_kv, lighteval] = [take(Math500Benchmark(path=path, prompt=style), 1)[0] for style in ("boxed", "r_kv", "lighteval")]
-    assert prompt(boxed) == "What is $1/2 + 1$?\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-    assert prompt(r_kv).startswith("You are given a math problem.\n\nProblem: What is $1/2 + 1$?\n\n You need")
+    [boxed, r_kv, lighteval] = [
+        take(Math500Benchmark(path=path, prompt=style), 1)[0] for style in ("boxed", "r_kv", "lighteval")
+    ]
+    assert (
+        prompt(boxed)
+        == "What is $1/2 + 1$?\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
+    assert prompt(r_kv).startswith(
+        "You are given a math problem.\n\nProblem: What is $1/2 + 1$?\n\n You need"
+    )
     assert prompt(lighteval).endswith("before answering.\n\nWhat is $1/2 + 1$?\n")
 
 
@@ -89,7 +119,8 @@ def test_equal_formulas(left: str, right: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [("1", "2"), ("\\frac{1}{2}", "\\frac{2}{1}"), ("xyz = 5", "xzy = 5"), ("(1,2)", "[1,2]"), ("-5", "5")]
+    ("left", "right"),
+    [("1", "2"), ("\\frac{1}{2}", "\\frac{2}{1}"), ("xyz = 5", "xzy = 5"), ("(1,2)", "[1,2]"), ("-5", "5")],
 )
 def test_different_formulas(left: str, right: str) -> None:
     assert normalize(left) != normalize(right)
@@ -109,7 +140,11 @@ def test_predictions(benchmark: Benchmark) -> None:
         (3, {"response": ["70"], "answer": "70"}),
     ]
     scores = [benchmark.score(sample, text) for sample, text in benchmark.read_predictions(given, None)]
-    assert [score["accuracy"] for score in scores] == [1, 0, 1] and [score["boxed"] for score in scores] == [1, 0, 0]
+    assert [score["accuracy"] for score in scores] == [1, 0, 1] and [score["boxed"] for score in scores] == [
+        1,
+        0,
+        0,
+    ]
     with pytest.raises(ValueError, match="line 4: no field 'prediction' or"):
         list(benchmark.read_predictions([(4, {"answer": "70"})], None))
     with pytest.raises(ValueError, match="has no task 'algebra'"):
@@ -122,10 +157,16 @@ def test_what_is_wrong_is_said(kind: type[Any], tmp_path: Path) -> None:
         kind(prompt="cot")
     with pytest.raises(ValueError, match="max_new_tokens=0 must be at least 1"):
         kind(max_new_tokens=0)
-    with pytest.raises(ValueError, match=r"no (test|aime25).jsonl or .* in .*; put the file there, or leave path empty to download it"):
+    with pytest.raises(
+        ValueError,
+        match=r"no (test|aime25).jsonl or .* in .*; put the file there, or leave path empty to download it",
+    ):
         take(kind(path=str(tmp_path)))
     with pytest.raises(ValueError, match="row 0: no field 'answer' or 'true_answer'; its fields are problem"):
         take(kind(path=rows(tmp_path, [{"problem": "x"}])))
     with pytest.raises(ValueError, match="leaves no room for an answer in the model's window of 70 tokens"):
         take(kind(path=rows(tmp_path, PROBLEMS if kind is Math500Benchmark else INTEGERS)), window=70)
-    assert Sample("x", "math500", "", "", ()).references == () and kind().score(Sample("x", "t", "", "", ()), "1")["accuracy"] == 0
+    assert (
+        Sample("x", "math500", "", "", ()).references == ()
+        and kind().score(Sample("x", "t", "", "", ()), "1")["accuracy"] == 0
+    )

@@ -14,12 +14,18 @@ WIDE = 10**6
 
 
 def make(limit: int | None = None, **options: Any) -> list[Sample]:
-    return list(NiahBenchmark(**{"tasks": ("512", "1000"), "haystack": "walden", **options}).samples(WordTokenizer(), WIDE, limit))
+    return list(
+        NiahBenchmark(**{"tasks": ("512", "1000"), "haystack": "walden", **options}).samples(
+            WordTokenizer(), WIDE, limit
+        )
+    )
 
 
 def test_grid() -> None:
     samples = make(depths=5, draws=2)
-    assert [sample.id for sample in samples] == [f"{task}/{row}" for task in ("512", "1000") for row in range(10)]
+    assert [sample.id for sample in samples] == [
+        f"{task}/{row}" for task in ("512", "1000") for row in range(10)
+    ]
     assert [sample.metadata["depth"] for sample in samples] == [0, 25, 50, 75, 100] * 4
     assert [sample.metadata["draw"] for sample in samples[:10]] == [0] * 5 + [1] * 5
     assert len({sample.context_id for sample in samples}) == 20
@@ -32,8 +38,14 @@ def test_laws(length: str) -> None:
     rng = random.Random(0)
     for sample in samples:
         prompt = sample.context + sample.question + sample.answer_prefix
-        parts = sum(len(count.encode(part)) for part in (sample.context, sample.question, sample.answer_prefix))
-        assert max(len(count.encode(prompt)), parts) + sample.max_new_tokens == sample.metadata["length"] <= int(length)
+        parts = sum(
+            len(count.encode(part)) for part in (sample.context, sample.question, sample.answer_prefix)
+        )
+        assert (
+            max(len(count.encode(prompt)), parts) + sample.max_new_tokens
+            == sample.metadata["length"]
+            <= int(length)
+        )
         assert sample.metadata["length"] >= int(length) * 0.99 - 2
         assert prompt.startswith("<|im_start|> This is a very long story book: <book> ")
         assert prompt.endswith(
@@ -41,7 +53,10 @@ def test_laws(length: str) -> None:
         )
         [(start, end)] = sample.evidence
         assert sample.context[start:end] == NEEDLE and sample.context.count(NEEDLE) == 1
-        assert sample.context[:start].endswith((". ", "? ", "! ", '" ', "<book> ")) or sample.metadata["depth"] == 100
+        assert (
+            sample.context[:start].endswith((". ", "? ", "! ", '" ', "<book> "))
+            or sample.metadata["depth"] == 100
+        )
         assert sample.stop == ("\n",) and sample.max_new_tokens == 30 and not sample.chat_template
         assert next(iter(benchmark.score(sample, sample.references[0]).items())) == ("word_overlap", 1.0)
         assert benchmark.score(sample, sample.references[0])["substring"] == 1
@@ -55,7 +70,9 @@ def test_deterministic_prefix_and_seed() -> None:
     assert make(3) == [sample for sample in make() if int(sample.id.split("/")[1]) < 3]
     other = make(seed=1)
     for left, right in zip(make(), other, strict=True):
-        assert (left.context == right.context) == (left.metadata["draw"] == 0)  # the first draw begins where the essays begin
+        assert (left.context == right.context) == (
+            left.metadata["draw"] == 0
+        )  # the first draw begins where the essays begin
 
 
 def test_chat_template_replaces_the_mark() -> None:
@@ -74,7 +91,9 @@ def test_scores() -> None:
     benchmark, sample = NiahBenchmark(), make(1)[0]
     half = benchmark.score(sample, "Eat a SANDWICH")
     assert half["word_overlap"] == pytest.approx(3 / 11) and half["substring"] == 0
-    assert benchmark.score(sample, "sunny day")["word_overlap"] == pytest.approx(1 / 11)  # "day." has its full stop
+    assert benchmark.score(sample, "sunny day")["word_overlap"] == pytest.approx(
+        1 / 11
+    )  # "day." has its full stop
     full = benchmark.score(sample, "You should eat a sandwich and sit in Dolores Park on a sunny  day")
     assert full["substring"] == 1 and full["word_overlap"] == pytest.approx(10 / 11)
     assert rouge1_f(NEEDLE, NEEDLE.upper()) == 1
@@ -84,11 +103,19 @@ def test_scores() -> None:
 
 def test_predictions() -> None:
     benchmark = NiahBenchmark()
-    row = {"context_length": 1000, "depth_percent": 11.0, "needle": NEEDLE, "model_response": ANSWER, "score": 7.5}
+    row = {
+        "context_length": 1000,
+        "depth_percent": 11.0,
+        "needle": NEEDLE,
+        "model_response": ANSWER,
+        "score": 7.5,
+    }
     [(sample, prediction)] = benchmark.read_predictions([(1, row)], None)
     assert sample.task == "1000" and benchmark.score(sample, prediction)["word_overlap"] == 1
     [(sample, prediction)] = benchmark.read_predictions([(1, {"pred": "sit"})], "2048")
-    assert sample.task == "2048" and benchmark.score(sample, prediction)["word_overlap"] == pytest.approx(1 / 11)
+    assert sample.task == "2048" and benchmark.score(sample, prediction)["word_overlap"] == pytest.approx(
+        1 / 11
+    )
     with pytest.raises(ValueError, match="line 4: the field 'model_response'"):
         list(benchmark.read_predictions([(4, {})], "2048"))
     with pytest.raises(ValueError, match="line 4: the length 'x'"):

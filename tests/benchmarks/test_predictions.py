@@ -22,7 +22,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 def predictions(task: str, part: float) -> list[dict[str, Any]]:
     lines = (OFFICIAL / task / "validation.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
-    return [{**row, "pred": "\u2028 ".join(row["outputs"][: round(part * len(row["outputs"]))]), "others": {}} for row in rows]
+    return [
+        {**row, "pred": "\u2028 ".join(row["outputs"][: round(part * len(row["outputs"]))]), "others": {}}
+        for row in rows
+    ]
 
 
 def test_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +39,11 @@ def test_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_all_tasks_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.ruler_prompts import TASKS
 
-    rows = [{"task": task, "outputs": ["a", "b", "c"], "pred": "c b" if number else "b"} for task in TASKS for number in range(2)]
+    rows = [
+        {"task": task, "outputs": ["a", "b", "c"], "pred": "c b" if number else "b"}
+        for task in TASKS
+        for number in range(2)
+    ]
     assert main(["ruler", write(tmp_path / "all.jsonl", rows)]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tasks"]["fwe"] == {"string_match_all": 50.0, "n": 2, "empty": 0}
@@ -52,7 +59,11 @@ def test_all_tasks_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["ruler/vt"], '\n\n{"answer": "x"}\n', "file.jsonl, line 3: the field 'pred' is missing"),
         (["ruler/vt"], "", "holds no prediction"),
         (["ruler/vt"], "\ufeff[]", "file.jsonl, line 1: a list"),
-        (["ruler/vtt"], '{"pred": "x", "outputs": ["x"]}', "line 1: ruler has no task 'vtt'; its tasks are niah_single_1"),
+        (
+            ["ruler/vtt"],
+            '{"pred": "x", "outputs": ["x"]}',
+            "line 1: ruler has no task 'vtt'; its tasks are niah_single_1",
+        ),
         (["niah"], '{"pred": "x"}', "file.jsonl, line 1: the length ''"),
     ],
 )
@@ -77,7 +88,10 @@ def test_missing_and_binary_files(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2 and main(["--help"]) == 0
     printed = capsys.readouterr()
-    assert "niah, ruler" in printed.err.replace(", ".join(find_benchmarks()), "niah, ruler") and "usage: " in printed.out
+    assert (
+        "niah, ruler" in printed.err.replace(", ".join(find_benchmarks()), "niah, ruler")
+        and "usage: " in printed.out
+    )
 
 
 def test_found_by_their_files() -> None:
@@ -96,14 +110,19 @@ def test_command_needs_neither_torch_nor_the_hub(tmp_path: Path) -> None:
         "assert not heavy, heavy"
     )
     root = Path(__file__).parent.parent.parent
-    done = subprocess.run([sys.executable, "-c", code, file], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, file], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tasks"]["vt"]["string_match_all"] == 100.0
 
 
 def test_csv_predictions_are_read(tmp_path: Path) -> None:
     file = tmp_path / "predictions.csv"
-    file.write_text(',target,output,question\n0,kitchen,"The kitchen.\nYes, it",Where is Mary?\n1,hall,,Where is John?\n', encoding="utf-8")
+    file.write_text(
+        ',target,output,question\n0,kitchen,"The kitchen.\nYes, it",Where is Mary?\n1,hall,,Where is John?\n',
+        encoding="utf-8",
+    )
     rows = list(read_rows(file))
     assert [(number, row["output"]) for number, row in rows] == [(2, "The kitchen.\nYes, it"), (4, "")]
     file.write_text("a,b\n1,2,3\n", encoding="utf-8")

@@ -25,7 +25,9 @@ WIDE = 10**6
 
 
 def make(task: str, length: int = 2048, limit: int | None = 4, **options: Any) -> list[Sample]:
-    benchmark = RulerBenchmark(tasks=(task,), length=length, haystack=options.pop("haystack", "walden"), **options)
+    benchmark = RulerBenchmark(
+        tasks=(task,), length=length, haystack=options.pop("haystack", "walden"), **options
+    )
     return list(benchmark.samples(WordTokenizer(), WIDE, limit))
 
 
@@ -43,14 +45,21 @@ def rows(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("task", TASKS)
 def test_laws(task: str, length: int) -> None:
     tokenizer, count = WordTokenizer(), WordTokenizer()
-    samples = list(RulerBenchmark(tasks=(task,), length=length, haystack="walden").samples(tokenizer, WIDE, 4))
+    samples = list(
+        RulerBenchmark(tasks=(task,), length=length, haystack="walden").samples(tokenizer, WIDE, 4)
+    )
     assert len(samples) == 4
-    assert tokenizer.characters <= 6 * sum(len(sample.context) + 1000 for sample in samples)  # a few countings of a long text
+    assert tokenizer.characters <= 6 * sum(
+        len(sample.context) + 1000 for sample in samples
+    )  # a few countings of a long text
     assert len({sample.id for sample in samples}) == 4
     rng = random.Random(0)
     for sample in samples:
         parts = [sample.context, sample.question, sample.answer_prefix]
-        used = max(len(count.encode("".join(parts))), sum(len(count.encode(part)) for part in parts)) + sample.max_new_tokens
+        used = (
+            max(len(count.encode("".join(parts))), sum(len(count.encode(part)) for part in parts))
+            + sample.max_new_tokens
+        )
         assert used == sample.metadata["length"] <= length
         if TASKS[task].kind != "qa":  # whole documents leave gaps
             assert used >= length - max(80, length // 100)
@@ -72,7 +81,9 @@ def test_deterministic_and_a_smaller_limit_is_a_prefix(task: str) -> None:
     ten = make(task, 1024, 10)
     assert make(task, 1024, 3) == ten[:3]
     assert make(task, 1024, None, samples_per_task=10) == ten
-    assert [sample.context for sample in make(task, 1024, 3, seed=7)] != [sample.context for sample in ten[:3]]
+    assert [sample.context for sample in make(task, 1024, 3, seed=7)] != [
+        sample.context for sample in ten[:3]
+    ]
 
 
 def test_tasks_do_not_depend_on_their_order() -> None:
@@ -99,7 +110,9 @@ NIAH = {
 def test_needles(task: str) -> None:
     hidden, answers, value, key = NIAH[task]
     for sample in make(task, 4096):
-        needles = re.findall(rf"One of the special magic (?:numbers|uuids) for ({key}) is: ({value})\.", sample.context)
+        needles = re.findall(
+            rf"One of the special magic (?:numbers|uuids) for ({key}) is: ({value})\.", sample.context
+        )
         lines = sample.metadata.get("lines", 0) if hidden == 0 else 0
         assert len(needles) == (hidden or lines + 1)
         assert len(sample.references) == answers == len(sample.evidence)
@@ -109,20 +122,25 @@ def test_needles(task: str) -> None:
         assert len({k for k, _ in needles}) == (1 if task == "niah_multivalue" else len(needles))
         for start, end in sample.evidence:
             assert sample.context[start:end].startswith("One of the special magic ")
-            assert any(sample.context[start:end].endswith(f" is: {reference}.") for reference in sample.references)
+            assert any(
+                sample.context[start:end].endswith(f" is: {reference}.") for reference in sample.references
+            )
         if task == "niah_single_1":
             assert sample.context.count(NOISE) == sample.metadata["lines"]
         single = answers == 1
         assert sample.context.startswith("A special magic " if single else "Some special magic ")
         assert sample.question.startswith("What is the special" if single else "What are all the special")
-        assert sample.answer_prefix.endswith(" is" if single else " are") and sample.answer_prefix.startswith(" The special magic ")
+        assert sample.answer_prefix.endswith(" is" if single else " are") and sample.answer_prefix.startswith(
+            " The special magic "
+        )
         assert sample.max_new_tokens == 128
 
 
 def test_queries_are_joined_as_in_the_original() -> None:
     sample = make("niah_multiquery", limit=1)[0]
     assert re.fullmatch(
-        r"What are all the special magic numbers for \S.*, .*, .*, and .* mentioned in the provided text\?", sample.question
+        r"What are all the special magic numbers for \S.*, .*, .*, and .* mentioned in the provided text\?",
+        sample.question,
     )
 
 
@@ -131,7 +149,11 @@ def test_words_come_from_both_lists() -> None:
     assert len(lists.all) > 8000 and len(lists.nouns) > 6000 and len(lists.adjectives) > 800
     key = re.search(r"for (\S+(?: \S+)?) mentioned", make("niah_single_1", limit=1)[0].question)
     assert key is not None
-    assert any(key[1] == f"{adjective}-{noun}" for adjective in lists.adjectives for noun in [key[1].removeprefix(f"{adjective}-")])
+    assert any(
+        key[1] == f"{adjective}-{noun}"
+        for adjective in lists.adjectives
+        for noun in [key[1].removeprefix(f"{adjective}-")]
+    )
 
 
 def test_needles_stand_at_the_forty_depths() -> None:
@@ -163,10 +185,15 @@ def test_variable_tracking() -> None:
 @pytest.mark.parametrize(("length", "common", "uncommon", "shown"), [(2048, 6, 1, 40), (4096, 30, 3, 190)])
 def test_common_words(length: int, common: int, uncommon: int, shown: int) -> None:
     for sample in make("cwe", length):
-        example, main = (part.rsplit("\nQuestion:", 1)[0] for part in re.split(r"\n(?=Below is)", sample.context + sample.question))
+        example, main = (
+            part.rsplit("\nQuestion:", 1)[0]
+            for part in re.split(r"\n(?=Below is)", sample.context + sample.question)
+        )
         listed = [word for _, word in re.findall(r"(\d+)\. ([^\d]+?)(?= \d|$)", main.split("\n", 1)[1])]
         counts = Counter(listed)
-        assert {word for word, n in counts.items() if n == common} == set(sample.references) and len(sample.references) == 10
+        assert {word for word, n in counts.items() if n == common} == set(sample.references) and len(
+            sample.references
+        ) == 10
         assert set(counts.values()) == {common, uncommon}
         assert len(counts) == sample.metadata["distinct_words"]
         assert len(sample.evidence) == 10 * common
@@ -196,7 +223,9 @@ def test_questions_have_their_documents(task: str) -> None:
         assert numbers == list(range(1, sample.metadata["documents"] + 1))
         assert all(found.documents[needed] in sample.context for needed in question.needed)
         if task == "qa_2":
-            assert sample.metadata["documents"] >= 10 and all(found.documents[document] in sample.context for document in question.related)
+            assert sample.metadata["documents"] >= 10 and all(
+                found.documents[document] in sample.context for document in question.related
+            )
         spans = [found.documents[document][start:end] for document, start, end in question.evidence]
         assert sorted(sample.context[start:end] for start, end in sample.evidence) == sorted(set(spans))
         assert "embedded" in sample.metadata["questions"]
@@ -208,8 +237,14 @@ def test_fewer_documents_than_the_question_has_are_recorded() -> None:
 
 
 def test_documents_repeat_when_there_are_too_few(tmp_path: Path) -> None:
-    paragraph = {"context": "The sky is blue.", "qas": [{"question": "Which colour?", "answers": [{"text": "blue", "answer_start": 11}]}]}
-    other = {"context": "The grass is green.", "qas": [{"question": "Who?", "answers": [], "is_impossible": True}]}
+    paragraph = {
+        "context": "The sky is blue.",
+        "qas": [{"question": "Which colour?", "answers": [{"text": "blue", "answer_start": 11}]}],
+    }
+    other = {
+        "context": "The grass is green.",
+        "qas": [{"question": "Who?", "answers": [], "is_impossible": True}],
+    }
     file = tmp_path / "squad.json"
     file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [paragraph, other]}]}))
     samples = make("qa_1", 1024, 5, squad_path=str(file))
@@ -241,7 +276,11 @@ def test_a_prompt_longer_than_the_window_is_refused() -> None:
     with pytest.raises(ValueError, match="length=4096 exceeds the model's window of 2048"):
         next(RulerBenchmark(length=4096).samples(WordTokenizer(), 2048))
     with pytest.raises(ValueError, match=r"row vt/0 takes .* the model's window has 512"):
-        list(RulerBenchmark(tasks=("vt",), source="files", path=str(DATA / "official")).samples(WordTokenizer(), 512))
+        list(
+            RulerBenchmark(tasks=("vt",), source="files", path=str(DATA / "official")).samples(
+                WordTokenizer(), 512
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -264,7 +303,11 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("task", OFFICIAL)
 def test_official_rows(task: str) -> None:
-    samples = list(RulerBenchmark(tasks=(task,), source="files", path=str(DATA / "official")).samples(WordTokenizer(), WIDE))
+    samples = list(
+        RulerBenchmark(tasks=(task,), source="files", path=str(DATA / "official")).samples(
+            WordTokenizer(), WIDE
+        )
+    )
     official = rows(DATA / "official" / task / "validation.jsonl")
     assert len(samples) == len(official) == 2
     generated = make(task, limit=1)[0]
@@ -273,14 +316,23 @@ def test_official_rows(task: str) -> None:
         assert sample.answer_prefix == row["answer_prefix"] and sample.references == tuple(row["outputs"])
         assert sample.max_new_tokens == TASKS[task].max_new_tokens and sample.chat_template
         assert headline(sample, ", ".join(row["outputs"])) == 1
-        assert headline(sample, row["outputs"][0]) == pytest.approx(1 / len(row["outputs"]) if task != "qa_1" else 1)
+        assert headline(sample, row["outputs"][0]) == pytest.approx(
+            1 / len(row["outputs"]) if task != "qa_1" else 1
+        )
         # the generator writes the same words around what differs
-        assert sample.context[:40] == generated.context[:40] and sample.question[:30] == generated.question[:30]
+        assert (
+            sample.context[:40] == generated.context[:40] and sample.question[:30] == generated.question[:30]
+        )
         assert re.sub(r"\d{5}|for \S+ mentioned", "", sample.answer_prefix) == re.sub(
             r"\d{5}|for .* mentioned", "", generated.answer_prefix
         )
         if task != "qa_1":
-            found = {reference for start, end in sample.evidence for reference in row["outputs"] if reference in sample.context[start:end]}
+            found = {
+                reference
+                for start, end in sample.evidence
+                for reference in row["outputs"]
+                if reference in sample.context[start:end]
+            }
             assert found == set(row["outputs"])
     assert [sample.id for sample in samples] == [f"{task}/0", f"{task}/1"]
 
@@ -288,12 +340,16 @@ def test_official_rows(task: str) -> None:
 def test_older_rows_with_the_answer_prefix_inside_input() -> None:
     older = DATA / "older"
     for sample, row in zip(
-        RulerBenchmark(tasks=("niah_multikey_3",), source="files", path=str(older)).samples(WordTokenizer(), WIDE),
+        RulerBenchmark(tasks=("niah_multikey_3",), source="files", path=str(older)).samples(
+            WordTokenizer(), WIDE
+        ),
         rows(older / "niah_multikey_3" / "validation.jsonl"),
         strict=True,
     ):
         assert sample.context + sample.question + sample.answer_prefix == row["input"]
-        assert sample.answer_prefix.startswith(" The special magic uuid for ") and sample.question.endswith("?")
+        assert sample.answer_prefix.startswith(" The special magic uuid for ") and sample.question.endswith(
+            "?"
+        )
         assert len(sample.evidence) == 1
 
 
@@ -302,8 +358,14 @@ def test_rows_with_a_model_template_keep_it_and_get_no_other(tmp_path: Path) -> 
     folder = tmp_path / "vt"
     folder.mkdir()
     (folder / "validation.jsonl").write_text(json.dumps({**row, "input": f"[INST] {row['input']} [/INST]"}))
-    sample = next(RulerBenchmark(tasks=("vt",), source="files", path=str(tmp_path)).samples(WordTokenizer(), WIDE))
-    assert not sample.chat_template and sample.question.endswith(" [/INST]") and sample.context.startswith("[INST] ")
+    sample = next(
+        RulerBenchmark(tasks=("vt",), source="files", path=str(tmp_path)).samples(WordTokenizer(), WIDE)
+    )
+    assert (
+        not sample.chat_template
+        and sample.question.endswith(" [/INST]")
+        and sample.context.startswith("[INST] ")
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -313,18 +375,35 @@ def test_rows_in_the_columns_of_the_hub_set(suffix: str, tmp_path: Path) -> None
         pandas = pytest.importorskip("pandas")
         pandas.DataFrame(rows(file)).to_parquet(file := tmp_path / "prepared.parquet")
     tasks = ("vt", "cwe", "qa_1", "niah_multikey_3")
-    prepared = list(RulerBenchmark(tasks=tasks, source="files", path=str(file)).samples(WordTokenizer(), WIDE))
-    official = list(RulerBenchmark(tasks=tasks, source="files", path=str(DATA / "official")).samples(WordTokenizer(), WIDE, 1))
+    prepared = list(
+        RulerBenchmark(tasks=tasks, source="files", path=str(file)).samples(WordTokenizer(), WIDE)
+    )
+    official = list(
+        RulerBenchmark(tasks=tasks, source="files", path=str(DATA / "official")).samples(
+            WordTokenizer(), WIDE, 1
+        )
+    )
     for left, right in zip(prepared, official, strict=True):
-        assert (left.id, left.context, left.question, left.answer_prefix) == (right.id, right.context, right.question, right.answer_prefix)
-        assert (left.references, left.max_new_tokens, left.evidence) == (right.references, right.max_new_tokens, right.evidence)
+        assert (left.id, left.context, left.question, left.answer_prefix) == (
+            right.id,
+            right.context,
+            right.question,
+            right.answer_prefix,
+        )
+        assert (left.references, left.max_new_tokens, left.evidence) == (
+            right.references,
+            right.max_new_tokens,
+            right.evidence,
+        )
 
 
 def test_the_space_at_the_joint_goes_back_to_the_answer_prefix(tmp_path: Path) -> None:
     row = rows(DATA / "prepared.jsonl")[0]
     moved = {**row, "question": row["question"] + " ", "answer_prefix": row["answer_prefix"].lstrip(" ")}
     (file := tmp_path / "rows.jsonl").write_text(json.dumps(moved))
-    sample = next(RulerBenchmark(tasks=(row["task"],), source="files", path=str(file)).samples(WordTokenizer(), WIDE))
+    sample = next(
+        RulerBenchmark(tasks=(row["task"],), source="files", path=str(file)).samples(WordTokenizer(), WIDE)
+    )
     assert (sample.question, sample.answer_prefix) == (row["question"], row["answer_prefix"])
 
 
@@ -348,11 +427,21 @@ def test_broken_rows_name_their_line(content: str, message: str, tmp_path: Path)
 
 def test_missing_files_say_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file at .*qa_1/validation\.jsonl"):
-        list(RulerBenchmark(tasks=("qa_1",), source="files", path=str(tmp_path)).samples(WordTokenizer(), WIDE))
+        list(
+            RulerBenchmark(tasks=("qa_1",), source="files", path=str(tmp_path)).samples(WordTokenizer(), WIDE)
+        )
     with pytest.raises(ValueError, match="has no row of fwe; it has cwe, niah_multikey_3, qa_1, vt"):
-        list(RulerBenchmark(tasks=("fwe",), source="files", path=str(DATA / "prepared.jsonl")).samples(WordTokenizer(), WIDE))
+        list(
+            RulerBenchmark(tasks=("fwe",), source="files", path=str(DATA / "prepared.jsonl")).samples(
+                WordTokenizer(), WIDE
+            )
+        )
     with pytest.raises(ValueError, match=r"read from \.jsonl and \.parquet"):
-        list(RulerBenchmark(tasks=("vt",), source="files", path=str(DATA / "README.md")).samples(WordTokenizer(), WIDE))
+        list(
+            RulerBenchmark(tasks=("vt",), source="files", path=str(DATA / "README.md")).samples(
+                WordTokenizer(), WIDE
+            )
+        )
     (broken := tmp_path / "squad.json").write_text('{"data": [1]}')
     with pytest.raises(ValueError, match="is not an official squad JSON file"):
         make("qa_1", squad_path=str(broken))
@@ -369,7 +458,12 @@ def sample_of(task: str, *references: str) -> Sample:
         ("qa_1", ("Denver Broncos", "Broncos", "The Broncos"), "broncos won", 1.0),  # any reference
         ("qa_2", ("yes",), "no", 0.0),
         ("niah_single_1", ("1234567",), "123\n4567", 0.0),
-        ("niah_single_1", ("1234567",), "123\x004567", 0.0),  # a control character becomes a line break, it does not vanish
+        (
+            "niah_single_1",
+            ("1234567",),
+            "123\x004567",
+            0.0,
+        ),  # a control character becomes a line break, it does not vanish
         ("niah_single_1", ("1234567",), "\x01 1234567\t", 1.0),
         ("cwe", ("a", "b"), "   \n\t ", 0.0),
         ("fwe", ("aaa", "bbb", "ccc"), "aaa aaa aaa", 1 / 3),  # a repeated answer counts once
@@ -417,7 +511,9 @@ def test_fit_finds_the_largest_size_and_falls_back() -> None:
     meter = Meter(WordTokenizer())
 
     def recipe(minimum: int, maximum: int | None = None, note: str = "") -> Recipe:
-        return Recipe(lambda size: Draft("word " * size, "", "", ()), minimum, unit_tokens=3, maximum=maximum, note=note)
+        return Recipe(
+            lambda size: Draft("word " * size, "", "", ()), minimum, unit_tokens=3, maximum=maximum, note=note
+        )
 
     fitted = fit([recipe(1)], meter, 1000)
     assert not isinstance(fitted, int) and fitted.tokens == 1000

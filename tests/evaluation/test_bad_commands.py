@@ -1,6 +1,7 @@
 """Bad input to the commands: each gets one sentence and an exit code, no traceback, and leaves no record and no table behind.
 
-Every case is a run of the real command, in a fork of a process that has imported everything; some also as a user starts it.
+Every case is a run of the real command, in a fork of a process that has imported everything; some also as a
+user starts it.
 """
 
 import json
@@ -22,7 +23,14 @@ from tests.support.warm_command import ROOT, Command
 
 __all__ = ["small_model"]
 
-EVALUATE = ("evaluate.py", "benchmark=ruler", "benchmark.length=1024", "benchmark.tasks=[niah_single_1]", "limit=1", "plots=false")
+EVALUATE = (
+    "evaluate.py",
+    "benchmark=ruler",
+    "benchmark.length=1024",
+    "benchmark.tasks=[niah_single_1]",
+    "limit=1",
+    "plots=false",
+)
 """A run that would take a second; a case changes it. `{model}` is a folder that is fine, `{bad}` holds what is not."""
 MODEL = ("model=hub", "model.path={model}", "model.name=tiny", "model.device=cpu")
 
@@ -353,18 +361,33 @@ OTHER_BENCHMARKS = {
 }
 
 ROWS = {
-    "longbench": ("qasper", {"input": "Q", "context": "text " * 50, "answers": ["a"], "all_classes": None, "length": 50}),
+    "longbench": (
+        "qasper",
+        {"input": "Q", "context": "text " * 50, "answers": ["a"], "all_classes": None, "length": 50},
+    ),
     "longbench_v2": (
         "data",
-        {name: "a" for name in ("question", "context", "choice_A", "choice_B", "choice_C", "choice_D")} | {"answer": "A"},
+        {name: "a" for name in ("question", "context", "choice_A", "choice_B", "choice_C", "choice_D")}
+        | {"answer": "A"},
     ),
-    "infinitebench": ("passkey", {"id": 0, "context": "text " * 50, "input": "Q", "answer": ["5"], "options": []}),
+    "infinitebench": (
+        "passkey",
+        {"id": 0, "context": "text " * 50, "input": "Q", "answer": ["5"], "options": []},
+    ),
     "math500": ("test", {"problem": "1+1", "answer": "2"}),
-    "scbench": ("scbench_kv", {"id": 0, "context": "text " * 50, "multi_turns": [{"input": "Q", "answer": "a"}]}),
+    "scbench": (
+        "scbench_kv",
+        {"id": 0, "context": "text " * 50, "multi_turns": [{"input": "Q", "answer": "a"}]},
+    ),
     "babilong": ("qa1", {"input": "text " * 50, "question": "Where?", "target": "garden"}),
 }
 """Name and a row of a file that each of these suites reads."""
-TASKS = {"longbench": "[qasper]", "infinitebench": "[passkey]", "scbench": "[scbench_kv]", "babilong": "[qa1]"}
+TASKS = {
+    "longbench": "[qasper]",
+    "infinitebench": "[passkey]",
+    "scbench": "[scbench_kv]",
+    "babilong": "[qa1]",
+}
 DAMAGE: dict[str, Callable[[dict], bytes]] = {
     "empty": lambda row: b"",
     "blank": lambda row: b"\n \n\n",
@@ -409,9 +432,36 @@ PRESSES = {
 }
 
 MODELS = (
-    *("missing", "empty", "file", "no config", "broken config", "list config", "untyped config", "unknown config", "remote code"),
-    *("no weights", "empty weights", "torn weights", "garbage weights", "huge header", "pickle weights", "pickle index", "escaping index"),
-    *("other shapes", "lacking weights", "no tokenizer", "broken tokenizer", "tokenizer code", "other tokenizer", "broken template"),
+    *(
+        "missing",
+        "empty",
+        "file",
+        "no config",
+        "broken config",
+        "list config",
+        "untyped config",
+        "unknown config",
+        "remote code",
+    ),
+    *(
+        "no weights",
+        "empty weights",
+        "torn weights",
+        "garbage weights",
+        "huge header",
+        "pickle weights",
+        "pickle index",
+        "escaping index",
+    ),
+    *(
+        "other shapes",
+        "lacking weights",
+        "no tokenizer",
+        "broken tokenizer",
+        "tokenizer code",
+        "other tokenizer",
+        "broken template",
+    ),
     *(
         "encoder",
         "negative size",
@@ -501,7 +551,17 @@ benchmarks --nosuch
 benchmarks ruler/vt {bad}/text.txt more
 """.strip().split("\n")
 
-RESULTS = ("file", "records file", "/proc/longpress", "/dev/null/results", "newer", "records folder", "table folder", "no gzip", "{long}")
+RESULTS = (
+    "file",
+    "records file",
+    "/proc/longpress",
+    "/dev/null/results",
+    "newer",
+    "records folder",
+    "table folder",
+    "no gzip",
+    "{long}",
+)
 
 
 def fill_models(folder: Path, good: Path) -> None:
@@ -509,7 +569,11 @@ def fill_models(folder: Path, good: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder.mkdir()
-    copies = {name: folder / name for name in MODELS if name not in ("missing", "empty", "file") and not name.endswith(".gguf")}
+    copies = {
+        name: folder / name
+        for name in MODELS
+        if name not in ("missing", "empty", "file") and not name.endswith(".gguf")
+    }
     for path in copies.values():
         shutil.copytree(good, path)
     (folder / "empty").mkdir()
@@ -551,14 +615,24 @@ def fill_models(folder: Path, good: Path) -> None:
     without("escaping index", "model.safetensors")
     escaping = {"metadata": {}, "weight_map": dict.fromkeys(weights, "../../../../etc/nosuch.safetensors")}
     (copies["escaping index"] / "model.safetensors.index.json").write_text(json.dumps(escaping))
-    save_file({name: one[..., :-1].contiguous() for name, one in weights.items()}, copies["other shapes"] / "model.safetensors")
-    save_file({name: one for name, one in weights.items() if "down_proj" not in name}, copies["lacking weights"] / "model.safetensors")
+    save_file(
+        {name: one[..., :-1].contiguous() for name, one in weights.items()},
+        copies["other shapes"] / "model.safetensors",
+    )
+    save_file(
+        {name: one for name, one in weights.items() if "down_proj" not in name},
+        copies["lacking weights"] / "model.safetensors",
+    )
     without("no tokenizer", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     (copies["broken tokenizer"] / "tokenizer.json").write_text('{"version": "1.0"')
     (copies["broken tokenizer config"] / "tokenizer_config.json").write_text("[")
     (copies["other tokenizer"] / "tokenizer.json").write_text('{"completely": "different"}')
     described = json.loads((good / "tokenizer_config.json").read_text())
-    coded = {**described, "tokenizer_class": "Nosuch", "auto_map": {"AutoTokenizer": ["code.Slow", "code.Fast"]}}
+    coded = {
+        **described,
+        "tokenizer_class": "Nosuch",
+        "auto_map": {"AutoTokenizer": ["code.Slow", "code.Fast"]},
+    }
     (copies["tokenizer code"] / "tokenizer_config.json").write_text(json.dumps(coded))
     (copies["tokenizer code"] / "code.py").write_text("raise SystemExit('ran')\n")
     (copies["broken template"] / "chat_template.jinja").write_text("{% for message in")
@@ -571,7 +645,9 @@ def fill_models(folder: Path, good: Path) -> None:
     configured("no window", max_position_embeddings=-5)
     configured("small vocabulary", vocab_size=3)
     without("adapter", "config.json", "model.safetensors")
-    (copies["adapter"] / "adapter_config.json").write_text('{"base_model_name_or_path": "nosuch/nosuch", "peft_type": "LORA"}')
+    (copies["adapter"] / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "nosuch/nosuch", "peft_type": "LORA"}'
+    )
     without("config folder", "config.json")
     (copies["config folder"] / "config.json").mkdir()
     (folder / "empty.gguf").write_bytes(b"")
@@ -590,7 +666,13 @@ def places(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     (bad / "binary.txt").write_bytes(bytes(range(256)) * 50)
     (bad / "list.json").write_text("[1, 2]")
     (bad / "weights").mkdir()
-    for name in ("model.safetensors", "config.json", "q_filters.safetensors", "pytorch_model.bin", "full_attention_heads.tsv"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "q_filters.safetensors",
+        "pytorch_model.bin",
+        "full_attention_heads.tsv",
+    ):
         (bad / "weights" / name).write_bytes(b"not weights")
     for suite, (name, row) in ROWS.items():
         for damage, damaged in DAMAGE.items():
@@ -607,12 +689,27 @@ def places(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         else:
             file.write_text(text or "class SnapKVPress:\n    pass\n")
     fill_models(bad / "models", small_model)
-    good = [make(f"{press}{n}", press=press, sample_id=f"vt/{n}", context_id=f"c{n}") for press in ("none", "knorm") for n in range(3)]
+    good = [
+        make(f"{press}{n}", press=press, sample_id=f"vt/{n}", context_id=f"c{n}")
+        for press in ("none", "knorm")
+        for n in range(3)
+    ]
     rows = [json.loads(record.to_json()) for record in good]
-    for name, changes in {"good": {}, "newer": {"schema": 99}, "foreign": {"benchmark": "nosuch"}, "blocked": {}}.items():
+    for name, changes in {
+        "good": {},
+        "newer": {"schema": 99},
+        "foreign": {"benchmark": "nosuch"},
+        "blocked": {},
+    }.items():
         (bad / name / "records").mkdir(parents=True)
-        (bad / name / "records" / "a.jsonl").write_text("".join(json.dumps({**row, **changes}) + "\n" for row in rows))
-    for name in ("scores.csv", "report.html", "ranking-1.png"):  # a folder is in the way of what would be written
+        (bad / name / "records" / "a.jsonl").write_text(
+            "".join(json.dumps({**row, **changes}) + "\n" for row in rows)
+        )
+    for name in (
+        "scores.csv",
+        "report.html",
+        "ranking-1.png",
+    ):  # a folder is in the way of what would be written
         (bad / "blocked" / name).mkdir()
         (bad / "blocked" / name / "inside").write_text("x")
     tiny = " ".join(part.format(model=small_model) for part in MODEL)
@@ -620,7 +717,9 @@ def places(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def files(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def refused(run: Command) -> None:
@@ -633,7 +732,9 @@ def refused(run: Command) -> None:
     assert code == 2
 
 
-def evaluate(places: Mapping[str, str], tmp_path: Path, *arguments: str, base: tuple[str, ...] = (*EVALUATE, *MODEL)) -> Command:
+def evaluate(
+    places: Mapping[str, str], tmp_path: Path, *arguments: str, base: tuple[str, ...] = (*EVALUATE, *MODEL)
+) -> Command:
     """The command, with `arguments` behind what would be fine; results go to `tmp_path/results`."""
     whole = [*base, f"results={tmp_path / 'results'}", *arguments]
     for name, value in places.items():
@@ -641,10 +742,15 @@ def evaluate(places: Mapping[str, str], tmp_path: Path, *arguments: str, base: t
     return Command(tmp_path / "printed", *whole)
 
 
-def is_bad(places: Mapping[str, str], tmp_path: Path, *arguments: str, base: tuple[str, ...] = (*EVALUATE, *MODEL)) -> None:
+def is_bad(
+    places: Mapping[str, str], tmp_path: Path, *arguments: str, base: tuple[str, ...] = (*EVALUATE, *MODEL)
+) -> None:
     before = files(Path(places["bad"]))
     refused(evaluate(places, tmp_path, *arguments, base=base))
-    assert not (tmp_path / "results").exists() or files(tmp_path / "results").keys() <= {"config.yaml", "environment.json"}
+    assert not (tmp_path / "results").exists() or files(tmp_path / "results").keys() <= {
+        "config.yaml",
+        "environment.json",
+    }
     assert files(Path(places["bad"])) == before
 
 
@@ -652,16 +758,25 @@ def is_bad(places: Mapping[str, str], tmp_path: Path, *arguments: str, base: tup
 @pytest.mark.parametrize("line", LINES)
 def test_a_configuration(line: str, places: dict[str, str], tmp_path: Path) -> None:
     flags = ["-m"] if line.startswith("-m ") else []
-    is_bad(places, tmp_path, *line.removeprefix("-m ").split(" "), base=(EVALUATE[0], *flags, *EVALUATE[1:], *MODEL))
+    is_bad(
+        places,
+        tmp_path,
+        *line.removeprefix("-m ").split(" "),
+        base=(EVALUATE[0], *flags, *EVALUATE[1:], *MODEL),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", FAILING)
-def test_a_press_that_cannot_be_prepared_fails_alone(line: str, places: dict[str, str], tmp_path: Path) -> None:
+def test_a_press_that_cannot_be_prepared_fails_alone(
+    line: str, places: dict[str, str], tmp_path: Path
+) -> None:
     run = evaluate(places, tmp_path, *line.split(" "))
     assert run.wait() == 1
     first, last = run.stderr.splitlines()
-    assert first.startswith("failed: niah_single_1/0 under ") and "/" in first.split("ValueError", 1)[1], first
+    assert first.startswith("failed: niah_single_1/0 under ") and "/" in first.split("ValueError", 1)[1], (
+        first
+    )
     assert last == "error: 1 answers failed; their records say why, and the same command tries them again"
     found = {record.press: record for record in read_records([tmp_path / "results"])}
     assert found.pop("none").score is not None
@@ -671,10 +786,18 @@ def test_a_press_that_cannot_be_prepared_fails_alone(line: str, places: dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [f"{name} {option}" for name, options in OTHER_BENCHMARKS.items() for option in options])
+@pytest.mark.parametrize(
+    "line", [f"{name} {option}" for name, options in OTHER_BENCHMARKS.items() for option in options]
+)
 def test_an_option_of_a_benchmark(line: str, places: dict[str, str], tmp_path: Path) -> None:
     name, option = line.split(" ")
-    is_bad(places, tmp_path, f"benchmark={name}", f"benchmark.{option}", base=("evaluate.py", "limit=1", "plots=false", *MODEL))
+    is_bad(
+        places,
+        tmp_path,
+        f"benchmark={name}",
+        f"benchmark.{option}",
+        base=("evaluate.py", "limit=1", "plots=false", *MODEL),
+    )
 
 
 @pytest.mark.slow
@@ -709,7 +832,9 @@ def test_a_results_folder(name: str, places: dict[str, str], tmp_path: Path) -> 
         (results / "records").write_text("x")
     elif name in ("newer", "no gzip"):
         (results / "records").mkdir(parents=True)
-        (results / "records" / ("a.jsonl" if name == "newer" else "a.jsonl.gz")).write_text('{"schema": 99}\n')
+        (results / "records" / ("a.jsonl" if name == "newer" else "a.jsonl.gz")).write_text(
+            '{"schema": 99}\n'
+        )
     elif name == "records folder":
         (results / "records" / "a.jsonl").mkdir(parents=True)
     elif name == "table folder":
@@ -731,12 +856,20 @@ def test_another_command(line: str, places: dict[str, str], tmp_path: Path) -> N
     assert files(Path(places["bad"])) == before
 
 
-@pytest.mark.parametrize("line", ["press=nosuch", "compression_ratio=1.0", "model.path={bad}/models/pickle weights", "--nosuch"])
+@pytest.mark.parametrize(
+    "line", ["press=nosuch", "compression_ratio=1.0", "model.path={bad}/models/pickle weights", "--nosuch"]
+)
 def test_as_a_user_starts_it(line: str, places: dict[str, str], tmp_path: Path) -> None:
     asked = [*EVALUATE[1:], *MODEL, f"results={tmp_path / 'results'}", line]
     for name, value in places.items():
         asked = [part.replace(f"{{{name}}}", value) for part in asked]
-    done = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), *asked], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "evaluate.py"), *asked],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "results").exists() or not files(tmp_path / "results")

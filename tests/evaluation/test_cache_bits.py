@@ -19,11 +19,18 @@ from tests.support.tiny_models import tiny_model
 def checked(*overrides: str) -> Settings:
     register()
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return settings(OmegaConf.create(OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)))
+        return settings(
+            OmegaConf.create(
+                OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+            )
+        )
 
 
 def lines(*overrides: str) -> list[tuple[str, float, int | None]]:
-    return [(label, variant.compression_ratio, variant.cache_bits) for label, variant in checked(*overrides).variants]
+    return [
+        (label, variant.compression_ratio, variant.cache_bits)
+        for label, variant in checked(*overrides).variants
+    ]
 
 
 def test_every_press_at_every_size_and_the_full_cache_beside_them() -> None:
@@ -33,14 +40,19 @@ def test_every_press_at_every_size_and_the_full_cache_beside_them() -> None:
         ("none@4bit", 0.0, 4),
         *((f"knorm@{bits}bit", ratio, bits) for bits in (8, 4) for ratio in (0.25, 0.5)),
     ]
-    assert lines("press=knorm", "cache_bits=[null,2]", "baseline=false") == [("knorm", 0.5, None), ("knorm@2bit", 0.5, 2)]
+    assert lines("press=knorm", "cache_bits=[null,2]", "baseline=false") == [
+        ("knorm", 0.5, None),
+        ("knorm@2bit", 0.5, 2),
+    ]
     assert lines("press=knorm") == [("none", 0.0, None), ("knorm", 0.5, None)]
     with pytest.raises(ValueError, match=r"cache_bits=3 must be one of 16, 8, 4, 2"):
         lines("press=knorm", "cache_bits=3")
 
 
 def test_keys_of_other_records_stay_as_they_were() -> None:
-    plain, four, two = (variant for _, variant in checked("press=knorm", "cache_bits=[null,4,2]", "baseline=false").variants)
+    plain, four, two = (
+        variant for _, variant in checked("press=knorm", "cache_bits=[null,4,2]", "baseline=false").variants
+    )
     assert _bits_key(plain) == []
     assert _bits_key(four) != _bits_key(two)
 
@@ -54,7 +66,11 @@ def test_a_sweep_over_sizes(tmp_path: Path) -> None:
     assert "11 variants" in planned
     printed = run(tmp_path / "model", results, "cache_bits=[8,2]").stdout
     assert "snapkv@2bit" in printed
-    found = [json.loads(line) for path in (results / "records").glob("*.jsonl") for line in path.read_text().splitlines()]
+    found = [
+        json.loads(line)
+        for path in (results / "records").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     assert {(record["press"], record["cache_bits"]) for record in found} == {
         ("none", None),
         *((f"{press}@{bits}bit", bits) for press in ("none", "knorm", "snapkv") for bits in (8, 2)),

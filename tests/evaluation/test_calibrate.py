@@ -24,7 +24,10 @@ from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.tiny_models import tiny_model
 
 ABLE = sorted(name for name, entry in presses().items() if entry.load().calibrate is not BasePress.calibrate)
-TEXT = "the keeper of the lamp wrote down in march that 4711 ships had passed, and in june that none had come back. " * 30
+TEXT = (
+    "the keeper of the lamp wrote down in march that 4711 ships had passed, and in june that none had come back. "
+    * 30
+)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +41,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def arguments(press: str, saved: tuple[Path, Path], out: Path, *more: str) -> list[str]:
     model, text = saved
-    return [press, "model=hub", f"model.path={model}", "model.device=cpu", f"text={text}", f"out={out}", "length=300", "pieces=4", *more]
+    return [
+        press,
+        "model=hub",
+        f"model.path={model}",
+        "model.device=cpu",
+        f"text={text}",
+        f"out={out}",
+        "length=300",
+        "pieces=4",
+        *more,
+    ]
 
 
 def test_who_has_a_recipe() -> None:
@@ -46,7 +59,9 @@ def test_who_has_a_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", ABLE)
-def test_from_a_text_to_an_answer(name: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_text_to_an_answer(
+    name: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = ["presses.kvzap.model_type=linear"] if name == "kvzap" else []
     assert main(arguments(name, saved, tmp_path / "weights", *more)) == 0
     assert f"presses.{name}.weights={tmp_path / 'weights'}" in capsys.readouterr().out
@@ -58,7 +73,9 @@ def test_from_a_text_to_an_answer(name: str, saved: tuple[Path, Path], tmp_path:
     options = {"model_type": "linear"} if name == "kvzap" else {}
     press = presses()[name].load()(weights=str(tmp_path / "weights"), **options)
     pipeline = CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer())
-    (full,), (kept,) = pipeline.sweep(TEXT[:700], ["how many?"], [(presses()["none"].load()(), 0.0), (press, 0.5)], max_new_tokens=4)
+    (full,), (kept,) = pipeline.sweep(
+        TEXT[:700], ["how many?"], [(presses()["none"].load()(), 0.0), (press, 0.5)], max_new_tokens=4
+    )
     assert full
     assert kept is not None
     assert main(arguments(name, saved, tmp_path / "weights", *more)) == 2
@@ -66,7 +83,13 @@ def test_from_a_text_to_an_answer(name: str, saved: tuple[Path, Path], tmp_path:
 
 
 def test_statistics_are_those_of_the_queries(saved: tuple[Path, Path], tmp_path: Path) -> None:
-    calibrate(Calibration.parse(arguments("expected_attention_stats", saved, tmp_path, "presses.expected_attention_stats.n_sink=2")))
+    calibrate(
+        Calibration.parse(
+            arguments(
+                "expected_attention_stats", saved, tmp_path, "presses.expected_attention_stats.n_sink=2"
+            )
+        )
+    )
     found = load_file(tmp_path / "model.safetensors")
     ids = byte_tokenizer(chat_template=False)(TEXT, add_special_tokens=False)["input_ids"]
     pieces = [ids[start : start + 300] for start in range(0, 1200, 300)]
@@ -82,7 +105,9 @@ def test_statistics_are_those_of_the_queries(saved: tuple[Path, Path], tmp_path:
         together = torch.cat(parts, dim=1)  # (H * G, n, d)
         torch.testing.assert_close(found["query_mean"][index], together.mean(1), rtol=1e-4, atol=1e-5)
         for head in range(len(together)):
-            torch.testing.assert_close(found["query_cov"][index, head], torch.cov(together[head].T), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                found["query_cov"][index, head], torch.cov(together[head].T), rtol=1e-3, atol=1e-4
+            )
 
 
 def test_heads_that_repeat_are_found() -> None:
@@ -90,10 +115,16 @@ def test_heads_that_repeat_are_found() -> None:
         def window_attention(self, last: int) -> torch.Tensor:
             """Four tokens of which 1 and 2 are repeated: queries 4 and 5 of two heads."""
             assert last == 2
-            rows = torch.tensor([[[0.1, 0.1, 0.7, 0.05, 0.05, 0.0], [0, 0, 0, 1.0, 0, 0]], [[0.5, 0.5, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]]])
+            rows = torch.tensor(
+                [
+                    [[0.1, 0.1, 0.7, 0.05, 0.05, 0.0], [0, 0, 0, 1.0, 0, 0]],
+                    [[0.5, 0.5, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]],
+                ]
+            )
             return rows[None]
 
-    # query 4 repeats token 1, whose successor stands at 2; the last repeated token has no successor that counts
+    # query 4 repeats token 1, whose successor stands at 2; the last repeated token has no successor that
+    # counts
     assert repeated_attention(Layer(), (1, 3)).tolist() == pytest.approx([0.7, 0.0])
 
 
@@ -107,7 +138,10 @@ def test_scores_of_heads_separate_a_head_that_copies(saved: tuple[Path, Path], t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["snapkv"], "has no published recipe; those that have: duo_attention, expected_attention_stats, headkv, kvzap, lukv, qfilter"),
+        (
+            ["snapkv"],
+            "has no published recipe; those that have: duo_attention, expected_attention_stats, headkv, kvzap, lukv, qfilter",
+        ),
         (["qfilters"], "did you mean qfilter"),
         (["qfilter", "presses.qfilter.colour=red"], "presses.qfilter.colour=red"),
         (["kvzap"], "has to be trained by gradient descent"),
@@ -116,7 +150,9 @@ def test_scores_of_heads_separate_a_head_that_copies(saved: tuple[Path, Path], t
         ([], "give one press and a folder"),
     ],
 )
-def test_one_sentence_for_what_cannot_be_done(more: list[str], message: str, saved: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+def test_one_sentence_for_what_cannot_be_done(
+    more: list[str], message: str, saved: tuple[Path, Path], tmp_path: Path, capsys
+) -> None:
     assert main([*more[:1], *arguments("x", saved, tmp_path)[1:], *more[1:]]) == 2
     assert message in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -134,10 +170,14 @@ def test_curves_give_entries_to_the_heads_that_gain_most() -> None:
     hull = concave(torch.tensor([1.0, 5.0, 0.0, 2.0]))
     assert hull.tolist() == [3.0, 3.0, 1.0, 1.0]
     assert concave(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
-    shares = pruned_shares(torch.tensor([[[4.0, 3.0, 2.0, 1.0], [9.0, 0.5, 0.5, 0.5]]]))  # one layer, two heads, four entries
+    shares = pruned_shares(
+        torch.tensor([[[4.0, 3.0, 2.0, 1.0], [9.0, 0.5, 0.5, 0.5]]])
+    )  # one layer, two heads, four entries
     assert shares.shape == (99, 1, 2)
     assert shares[49, 0].tolist() == [0.25, 0.75]  # at half: 9, 4, 3, 2 stay
-    torch.testing.assert_close(shares.mean((1, 2))[[24, 49, 74]], torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    torch.testing.assert_close(
+        shares.mean((1, 2))[[24, 49, 74]], torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
 
 
 def test_a_linear_model_learns_what_kvzip_plus_finds(tmp_path: Path) -> None:
@@ -156,12 +196,30 @@ def test_a_linear_model_learns_what_kvzip_plus_finds(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_from_a_text_to_a_table_on_a_real_model(tmp_path: Path) -> None:
     """Filters of SmolLM2 from the text that comes with longpress, and a sweep with them that is no worse than chance."""
-    assert main(["qfilter", "model=smollm2", f"out={tmp_path / 'weights'}", "pieces=4", "model.device=cpu"]) == 0
+    assert (
+        main(["qfilter", "model=smollm2", f"out={tmp_path / 'weights'}", "pieces=4", "model.device=cpu"]) == 0
+    )
     note = json.loads((tmp_path / "weights" / "calibration.json").read_text())
     assert (note["pieces"], note["tokens"]) == (4, 4000)
-    command = [sys.executable, "evaluate.py", "press=[qfilter,random]", f"presses.qfilter.weights={tmp_path / 'weights'}"]
-    options = ["compression_ratio=0.25", "model=smollm2", "benchmark.length=1024", "benchmark.tasks=[niah_single_1,qa_1]", "limit=2"]
-    done = subprocess.run([*command, *options, "plots=false", f"results={tmp_path / 'results'}"], capture_output=True, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        "evaluate.py",
+        "press=[qfilter,random]",
+        f"presses.qfilter.weights={tmp_path / 'weights'}",
+    ]
+    options = [
+        "compression_ratio=0.25",
+        "model=smollm2",
+        "benchmark.length=1024",
+        "benchmark.tasks=[niah_single_1,qa_1]",
+        "limit=2",
+    ]
+    done = subprocess.run(
+        [*command, *options, "plots=false", f"results={tmp_path / 'results'}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     with (tmp_path / "results" / "scores.csv").open(encoding="utf-8") as file:
         rows = {row["press"]: row for row in csv.DictReader(file) if row["task"] == "average"}

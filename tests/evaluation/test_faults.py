@@ -69,7 +69,14 @@ def test_a_press_that_raises_is_a_failed_cell_and_is_tried_again(small_model: Pa
     own, results = tmp_path / "own", tmp_path / "results"
     own.mkdir()
     (own / "broken.py").write_text(BROKEN.format(layer=1, condition="layer.index == 1"))
-    asked = command(small_model, results, *SMALL, f"presses_dir={own}", "press=[broken,knorm]", "compression_ratio=[0.25,0.5]")
+    asked = command(
+        small_model,
+        results,
+        *SMALL,
+        f"presses_dir={own}",
+        "press=[broken,knorm]",
+        "compression_ratio=[0.25,0.5]",
+    )
     done = run(*asked)
     assert done.returncode == 1, done.stderr
     assert "2 answers failed" in done.stderr
@@ -127,7 +134,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(small_model: Pat
 
 
 @pytest.mark.parametrize("results", ["/proc/longpress", "/dev/null/results"])
-def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_loaded(small_model: Path, tmp_path: Path, results: str) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_loaded(
+    small_model: Path, tmp_path: Path, results: str
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(small_model, model)
     (model / "model.safetensors").write_bytes(b"not weights")
@@ -141,7 +150,10 @@ def test_the_same_command_twice_gives_the_same_records(small_model: Path, tmp_pa
     for name in ("a", "b"):
         assert run(*command(small_model, tmp_path / name, "limit=1")).returncode == 0
     timed = {"prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds"}
-    first, second = ([{key: value for key, value in one.items() if key not in timed} for one in records(tmp_path / n)] for n in ("a", "b"))
+    first, second = (
+        [{key: value for key, value in one.items() if key not in timed} for one in records(tmp_path / n)]
+        for n in ("a", "b")
+    )
     assert first == second
     described = json.loads((tmp_path / "a" / "environment.json").read_text())
     assert described["dtype"] == "float32"
@@ -152,13 +164,19 @@ def test_the_same_command_twice_gives_the_same_records(small_model: Path, tmp_pa
 
 def test_two_jobs_on_one_folder_give_the_records_of_one(small_model: Path, tmp_path: Path) -> None:
     assert run(*command(small_model, tmp_path / "one", "limit=2")).returncode == 0
-    jobs = [subprocess.Popen(command(small_model, tmp_path / "two", "limit=2"), stdout=subprocess.DEVNULL) for _ in range(2)]
+    jobs = [
+        subprocess.Popen(command(small_model, tmp_path / "two", "limit=2"), stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
     assert [job.wait(300) for job in jobs] == [0, 0]
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 def test_a_full_disk_under_a_record_is_a_sentence(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path) as writer, pytest.raises(ValueError, match=r"cannot be written \(No space left on device\)"):
+    with (
+        RecordWriter(tmp_path) as writer,
+        pytest.raises(ValueError, match=r"cannot be written \(No space left on device\)"),
+    ):
         writer.path.parent.mkdir()
         writer.path.symlink_to("/dev/full")
         writer.append(make())
@@ -170,24 +188,43 @@ def test_no_clock_that_can_jump_is_read() -> None:
     for package in ("benchmarks", "evaluation", "kvcache", "pipeline", "presses"):
         for path in (ROOT / package).glob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            named = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
-            imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+            named = [
+                node
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            ]
+            imported = {
+                name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+            }
             used = {node.attr for node in named if node.value.id == "time" and "time" in imported}
             found[path.name] = (used - {"perf_counter", "monotonic"}) | (imported & {"datetime"})
     assert not {name: used for name, used in found.items() if used}
 
 
-def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all(small_model: Path, tmp_path: Path) -> None:
+def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all(
+    small_model: Path, tmp_path: Path
+) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "broken.py").write_text(BROKEN.format(layer=0, condition="True"))
-    asked = command(small_model, tmp_path / "results", *SMALL, f"presses_dir={own}", "press=broken", "benchmark.length=768,1024", "-m")
+    asked = command(
+        small_model,
+        tmp_path / "results",
+        *SMALL,
+        f"presses_dir={own}",
+        "press=broken",
+        "benchmark.length=768,1024",
+        "-m",
+    )
     done = run(*asked)
     assert done.returncode == 1, done.stderr
     assert "2 of 2 jobs failed" in done.stderr
     assert "Traceback" not in done.stderr
     found = records(tmp_path / "results")
-    assert {record["benchmark_parameters"]["length"] for record in found if record["press"] == "none"} == {768, 1024}
+    assert {record["benchmark_parameters"]["length"] for record in found if record["press"] == "none"} == {
+        768,
+        1024,
+    }
     with pytest.raises(SystemExit, match="143"):
         _in_a_sweep(lambda config: sys.exit(143), OmegaConf.create())
     with pytest.raises(RuntimeError, match="exit code 1"):
@@ -196,7 +233,9 @@ def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all
 
 def prepared(small_model: Path, results: Path, *arguments: str) -> EvaluationRunner:
     """A run in this process."""
-    given = [argument for argument in command(small_model, results, *SMALL, *arguments)[2:] if "=" in argument]
+    given = [
+        argument for argument in command(small_model, results, *SMALL, *arguments)[2:] if "=" in argument
+    ]
     register(given)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return EvaluationRunner(settings(compose("config", overrides=given)))
@@ -206,7 +245,11 @@ def test_a_scorer_that_raises_or_gives_no_score_is_a_failed_cell(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     score = RulerBenchmark.score
-    odd = {0: ZeroDivisionError("in the scorer"), 1: {"string_match_all": float("nan")}, 2: {"string_match_all": 1.5}}
+    odd = {
+        0: ZeroDivisionError("in the scorer"),
+        1: {"string_match_all": float("nan")},
+        2: {"string_match_all": 1.5},
+    }
 
     def broken(self, sample, prediction):
         given = odd.get(int(sample.id.rsplit("/", 1)[1]))
@@ -223,7 +266,10 @@ def test_a_scorer_that_raises_or_gives_no_score_is_a_failed_cell(
     for (_, row), record in found.items():
         assert (record["score"] is None) == (row != "3") == bool(record["error"])
         assert record["prediction"] or not record["new_tokens"], "the answer is kept: it can be scored again"
-    assert "Traceback" in found["knorm", "0"]["error"] and "ZeroDivisionError: in the scorer" in found["knorm", "0"]["error"]
+    assert (
+        "Traceback" in found["knorm", "0"]["error"]
+        and "ZeroDivisionError: in the scorer" in found["knorm", "0"]["error"]
+    )
     assert "string_match_all=nan, which does not lie in [0, 1]" in found["none", "1"]["error"]
     assert "failed samples, left out" in capsys.readouterr().out
 
@@ -232,8 +278,13 @@ def test_a_model_of_nan_gives_errors_and_no_score(small_model: Path, tmp_path: P
     model = tmp_path / "model"
     shutil.copytree(small_model, model)
     weights = load_file(model / "model.safetensors")
-    save_file({name: one * float("nan") if "layers.1.mlp" in name else one for name, one in weights.items()}, model / "model.safetensors")
-    asked = [*command(model, tmp_path / "results", *SMALL, "press=streaming_llm", "compression_ratio=0.5")[2:]]
+    save_file(
+        {name: one * float("nan") if "layers.1.mlp" in name else one for name, one in weights.items()},
+        model / "model.safetensors",
+    )
+    asked = [
+        *command(model, tmp_path / "results", *SMALL, "press=streaming_llm", "compression_ratio=0.5")[2:]
+    ]
     run = Command(tmp_path / "printed", "evaluate.py", *asked)
     assert run.wait() == 1
     assert "Traceback" not in run.stderr
@@ -248,8 +299,20 @@ def test_a_data_row_that_raises_fails_alone_or_is_named(small_model: Path, tmp_p
     rows = [{**row, "input": f"Question {n}?"} for n in range(3)]
     rows[1]["context"] += "\ud800"  # which no tokenizer takes
     (tmp_path / "qasper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = ["benchmark=longbench", "benchmark.tasks=[qasper]", f"benchmark.path={tmp_path}", "press=knorm", "compression_ratio=0.5"]
-    base = ["model=hub", f"model.path={small_model}", "model.name=tiny", "plots=false", f"results={tmp_path / 'results'}"]
+    asked = [
+        "benchmark=longbench",
+        "benchmark.tasks=[qasper]",
+        f"benchmark.path={tmp_path}",
+        "press=knorm",
+        "compression_ratio=0.5",
+    ]
+    base = [
+        "model=hub",
+        f"model.path={small_model}",
+        "model.name=tiny",
+        "plots=false",
+        f"results={tmp_path / 'results'}",
+    ]
     run = Command(tmp_path / "printed", "evaluate.py", *asked, *base)
     assert run.wait() == 1
     assert "2 answers failed" in run.stderr and "Traceback" not in run.stderr
@@ -257,25 +320,42 @@ def test_a_data_row_that_raises_fails_alone_or_is_named(small_model: Path, tmp_p
     assert [record["sample_id"] for record in found if record["error"]] == ["qasper/1"] * 2
     assert all("Traceback" in record["error"] for record in found if record["error"])
     assert sum(record["score"] is not None for record in found) == 2 * 2
-    cut = Command(tmp_path / "printed", "evaluate.py", *asked, *base, "benchmark.max_length=100")  # while prompts are made
+    cut = Command(
+        tmp_path / "printed", "evaluate.py", *asked, *base, "benchmark.max_length=100"
+    )  # while prompts are made
     assert cut.wait() == 2
-    assert cut.stderr.startswith("error: benchmark longbench cannot read its data behind sample qasper/0 (TypeError")
+    assert cut.stderr.startswith(
+        "error: benchmark longbench cannot read its data behind sample qasper/0 (TypeError"
+    )
     assert len(records(tmp_path / "results")) == len(found)
 
 
 def test_no_secret_reaches_the_folder(small_model: Path, tmp_path: Path) -> None:
     own, secret = tmp_path / "own", "a-plain-looking-password"
     own.mkdir()
-    raising = BROKEN.format(layer=0, condition="True").replace('"broken on purpose"', "os.environ['HUB_TOKEN'] + ' hf_' + 30 * 'x'")
+    raising = BROKEN.format(layer=0, condition="True").replace(
+        '"broken on purpose"', "os.environ['HUB_TOKEN'] + ' hf_' + 30 * 'x'"
+    )
     (own / "broken.py").write_text(raising.replace("from dataclasses", "import os\nfrom dataclasses"))
-    asked = command(small_model, tmp_path / "results", *SMALL, f"presses_dir={own}", "press=broken", "compression_ratio=0.5")
+    asked = command(
+        small_model,
+        tmp_path / "results",
+        *SMALL,
+        f"presses_dir={own}",
+        "press=broken",
+        "compression_ratio=0.5",
+    )
     done = run(*asked, env={**os.environ, "HUB_TOKEN": secret})
     assert done.returncode == 1, done.stderr
-    for path in (path for path in (tmp_path / "results").rglob("*") if path.is_file() and path.name != "scores.parquet"):
+    for path in (
+        path for path in (tmp_path / "results").rglob("*") if path.is_file() and path.name != "scores.parquet"
+    ):
         written = path.read_text(encoding="utf-8")
         assert "hf_xxx" not in written and (secret not in written), path
     assert secret not in done.stderr + done.stdout and "hf_xxx" not in done.stderr + done.stdout
-    assert "<redacted>" in next(record["error"] for record in records(tmp_path / "results") if record["error"])
+    assert "<redacted>" in next(
+        record["error"] for record in records(tmp_path / "results") if record["error"]
+    )
 
 
 @pytest.mark.parametrize("name", ["../../../etc/x", "/etc/x", "a b;rm -rf *", "..", "a\\b", "org/model"])
@@ -286,7 +366,14 @@ def test_names_of_users_become_one_safe_folder(small_model: Path, name: str) -> 
 
 
 def test_bfloat16_says_what_it_does_not_guarantee(small_model: Path, tmp_path: Path) -> None:
-    asked = command(small_model, tmp_path / "results", *SMALL, "press=knorm", "compression_ratio=0.5", "model.dtype=bfloat16")[2:]
+    asked = command(
+        small_model,
+        tmp_path / "results",
+        *SMALL,
+        "press=knorm",
+        "compression_ratio=0.5",
+        "model.dtype=bfloat16",
+    )[2:]
     assert Command(tmp_path / "printed", "evaluate.py", *asked).wait() == 0
     described = json.loads((tmp_path / "results" / "environment.json").read_text())
     assert described["dtype"] == "bfloat16"

@@ -20,7 +20,11 @@ from tests.evaluation.test_runner import command
 from tests.support.warm_command import Command
 
 __all__ = ["small_model"]
-SWEEP = ["benchmark.length=1024", "limit=4", "max_batch_gb=0.002"]  # few rows decoded together: records come context by context
+SWEEP = [
+    "benchmark.length=1024",
+    "limit=4",
+    "max_batch_gb=0.002",
+]  # few rows decoded together: records come context by context
 RECORDS, VARIANTS = 2 * 4 * 5, 5
 TIMED = ("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds")
 KILLS = 50
@@ -87,7 +91,10 @@ def keys(results: Path) -> set[str]:
 
 def content(results: Path) -> set[str]:
     found = [asdict(record) for record in read_records([results])]
-    return {json.dumps({key: value for key, value in one.items() if key not in TIMED}, sort_keys=True) for one in found}
+    return {
+        json.dumps({key: value for key, value in one.items() if key not in TIMED}, sort_keys=True)
+        for one in found
+    }
 
 
 def scores(results: Path) -> pd.DataFrame:
@@ -112,7 +119,9 @@ def warm(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 @pytest.fixture(scope="module")
 def whole(warm: Callable[[Path], Command], tmp_path_factory: pytest.TempPathFactory) -> Whole:
     results = tmp_path_factory.mktemp("whole")
-    assert warm(results / "first").wait() == 0, "not measured: it starts the process from which others are forked"
+    assert warm(results / "first").wait() == 0, (
+        "not measured: it starts the process from which others are forked"
+    )
     started = time.monotonic()
     process = warm(results)
     moments = [started]
@@ -136,7 +145,9 @@ def killed(process: Command | Fresh, results: Path, part: str, seconds: float) -
     awaited = {
         "start": lambda there: True,
         "answers": lambda there: there >= min(before + 1, RECORDS),
-        "records": lambda there: there == RECORDS or (there > before and there % VARIANTS != before % VARIANTS),
+        "records": lambda there: (
+            there == RECORDS or (there > before and there % VARIANTS != before % VARIANTS)
+        ),
         "tables": lambda there: there == RECORDS,
     }
     wait_until(lambda: awaited[part](len(written(results))), process)
@@ -144,7 +155,9 @@ def killed(process: Command | Fresh, results: Path, part: str, seconds: float) -
     seen = written(results)
     code = process.kill()
     left = lines(results)
-    assert {json.loads(line)["key"] for line in seen} <= {record["key"] for record in left}, "a record that was on disk is lost"
+    assert {json.loads(line)["key"] for line in seen} <= {record["key"] for record in left}, (
+        "a record that was on disk is lost"
+    )
     if code != -signal.SIGKILL:
         assert code == 0
         return ""
@@ -152,7 +165,11 @@ def killed(process: Command | Fresh, results: Path, part: str, seconds: float) -
         return "tables"
     if len(left) == before:
         return "start"
-    return "records" if any(n % VARIANTS for n in Counter(record["context_id"] for record in left).values()) else "answers"
+    return (
+        "records"
+        if any(n % VARIANTS for n in Counter(record["context_id"] for record in left).values())
+        else "answers"
+    )
 
 
 def tear(results: Path, draw: random.Random) -> set[str]:
@@ -175,7 +192,9 @@ def check(results: Path, whole: Whole) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_lose_and_repeat_nothing(warm: Callable[[Path], Command], whole: Whole, tmp_path: Path) -> None:
+def test_fifty_kills_lose_and_repeat_nothing(
+    warm: Callable[[Path], Command], whole: Whole, tmp_path: Path
+) -> None:
     draw, hit = random.Random(50), Counter[str]()
     for n in range(2 * KILLS // len(PARTS)):
         results = tmp_path / str(n)
@@ -191,17 +210,24 @@ def test_fifty_kills_lose_and_repeat_nothing(warm: Callable[[Path], Command], wh
 
 
 @pytest.mark.slow
-def test_kills_of_the_command_as_users_start_it(small_model: Path, warm: Callable[[Path], Command], whole: Whole, tmp_path: Path) -> None:
+def test_kills_of_the_command_as_users_start_it(
+    small_model: Path, warm: Callable[[Path], Command], whole: Whole, tmp_path: Path
+) -> None:
     draw = random.Random(51)
     parts = {"start": 2.0, "answers": whole.seconds["answers"], "tables": whole.seconds["tables"] / 2}
-    hit = [killed(Fresh(command(small_model, tmp_path, *SWEEP)), tmp_path, part, draw.uniform(0, bound)) for part, bound in parts.items()]
+    hit = [
+        killed(Fresh(command(small_model, tmp_path, *SWEEP)), tmp_path, part, draw.uniform(0, bound))
+        for part, bound in parts.items()
+    ]
     assert sum(map(bool, hit)) >= 2, hit
     assert warm(tmp_path).wait() == 0
     check(tmp_path, whole)
 
 
 @pytest.mark.slow
-def test_kills_inside_a_line_cost_that_line(warm: Callable[[Path], Command], whole: Whole, tmp_path: Path) -> None:
+def test_kills_inside_a_line_cost_that_line(
+    warm: Callable[[Path], Command], whole: Whole, tmp_path: Path
+) -> None:
     draw, torn = random.Random(52), set[str]()
     hit = []
     for part in ("answers", "records", "answers", "tables"):
@@ -213,7 +239,9 @@ def test_kills_inside_a_line_cost_that_line(warm: Callable[[Path], Command], who
 
 
 @pytest.mark.slow
-def test_kills_of_two_jobs_on_one_folder(warm: Callable[[Path], Command], whole: Whole, tmp_path: Path) -> None:
+def test_kills_of_two_jobs_on_one_folder(
+    warm: Callable[[Path], Command], whole: Whole, tmp_path: Path
+) -> None:
     draw, kills = random.Random(53), 0
     for results in (tmp_path / str(n) for n in range(8)):
         jobs, seen = [warm(results), warm(results)], set[str]()
@@ -229,7 +257,10 @@ def test_kills_of_two_jobs_on_one_folder(warm: Callable[[Path], Command], whole:
         assert warm(results).wait() == 0
         assert content(results) == whole.content
         pd.testing.assert_frame_equal(scores(results), whole.scores)
-        once = {json.dumps({key: value for key, value in one.items() if key not in TIMED}, sort_keys=True) for one in lines(results)}
+        once = {
+            json.dumps({key: value for key, value in one.items() if key not in TIMED}, sort_keys=True)
+            for one in lines(results)
+        }
         assert once == whole.content, "what both answered is the same"
         if kills >= 8:
             break

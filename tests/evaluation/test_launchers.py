@@ -34,10 +34,20 @@ def test_a_job_that_fails_on_ray_fails_alone(tiny: Path, tmp_path: Path) -> None
 
 
 def test_two_processes_of_joblib_are_faster_than_one_and_lose_nothing(tmp_path: Path) -> None:
-    rows = ["model=smollm2", "benchmark=ruler", "benchmark.tasks=[niah_single_2]", "benchmark.length=1024", "limit=32", "press=knorm"]
+    rows = [
+        "model=smollm2",
+        "benchmark=ruler",
+        "benchmark.tasks=[niah_single_2]",
+        "benchmark.length=1024",
+        "limit=32",
+        "press=knorm",
+    ]
     seconds = {}
     shards = ["shard.count=2", "shard.index=range(2)"]
-    for name, arguments in {"single": [], "joblib": ["-m", *shards, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}.items():
+    for name, arguments in {
+        "single": [],
+        "joblib": ["-m", *shards, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    }.items():
         command = [sys.executable, str(ROOT / "evaluate.py"), *arguments, *rows, f"results={tmp_path / name}"]
         started = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)

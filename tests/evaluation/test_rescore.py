@@ -43,7 +43,9 @@ RECORD = Record(
 
 def write(folder: Path, *records: Record) -> Path:
     (folder / "records").mkdir(parents=True)
-    (folder / "records" / "a.jsonl").write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
+    (folder / "records" / "a.jsonl").write_text(
+        "".join(record.to_json() + "\n" for record in records), encoding="utf-8"
+    )
     return folder
 
 
@@ -60,7 +62,14 @@ def test_answers_get_the_scores_of_today(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["empty", "foreign", "full"])
 def test_bad_folders_get_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    source = write(tmp_path / "old", *([] if kind == "empty" else [replace(RECORD, benchmark="nobench" if kind == "foreign" else "ruler")]))
+    source = write(
+        tmp_path / "old",
+        *(
+            []
+            if kind == "empty"
+            else [replace(RECORD, benchmark="nobench" if kind == "foreign" else "ruler")]
+        ),
+    )
     out = write(tmp_path / "new", RECORD) if kind == "full" else tmp_path / "new"
     assert main([str(source), str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: ")

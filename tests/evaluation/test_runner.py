@@ -16,7 +16,13 @@ from tests.support.tiny_models import tiny_model
 from tests.support.warm_command import completed
 
 ROOT = Path(__file__).parents[2]
-SWEEP = ["press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "benchmark=ruler", "benchmark.tasks=[niah_single_1,vt]", "limit=3"]
+SWEEP = [
+    "press=[knorm,snapkv]",
+    "compression_ratio=[0.25,0.5]",
+    "benchmark=ruler",
+    "benchmark.tasks=[niah_single_1,vt]",
+    "limit=3",
+]
 
 
 @pytest.fixture(scope="session")
@@ -28,25 +34,47 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model_folder: Path, results: Path, *arguments: str) -> list[str]:
-    common = ["model=hub", f"model.path={model_folder}", "model.name=tiny", "benchmark.length=2048", f"results={results}", "plots=false"]
+    common = [
+        "model=hub",
+        f"model.path={model_folder}",
+        "model.name=tiny",
+        "benchmark.length=2048",
+        f"results={results}",
+        "plots=false",
+    ]
     return [sys.executable, str(ROOT / "evaluate.py"), *SWEEP, *common, *arguments]
 
 
-def run(model_folder: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    model_folder: Path, results: Path, *arguments: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
     done = completed(*command(model_folder, results, *arguments)[1:])
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
 def records(results: Path) -> list[dict]:
-    lines = [line for path in sorted((results / "records").glob("*.jsonl")) for line in path.read_text().split("\n") if line]
+    lines = [
+        line
+        for path in sorted((results / "records").glob("*.jsonl"))
+        for line in path.read_text().split("\n")
+        if line
+    ]
     return [json.loads(line) for line in lines]
 
 
 def content(results: Path) -> set[tuple]:
     """What must not depend on how the run went."""
     return {
-        (r["key"], r["sample_id"], r["press"], r["compression_ratio"], r["prediction"], r["score"], str(r["kept_entries"]))
+        (
+            r["key"],
+            r["sample_id"],
+            r["press"],
+            r["compression_ratio"],
+            r["prediction"],
+            r["score"],
+            str(r["kept_entries"]),
+        )
         for r in records(results)
     }
 
@@ -59,7 +87,9 @@ def table(results: Path) -> str:
 @pytest.fixture(scope="session")
 def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     results = tmp_path_factory.mktemp("finished")
-    done = subprocess.run(command(model_folder, results), capture_output=True, text=True, check=False, timeout=300)  # as users start it
+    done = subprocess.run(
+        command(model_folder, results), capture_output=True, text=True, check=False, timeout=300
+    )  # as users start it
     assert done.returncode == 0, done.stdout + done.stderr
     return results, done.stdout
 
@@ -92,7 +122,9 @@ def test_a_finished_run_is_a_no_op(finished: tuple[Path, str], model_folder: Pat
     assert {path: path.read_bytes() for path in (results / "records").iterdir()} == before
 
 
-def test_another_press_joins_the_same_table(finished: tuple[Path, str], model_folder: Path, tmp_path: Path) -> None:
+def test_another_press_joins_the_same_table(
+    finished: tuple[Path, str], model_folder: Path, tmp_path: Path
+) -> None:
     run(model_folder, tmp_path, "press=knorm")
     run(model_folder, tmp_path, "press=snapkv")
     assert content(tmp_path) == content(finished[0])
@@ -102,7 +134,11 @@ def test_another_press_joins_the_same_table(finished: tuple[Path, str], model_fo
 def test_fidelity_stands_in_records_and_tables(model_folder: Path, tmp_path: Path) -> None:
     run(model_folder, tmp_path, "fidelity=true", "press=[knorm,decoding]", "limit=1", "benchmark.tasks=[vt]")
     found = {(r["press"], r["compression_ratio"]): r for r in records(tmp_path)}
-    full, pressed, acting = found["none", 0], found["knorm", 0.5], next(r for (press, _), r in found.items() if press == "decoding")
+    full, pressed, acting = (
+        found["none", 0],
+        found["knorm", 0.5],
+        next(r for (press, _), r in found.items() if press == "decoding"),
+    )
     assert (full["answer_kl"], full["reference_kl"], full["answer_agreement"]) == (0, 0, 1)
     assert pressed["reference_nll"] > 0 and pressed["answer_kl"] > 0
     assert acting["answer_kl"] is None and acting["score"] is not None
@@ -111,9 +147,19 @@ def test_fidelity_stands_in_records_and_tables(model_folder: Path, tmp_path: Pat
 
 
 def kill_after(seconds: float, model_folder: Path, results: Path) -> None:
-    process = subprocess.Popen(command(model_folder, results), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command(model_folder, results),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
-    while seconds < 0 and not list(results.glob("records/*.jsonl")) and time.monotonic() < deadline and process.poll() is None:
+    while (
+        seconds < 0
+        and not list(results.glob("records/*.jsonl"))
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.005)
     time.sleep(abs(seconds))
     os.killpg(process.pid, signal.SIGKILL)
@@ -123,18 +169,34 @@ def kill_after(seconds: float, model_folder: Path, results: Path) -> None:
 def test_tokens_and_thresholds_stand_beside_ratios(model_folder: Path, tmp_path: Path) -> None:
     budgets = ["press=knorm", "budget_tokens=[100,100000]", "threshold=-5", "limit=1", "benchmark.tasks=[vt]"]
     run(model_folder, tmp_path, *budgets)
-    found = {(r["compression_ratio"], r["budget_tokens"], r["threshold"]): r for r in records(tmp_path) if r["press"] == "knorm"}
-    assert found.keys() == {(0.25, None, None), (0.5, None, None), (None, 100, None), (None, 100000, None), (None, None, -5)}
+    found = {
+        (r["compression_ratio"], r["budget_tokens"], r["threshold"]): r
+        for r in records(tmp_path)
+        if r["press"] == "knorm"
+    }
+    assert found.keys() == {
+        (0.25, None, None),
+        (0.5, None, None),
+        (None, 100, None),
+        (None, 100000, None),
+        (None, None, -5),
+    }
     assert found[None, 100, None]["kept_entries"] == [100] * 3
     assert found[None, 100000, None]["kept_fraction"] == 1
     assert 0 < found[None, None, -5]["kept_fraction"] < 1
     assert len({record["key"] for record in records(tmp_path)}) == 6
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert all(f" {text} |" in table for text in ("budget", "100 tokens", "100000 tokens", "score ≥ -5", "0.25"))
+    assert all(
+        f" {text} |" in table for text in ("budget", "100 tokens", "100000 tokens", "score ≥ -5", "0.25")
+    )
     assert "nothing to do" in run(model_folder, tmp_path, *budgets).stderr
 
 
-@pytest.mark.parametrize("delays", [(-0.01, -0.05), pytest.param((1.0, -0.1, -0.0, -0.2, 3.0, -0.02), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "delays",
+    [(-0.01, -0.05), pytest.param((1.0, -0.1, -0.0, -0.2, 3.0, -0.02), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_killed_runs_lose_and_repeat_nothing(
     finished: tuple[Path, str], model_folder: Path, tmp_path: Path, delays: tuple[float, ...]
 ) -> None:
@@ -183,7 +245,9 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_gets_one_sentence_and_loses_nothing(model_folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+def test_bad_input_gets_one_sentence_and_loses_nothing(
+    model_folder: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
     done = completed(*command(model_folder, tmp_path, *arguments)[1:])
     assert done.returncode != 0
     assert sentence in done.stderr + done.stdout
@@ -203,7 +267,9 @@ def test_help_names_every_press_and_benchmark_within_a_second() -> None:
     )
     seconds = []
     for _ in range(3):  # the processor's time, of the quickest: others may be at work on this machine
-        done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", check], capture_output=True, text=True, check=False, cwd=ROOT
+        )
         assert done.returncode == 0, done.stderr
         assert "heavy: set()" in done.stderr
         seconds.append(float(done.stderr.split()[-1]))
@@ -238,12 +304,16 @@ def test_a_run_records_what_it_keeps_of_the_first_samples(finished: tuple[Path, 
     results, _ = finished
     by_key = {record["key"]: record for record in records(results)}
     maps = list(read_kept_maps([results]))
-    assert sorted(name for one in maps for name in one.questions) == [f"{task}/{at}" for task in ("niah_single_1", "vt") for at in (0, 1)]
+    assert sorted(name for one in maps for name in one.questions) == [
+        f"{task}/{at}" for task in ("niah_single_1", "vt") for at in (0, 1)
+    ]
     for one in maps:
         assert one.counts
         for key, counts in one.counts.items():
             record = by_key[key]
-            entries = sum(sum(heads) if isinstance(heads, list) else heads * 2 for heads in record["kept_entries"])
+            entries = sum(
+                sum(heads) if isinstance(heads, list) else heads * 2 for heads in record["kept_entries"]
+            )
             assert int(counts.sum()) == entries, "the map adds up to the measured entries"
             assert len(counts) == record["context_tokens"] and counts.max() <= one.entries
             evidence = one.evidence[record["sample_id"]]
@@ -253,7 +323,15 @@ def test_a_run_records_what_it_keeps_of_the_first_samples(finished: tuple[Path, 
 
 
 def test_in_query_aware_runs_every_question_has_a_map_of_its_own(model_folder: Path, tmp_path: Path) -> None:
-    run(model_folder, tmp_path, "query_aware=true", "press=snapkv", "compression_ratio=0.5", "limit=1", "kept_maps=1")
+    run(
+        model_folder,
+        tmp_path,
+        "query_aware=true",
+        "press=snapkv",
+        "compression_ratio=0.5",
+        "limit=1",
+        "kept_maps=1",
+    )
     found = {record["key"]: record for record in records(tmp_path)}
     maps = list(read_kept_maps([tmp_path]))
     assert len(maps) == 2 and {key for one in maps for key in one.counts} == set(found)
@@ -263,20 +341,29 @@ def test_in_query_aware_runs_every_question_has_a_map_of_its_own(model_folder: P
         assert all(len(counts) == found[key]["context_tokens"] for key, counts in one.counts.items())
 
 
-def test_a_chunked_prefill_is_recorded_with_its_peak_and_stands_in_lines_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+def test_a_chunked_prefill_is_recorded_with_its_peak_and_stands_in_lines_of_its_own(
+    model_folder: Path, tmp_path: Path
+) -> None:
     short = ["press=knorm", "compression_ratio=0.5", "benchmark.tasks=[niah_single_1]", "limit=1"]
     run(model_folder, tmp_path, *short)
     done = run(model_folder, tmp_path, *short, "prefill=chunked", "prefill_chunk=500")
     assert "knorm (prefill chunked/500)" in done.stdout
     of = {(r["press"], r["prefill"]): r for r in records(tmp_path)}
-    assert set(of) == {(press, prefill) for press in ("none", "knorm") for prefill in ("shared", "chunked/500")}
+    assert set(of) == {
+        (press, prefill) for press in ("none", "knorm") for prefill in ("shared", "chunked/500")
+    }
     tokens = of["knorm", "shared"]["context_tokens"]
     chunks = [500] * (tokens // 500) + [tokens % 500]
     assert of["knorm", "chunked/500"]["kept_entries"] == [sum(n // 2 for n in chunks)] * 3
     assert of["knorm", "shared"]["peak_entries"] == tokens * 2 * 3
-    assert of["knorm", "chunked/500"]["peak_entries"] == max(sum(n // 2 for n in chunks[:at]) + chunks[at] for at in range(len(chunks))) * 6
+    assert (
+        of["knorm", "chunked/500"]["peak_entries"]
+        == max(sum(n // 2 for n in chunks[:at]) + chunks[at] for at in range(len(chunks))) * 6
+    )
     maps = {key: counts for one in read_kept_maps([tmp_path]) for key, counts in one.counts.items()}
-    assert maps[of["knorm", "chunked/500"]["key"]].sum() == sum(of["knorm", "chunked/500"]["kept_entries"]) * 2
+    assert (
+        maps[of["knorm", "chunked/500"]["key"]].sum() == sum(of["knorm", "chunked/500"]["kept_entries"]) * 2
+    )
     refused = run(model_folder, tmp_path, "press=kvzip", "prefill=chunked", "prefill_chunk=500", code=2)
     assert "press kvzip needs the whole context" in refused.stdout + refused.stderr
     refused = run(model_folder, tmp_path, *short, "prefill=chunked", code=2)

@@ -31,23 +31,38 @@ def test_shards_that_are_killed_or_preempted_are_queued_again_and_nothing_is_los
     tiny: Path, tmp_path: Path, slurm: dict[str, str]
 ) -> None:
     results = tmp_path / "shards"
-    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=20"]
+    launcher = [
+        "hydra/launcher=slurm",
+        "hydra.launcher.cpus_per_task=1",
+        "hydra.launcher.mem_gb=null",
+        "hydra.launcher.timeout_min=20",
+    ]
     launcher += [f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j", f"hydra.sweep.dir={tmp_path}"]
     command = sweep_command(tiny, results, "-m", *SWEEP, *launcher, "shard.count=3", "shard.index=range(3)")
-    sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=slurm, cwd=ROOT)
+    sweep = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=slurm, cwd=ROOT
+    )
     seen: set[Path] = set()
     killed = next_writer(results, seen, sweep)
-    variables = dict(line.split("=", 1) for line in Path(f"/proc/{killed}/environ").read_text().split("\0") if "=" in line)
-    subprocess.run(["scontrol", "requeue", variables["SLURM_JOB_ID"]], check=True, env=slurm)  # as Slurm does when a node fails
+    variables = dict(
+        line.split("=", 1) for line in Path(f"/proc/{killed}/environ").read_text().split("\0") if "=" in line
+    )
+    subprocess.run(
+        ["scontrol", "requeue", variables["SLURM_JOB_ID"]], check=True, env=slurm
+    )  # as Slurm does when a node fails
     os.kill(killed, signal.SIGKILL)
-    os.kill(next_writer(results, seen, sweep), signal.SIGUSR2)  # Slurm's warning before a time limit or preemption; submitit requeues
+    os.kill(
+        next_writer(results, seen, sweep), signal.SIGUSR2
+    )  # Slurm's warning before a time limit or preemption; submitit requeues
     printed, _ = sweep.communicate(timeout=280)
     assert sweep.returncode == 0, printed
     assert "plan: 3 jobs, 90 prefills, 990 answers left" in printed
     evaluate(tiny, tmp_path / "single", *SWEEP)
     assert content(results) == content(tmp_path / "single")
     assert len(records(results)) == 990
-    assert len(list(results.glob("records/*.jsonl"))) == 5, "two shards were to be interrupted before their end"
+    assert len(list(results.glob("records/*.jsonl"))) == 5, (
+        "two shards were to be interrupted before their end"
+    )
     assert table(results) == table(tmp_path / "single")
 
 

@@ -49,16 +49,30 @@ def prepared(model: Path, folder: Path, results: str, *arguments: str) -> Evalua
     own = folder / "own"
     own.mkdir(exist_ok=True)
     (own / "deadly.py").write_text(DEADLY)
-    given = [f"presses_dir={own}", "press=[knorm,deadly]", f"presses.deadly.flag={folder / 'flag'}", "model=hub", f"model.path={model}"]
+    given = [
+        f"presses_dir={own}",
+        "press=[knorm,deadly]",
+        f"presses.deadly.flag={folder / 'flag'}",
+        "model=hub",
+        f"model.path={model}",
+    ]
     register(given)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return EvaluationRunner(settings(compose("config", overrides=[*given, f"results={folder / results}", *arguments])))
+        return EvaluationRunner(
+            settings(compose("config", overrides=[*given, f"results={folder / results}", *arguments]))
+        )
 
 
 def test_records_are_those_of_one_process_though_a_worker_died(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["model.name=tiny", "benchmark.tasks=[niah_single_1,vt]", "benchmark.length=2048", "limit=3", "compression_ratio=[0.25,0.5]"]
+    asked = [
+        "model.name=tiny",
+        "benchmark.tasks=[niah_single_1,vt]",
+        "benchmark.length=2048",
+        "limit=3",
+        "compression_ratio=[0.25,0.5]",
+    ]
     shared = prepared(model_folder, tmp_path, "shared", *asked, "workers=2")
     shared.run()
     assert shared.failed == 0
@@ -74,7 +88,13 @@ def test_records_are_those_of_one_process_though_a_worker_died(
 @pytest.mark.slow
 def test_a_context_that_kills_every_worker_becomes_failed_cells(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "flag").touch()
-    asked = ["model.name=tiny", "benchmark=niah", "benchmark.tasks=['512','1024']", "limit=3", "presses.deadly.longest=600"]
+    asked = [
+        "model.name=tiny",
+        "benchmark=niah",
+        "benchmark.tasks=['512','1024']",
+        "limit=3",
+        "presses.deadly.longest=600",
+    ]
     deadly = prepared(model_folder, tmp_path, "results", *asked, "workers=2")
     deadly.run()
     found = records(tmp_path / "results")
@@ -91,7 +111,11 @@ def test_workers_end_with_the_run_and_lose_nothing(model_folder: Path, tmp_path:
     asked = ["limit=60", "compression_ratio=[0.1,0.2,0.3,0.4,0.5]", "workers=2"]
     shared = tmp_path / "shared"
     process = subprocess.Popen(
-        command(model_folder, shared, *asked), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(model_folder, shared, *asked),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not list(shared.glob("records/*.jsonl")) and process.poll() is None and time.monotonic() < deadline:
@@ -141,7 +165,12 @@ def test_threads_are_shared_unless_the_environment_says(monkeypatch: pytest.Monk
     assert threads_of(2) is None
 
 
-@pytest.mark.parametrize("wrong, sentence", [(["workers=-1"], "workers=-1"), (["workers=2", "model.device_map=auto"], "set workers=1")])
-def test_workers_that_cannot_be_are_refused(model_folder: Path, tmp_path: Path, wrong: list[str], sentence: str) -> None:
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [(["workers=-1"], "workers=-1"), (["workers=2", "model.device_map=auto"], "set workers=1")],
+)
+def test_workers_that_cannot_be_are_refused(
+    model_folder: Path, tmp_path: Path, wrong: list[str], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         prepared(model_folder, tmp_path, "results", "model.name=tiny", *wrong).run()

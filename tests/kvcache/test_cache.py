@@ -17,7 +17,9 @@ H, G, D = 2, 3, 8
 
 def storage(length: int, seed: int) -> Storage:
     generator = torch.Generator().manual_seed(seed)
-    return Storage(torch.randn(H, length, D, generator=generator), torch.randn(H, length, D, generator=generator))
+    return Storage(
+        torch.randn(H, length, D, generator=generator), torch.randn(H, length, D, generator=generator)
+    )
 
 
 def by_hand(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -28,14 +30,22 @@ def by_hand(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> to
 @pytest.mark.parametrize("n", [1, 4])
 def test_ragged_attention_equals_attention_over_what_each_row_and_head_keeps(n: int) -> None:
     shared, other = storage(11, 0), storage(7, 1)
-    rows = [Kept(shared, torch.tensor([11, 3])), Kept(shared, torch.tensor([5, 0])), Kept(other), Kept(shared)]
+    rows = [
+        Kept(shared, torch.tensor([11, 3])),
+        Kept(shared, torch.tensor([5, 0])),
+        Kept(other),
+        Kept(shared),
+    ]
     check_rows(rows, n)
 
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_rows_that_read_the_full_cache_in_place_see_what_they_keep_and_nothing_else(n: int) -> None:
     full = storage(11, 0)
-    masks = [Selection.top(torch.rand(1, H, 11), counts) for counts in (5, torch.tensor([[2, 9]]), torch.tensor([[0, 3]]))]
+    masks = [
+        Selection.top(torch.rand(1, H, 11), counts)
+        for counts in (5, torch.tensor([[2, 9]]), torch.tensor([[0, 3]]))
+    ]
     check_rows([Kept(full), *(Kept(full, mask.counts[0], mask.keep[0]) for mask in masks)], n)
 
 
@@ -52,10 +62,20 @@ def check_rows(rows: list[Kept], n: int) -> None:
     out, _ = attention_forward(torch.nn.Module(), query, second, second, None, scaling=D**-0.5, ragged=layer)
     for row, (kept, tail) in enumerate(zip(rows, [3, 1, 2, 3], strict=True)):
         for head in range(H):
-            mine = torch.arange(kept.entries()[head]) if kept.keep is None else kept.keep[head].nonzero()[:, 0]
+            mine = (
+                torch.arange(kept.entries()[head]) if kept.keep is None else kept.keep[head].nonzero()[:, 0]
+            )
             for i in range(n):
-                keys = torch.cat((kept.storage.keys[head, mine], first[row, head, :tail], second[row, head, : i + 1]))
-                values = torch.cat((kept.storage.values[head, mine], first[row, head, :tail] + 1, second[row, head, : i + 1] + 1))
+                keys = torch.cat(
+                    (kept.storage.keys[head, mine], first[row, head, :tail], second[row, head, : i + 1])
+                )
+                values = torch.cat(
+                    (
+                        kept.storage.values[head, mine],
+                        first[row, head, :tail] + 1,
+                        second[row, head, : i + 1] + 1,
+                    )
+                )
                 for group in range(G):
                     at = head * G + group
                     torch.testing.assert_close(out[row, i, at], by_hand(query[row, at, i], keys, values))
@@ -73,7 +93,9 @@ def test_rows_leave_without_changing_the_others() -> None:
     assert torch.equal(layer.valid[..., -5:], valid[[1, 3]][..., -5:])
     for new, old in enumerate([1, 3]):
         for head in range(H):
-            assert torch.equal(layer.keys[new, head][layer.valid[new, head]], keys[old, head][valid[old, head]])
+            assert torch.equal(
+                layer.keys[new, head][layer.valid[new, head]], keys[old, head][valid[old, head]]
+            )
 
 
 def test_nested_variants_share_memory_and_others_do_not() -> None:
@@ -130,7 +152,9 @@ def test_a_ragged_cache_outside_says_what_to_do() -> None:
 def test_generate_works_inside() -> None:
     model = tiny_model("llama")
     with AdaKVPress(SnapKVPress(0.5))(model):
-        generated = model.generate(tiny_ids(90), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+        generated = model.generate(
+            tiny_ids(90), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
     assert generated.shape == (1, 96)
 
 

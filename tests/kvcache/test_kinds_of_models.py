@@ -14,7 +14,16 @@ from kvcache.attention import attending
 from kvcache.observation import LayerObservation, cache_keyword, observing
 from kvcache.rotary import NONE
 from longpress.pipeline import CompressingPipeline
-from presses import AdaKVPress, CriticalKVPress, ExpectedAttentionPress, KeyRerotationPress, KnormPress, KVzipPress, NonePress, SnapKVPress
+from presses import (
+    AdaKVPress,
+    CriticalKVPress,
+    ExpectedAttentionPress,
+    KeyRerotationPress,
+    KnormPress,
+    KVzipPress,
+    NonePress,
+    SnapKVPress,
+)
 from presses.base import BasePress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.tiny_models import FAMILIES, fill, tiny_ids, tiny_model
@@ -79,9 +88,13 @@ def model_of(kind: str, **overrides: Any) -> PreTrainedModel:
     """A small model of a type of transformers, every layer full or some of them with a window shorter than the context."""
     wanted = SIZES | OWN.get(kind, {}) | overrides
     names = CONFIG_MAPPING[kind]().to_dict().keys()
-    config = CONFIG_MAPPING[kind](**{name: value for name, value in wanted.items() if name in names or name in overrides})
+    config = CONFIG_MAPPING[kind](
+        **{name: value for name, value in wanted.items() if name in names or name in overrides}
+    )
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # older sdpa forgets the caps of Gemma 2
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager"
+        )  # older sdpa forgets the caps of Gemma 2
     fill(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -120,7 +133,10 @@ def test_attention_queries_and_keys_are_those_of_transformers(kind: str) -> None
         assert layer.scale == pytest.approx(layer.witness.scaling)
         positions = torch.arange(90)
         torch.testing.assert_close(
-            layer.rotary.turn(layer.keys_before_rope(), *layer.rotary.at(positions)), layer.keys, rtol=1e-4, atol=1e-4
+            layer.rotary.turn(layer.keys_before_rope(), *layer.rotary.at(positions)),
+            layer.keys,
+            rtol=1e-4,
+            atol=1e-4,
         )
 
 
@@ -131,7 +147,9 @@ def test_the_full_cache_answers_as_generate_and_a_second_question_as_a_first(kin
     full = pipeline.sweep(CONTEXT, QUESTIONS, [(NonePress(), 0.0)], max_new_tokens=5)[0]
     for question, answer in zip(QUESTIONS, full, strict=True):
         ids = torch.tensor([prompt.context_ids(CONTEXT) + prompt.question_ids(question, "")])
-        generated = pipeline.model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None)
+        generated = pipeline.model.generate(
+            ids, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
         assert answer == prompt.decode(generated[0, ids.shape[1] :].tolist())
 
 
@@ -139,7 +157,10 @@ def test_the_full_cache_answers_as_generate_and_a_second_question_as_a_first(kin
 def test_a_sweep_answers_as_each_press_alone_or_says_why_not(kind: str) -> None:
     pipeline = pipeline_of(kind)
     variants = [(press, 0.5) for press in PRESSES]
-    slides = any(layer_type == "sliding_attention" for layer_type in getattr(pipeline.model.config, "layer_types", None) or ())
+    slides = any(
+        layer_type == "sliding_attention"
+        for layer_type in getattr(pipeline.model.config, "layer_types", None) or ()
+    )
     if slides and kind not in EVERY_LAYER_SLIDES:
         rerotation = variants.pop()
         with pytest.raises(ValueError, match="sliding-window layers"):
@@ -147,7 +168,9 @@ def test_a_sweep_answers_as_each_press_alone_or_says_why_not(kind: str) -> None:
     answers = pipeline.sweep(CONTEXT, QUESTIONS, variants, max_new_tokens=4)
     for (press, ratio), row in zip(variants, answers, strict=True):
         alone = [
-            pipeline(CONTEXT, question=question, press=replace(press, compression_ratio=ratio), max_new_tokens=4)["answer"]
+            pipeline(
+                CONTEXT, question=question, press=replace(press, compression_ratio=ratio), max_new_tokens=4
+            )["answer"]
             for question in QUESTIONS
         ]
         assert row == alone, press.name
@@ -214,7 +237,9 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
 def test_a_model_of_an_unknown_type_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = unknown(monkeypatch)
     read: list[int] = []
-    hook = model.model.register_forward_pre_hook(lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
     check_model(model)
     check_model(model)
     hook.remove()
@@ -232,7 +257,9 @@ def test_an_attention_that_is_more_than_we_compute_is_refused(monkeypatch: pytes
         return (output * 2 if model.config._attn_implementation != "longpress" else output), weights
 
     module.forward = twice
-    with pytest.raises(ValueError, match=r"computes \d+\.\d% else with longpress's attention than with its own"):
+    with pytest.raises(
+        ValueError, match=r"computes \d+\.\d% else with longpress's attention than with its own"
+    ):
         check_model(model)
 
 
@@ -246,7 +273,11 @@ def test_queries_that_are_not_those_of_the_model_are_refused() -> None:
     model = tiny_model("llama")
     for layer in model.model.layers:
         layer.self_attn.q_proj.register_forward_hook(
-            lambda module, args, output: output * 2 if model.config._attn_implementation == "longpress" and args[0].shape[1] > 2 else output
+            lambda module, args, output: (
+                output * 2
+                if model.config._attn_implementation == "longpress" and args[0].shape[1] > 2
+                else output
+            )
         )
     with pytest.raises(ValueError, match="cannot be recomputed"), torch.no_grad(), SnapKVPress(0.5)(model):
         model(tiny_ids(100))

@@ -5,10 +5,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache import attention
+from kvcache import attention, matmul
 from tests.support.tiny_models import tiny_ids, tiny_model
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch was built without oneDNN")
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch was built without oneDNN"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,12 @@ def test_a_layer_and_what_is_left_to_pytorch(biased: bool) -> None:
     assert not matmul.fast(x), "outside, a model's numbers stay as they are"
     with torch.no_grad(), matmul.fast_products():
         assert matmul.fast(x)
-        close(layer(x), torch.addmm(layer.bias if biased else torch.zeros(40), x.flatten(0, 1), layer.weight.t()).view(2, 3, 40))
+        close(
+            layer(x),
+            torch.addmm(layer.bias if biased else torch.zeros(40), x.flatten(0, 1), layer.weight.t()).view(
+                2, 3, 40
+            ),
+        )
         assert layer(x[:0]).shape == (0, 3, 40)
         assert layer.double()(x.double()).dtype == torch.float64
     layer.float()
@@ -48,7 +55,8 @@ def test_a_layer_and_what_is_left_to_pytorch(biased: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "length", "window"), [(1, 1, None), (7, 7, None), (300, 300, None), (5, 300, None), (300, 300, 40), (9, 90, 16)]
+    ("n", "length", "window"),
+    [(1, 1, None), (7, 7, None), (300, 300, None), (5, 300, None), (300, 300, 40), (9, 90, 16)],
 )
 def test_causal_attention(n: int, length: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MOST", 12)  # several steps

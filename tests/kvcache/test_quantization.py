@@ -17,7 +17,9 @@ def entries(length: int, size: int = D) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize(("length", "size"), [(64, 64), (1, 16), (33, 16), (70, 7), (5, 34)])
-def test_every_number_is_off_by_half_a_step_at_most(bits: int, per_channel: bool, length: int, size: int) -> None:
+def test_every_number_is_off_by_half_a_step_at_most(
+    bits: int, per_channel: bool, length: int, size: int
+) -> None:
     given = entries(length, size)
     packed = pack(given, bits, per_channel)
     assert packed.shape == given.shape
@@ -32,7 +34,9 @@ def test_every_number_is_off_by_half_a_step_at_most(bits: int, per_channel: bool
                     group = given[head, token, channel // GROUP * GROUP : (channel // GROUP + 1) * GROUP]
                 step = float(group.max() - group.min()) / (2**bits - 1)
                 # half a step, and what low and scale lose in float16
-                assert error[head, token, channel] <= 0.5 * step + 2**-11 * (float(group.abs().max()) + 2**bits * step)
+                assert error[head, token, channel] <= 0.5 * step + 2**-11 * (
+                    float(group.abs().max()) + 2**bits * step
+                )
     if length > 60:
         break_even = {8: 0.008, 4: 0.12, 2: 0.6}[bits]
         assert error.mean() < break_even
@@ -54,7 +58,9 @@ def test_bytes_by_hand() -> None:
     assert Kept(storage).bytes() == 2 * 2 * 70 * 16 * 4
     for bits, per_token in ((8, 16), (4, 8), (2, 4)):
         kept = Kept(storage, torch.tensor([70, 33])).quantised(bits, movable=False)
-        keys = 103 * per_token + (3 + 2) * 16 * 4  # three and two groups of 32 tokens, per channel a scale and a low of two bytes
+        keys = (
+            103 * per_token + (3 + 2) * 16 * 4
+        )  # three and two groups of 32 tokens, per channel a scale and a low of two bytes
         values = 103 * (per_token + 4)  # 16 channels are one group
         assert kept.bytes() == keys + values
         movable = Kept(storage, torch.tensor([70, 33])).quantised(bits, movable=True)
@@ -64,7 +70,11 @@ def test_bytes_by_hand() -> None:
 
 def test_bytes_are_those_of_the_tensors() -> None:
     storage = Storage(entries(64), entries(64)).quantised(4, None, movable=False)
-    held = [part for one in (storage.stored_keys, storage.stored_values) for part in (one.codes, one.scale, one.low)]
+    held = [
+        part
+        for one in (storage.stored_keys, storage.stored_values)
+        for part in (one.codes, one.scale, one.low)
+    ]
     assert storage.bytes == sum(part.numel() * part.element_size() for part in held) == Kept(storage).bytes()
 
 

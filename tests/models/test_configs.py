@@ -40,8 +40,12 @@ def test_hub_states_every_field_with_its_default():
 
 def test_the_path_can_be_replaced_in_every_choice():
     assert composed("model=hub", "model.path=org/name").name == "org/name"
-    assert composed("model=llama3.1-8b", "model.path=/data/llama") == ModelConfig("llama3.1-8b", "/data/llama")
-    scaled = composed("model=qwen3-8b", "model.rope_scaling={rope_type:yarn,factor:4.0}", "model.chat_template=on")
+    assert composed("model=llama3.1-8b", "model.path=/data/llama") == ModelConfig(
+        "llama3.1-8b", "/data/llama"
+    )
+    scaled = composed(
+        "model=qwen3-8b", "model.rope_scaling={rope_type:yarn,factor:4.0}", "model.chat_template=on"
+    )
     assert scaled.rope_scaling == {"rope_type": "yarn", "factor": 4.0} and scaled.chat_template == "on"
 
 
@@ -62,7 +66,10 @@ def test_the_path_can_be_replaced_in_every_choice():
         ({"chat_template": "maybe"}, "use auto, on or off"),
         ({"rope_scaling": {"rope_type": "yan", "factor": 2}}, "use one of linear"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "factor=None must be a number of at least 1"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5 must be a number of at least 1"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+            "factor=0.5 must be a number of at least 1",
+        ),
     ],
 )
 def test_mistakes_are_said_in_one_sentence(options, words):
@@ -88,14 +95,19 @@ def test_offline_and_not_in_the_cache(monkeypatch):
 
 def test_accelerate_missing(monkeypatch, tmp_path):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "accelerate" else find(name)
+    )
     with pytest.raises(ValueError, match="device_map needs the package accelerate"):
         check_model(ModelConfig(device_map="auto"))
     with pytest.raises(ValueError, match="needs the package accelerate for this file"):
         check_model(ModelConfig(path="org/name", gguf_file="model.gguf"))
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "no GGUF file"), (b"GGUF\1\0\0\0", "no GGUF file"), (b"GGUF\3\0\0\0abc", "broken")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "no GGUF file"), (b"GGUF\1\0\0\0", "no GGUF file"), (b"GGUF\3\0\0\0abc", "broken")],
+)
 def test_broken_gguf_file(tmp_path, content, words):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
@@ -104,7 +116,8 @@ def test_broken_gguf_file(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [('{"model_type":', "cannot be loaded"), ('{"model_type": "nope"}', "cannot be loaded: .*nope")]
+    ("text", "words"),
+    [('{"model_type":', "cannot be loaded"), ('{"model_type": "nope"}', "cannot be loaded: .*nope")],
 )
 def test_config_that_transformers_refuses(tmp_path, text, words):
     (tmp_path / "config.json").write_text(text)

@@ -20,7 +20,14 @@ from transformers import (
 from longpress.models.loading import ModelConfig, eos_token_ids, fingerprint, load_model, rescale
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-TINY = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+TINY = {
+    "vocab_size": 49152,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 IDS = torch.arange(100, 140)[None]
 
 
@@ -29,7 +36,9 @@ def llama(smollm2, tmp_path_factory):
     """Folder of a tiny random Llama in bfloat16 with two end-of-sequence tokens."""
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**TINY, num_hidden_layers=2, max_position_embeddings=512, eos_token_id=[7, 8])).bfloat16()
+    model = LlamaForCausalLM(
+        LlamaConfig(**TINY, num_hidden_layers=2, max_position_embeddings=512, eos_token_id=[7, 8])
+    ).bfloat16()
     model.save_pretrained(folder)
     smollm2.tokenizer.save_pretrained(folder)
     return folder
@@ -57,10 +66,22 @@ def test_embedded_model(smollm2):
         "cpu",
         8192,
     )
-    assert eos_token_ids(smollm2.model, smollm2.tokenizer) == [smollm2.tokenizer.convert_tokens_to_ids("<|im_end|>")] == [2]
-    assert smollm2.model.generation_config.eos_token_id == 2 and smollm2.model.generation_config.pad_token_id == 2
+    assert (
+        eos_token_ids(smollm2.model, smollm2.tokenizer)
+        == [smollm2.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        == [2]
+    )
+    assert (
+        smollm2.model.generation_config.eos_token_id == 2
+        and smollm2.model.generation_config.pad_token_id == 2
+    )
     config = smollm2.model.config
-    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (30, 9, 3, 64)
+    assert (
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    ) == (30, 9, 3, 64)
     assert config.tie_word_embeddings and not smollm2.model.training
     assert {parameter.dtype for parameter in smollm2.model.parameters()} == {torch.float32}
 
@@ -78,13 +99,19 @@ def test_embedded_weights_are_those_that_transformers_reads(smollm2, name, value
     weight = smollm2.model.state_dict()[f"model.{name}.weight"].double()
     rows = torch.arange(1, weight.shape[0] + 1, dtype=torch.float64).cos()
     columns = torch.arange(1, weight.shape[1] + 1, dtype=torch.float64).sin()
-    assert (rows @ weight @ columns).item() == pytest.approx(value, abs=1e-4)  # golden: from_pretrained(…, gguf_file=…)
+    assert (rows @ weight @ columns).item() == pytest.approx(
+        value, abs=1e-4
+    )  # golden: from_pretrained(…, gguf_file=…)
 
 
 def test_embedded_model_answers(smollm2):
     messages = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
-    prompt = smollm2.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    written = smollm2.model.generate(**prompt, do_sample=False, max_new_tokens=12)[0, prompt["input_ids"].shape[1] :]
+    prompt = smollm2.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    written = smollm2.model.generate(**prompt, do_sample=False, max_new_tokens=12)[
+        0, prompt["input_ids"].shape[1] :
+    ]
     assert "Paris" in smollm2.tokenizer.decode(written) and written[-1] == 2
 
 
@@ -104,7 +131,10 @@ def test_dtype_and_window(llama):
 
 
 def test_attention_implementation(llama):
-    eager, default = loaded(llama, dtype="float32", attention_implementation="eager"), loaded(llama, dtype="float32")
+    eager, default = (
+        loaded(llama, dtype="float32", attention_implementation="eager"),
+        loaded(llama, dtype="float32"),
+    )
     assert eager.model.config._attn_implementation == "eager"
     torch.testing.assert_close(logits(eager.model), logits(default.model))
     with pytest.raises(ValueError, match=r"cannot be loaded: .*nonsense"):
@@ -113,7 +143,10 @@ def test_attention_implementation(llama):
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
 def test_rope_scaling_moves_the_window(llama, kind):
-    plain, scaled = loaded(llama, dtype="float32"), loaded(llama, dtype="float32", rope_scaling={"rope_type": kind, "factor": 4.0})
+    plain, scaled = (
+        loaded(llama, dtype="float32"),
+        loaded(llama, dtype="float32", rope_scaling={"rope_type": kind, "factor": 4.0}),
+    )
     assert scaled.window == 2048
     assert scaled.model.config.rope_parameters["rope_type"] == kind
     assert scaled.revision.startswith(f"{plain.revision}+rope-")
@@ -122,15 +155,28 @@ def test_rope_scaling_moves_the_window(llama, kind):
 
 
 def test_rope_scaling_of_the_embedded_model():
-    scaled = load_model(ModelConfig(dtype="bfloat16", device="cpu", rope_scaling={"rope_type": "yarn", "factor": 2.0}, chat_template="off"))
+    scaled = load_model(
+        ModelConfig(
+            dtype="bfloat16",
+            device="cpu",
+            rope_scaling={"rope_type": "yarn", "factor": 2.0},
+            chat_template="off",
+        )
+    )
     assert (scaled.window, scaled.dtype, scaled.tokenizer.chat_template) == (16384, "bfloat16", None)
     assert scaled.revision.startswith(f"{SHA256}+rope-") and scaled.revision.endswith("+no-template")
 
 
 def test_window_is_the_trained_length_times_the_factor():
     long = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    phi3 = Phi3Config(**{key: value for key, value in TINY.items() if key != "head_dim"}, pad_token_id=0, max_position_embeddings=131072,
-                      original_max_position_embeddings=4096, rope_parameters={**long, "factor": 32.0})  # fmt: skip
+    phi3 = Phi3Config(
+        **{key: value for key, value in TINY.items() if key != "head_dim"},
+        pad_token_id=0,
+        max_position_embeddings=131072,
+        # fmt: skip
+        original_max_position_embeddings=4096,
+        rope_parameters={**long, "factor": 32.0},
+    )
     assert rescale(phi3, None) == 131072
     assert rescale(phi3, {"rope_type": "yarn", "factor": 4.0}) == 16384
     llama3 = {
@@ -140,8 +186,13 @@ def test_window_is_the_trained_length_times_the_factor():
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    config = LlamaConfig(**TINY, max_position_embeddings=131072, rope_parameters={**llama3, "rope_theta": 5e5})
-    assert rescale(config, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}) == 131072
+    config = LlamaConfig(
+        **TINY, max_position_embeddings=131072, rope_parameters={**llama3, "rope_theta": 5e5}
+    )
+    assert (
+        rescale(config, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768})
+        == 131072
+    )
     assert config.rope_parameters["rope_theta"] == 5e5 and "low_freq_factor" not in config.rope_parameters
 
 
@@ -174,7 +225,11 @@ def test_fingerprint_sees_weights_names_and_config_but_not_times(llama, copy):
 def test_weights_that_lack_something_are_refused(copy, other):
     weights = load_file(copy / "model.safetensors")
     del weights["model.norm.weight"]
-    save_file(weights | ({} if other is None else {"model.norm.weight": other}), copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        weights | ({} if other is None else {"model.norm.weight": other}),
+        copy / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(ValueError, match=r"lacks 1 weights of its architecture, e\.g\. model\.norm\.weight"):
         loaded(copy)
 
@@ -204,7 +259,9 @@ def test_device_map(llama):
 def test_gguf_file_with_an_untied_head(tmp_path):
     """Written as llama.cpp's converter writes a Llama: rotary pairs of queries and keys side by side, weights in two formats."""
     torch.manual_seed(0)
-    config = LlamaConfig(**TINY | {"vocab_size": 64}, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=2**-17)
+    config = LlamaConfig(
+        **TINY | {"vocab_size": 64}, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=2**-17
+    )
     model = LlamaForCausalLM(config).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
@@ -227,7 +284,10 @@ def test_gguf_file_with_an_untied_head(tmp_path):
     for name, weight in model.state_dict().items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             weight = weight.reshape(-1, 2, 4, 32).transpose(1, 2).reshape(-1, 32)
-        writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy().astype(np.float32 if weight.ndim == 1 else np.float16))
+        writer.add_tensor(
+            names.get_name(name, (".weight",)),
+            weight.numpy().astype(np.float32 if weight.ndim == 1 else np.float16),
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -251,7 +311,9 @@ def test_gemma3_with_vision_reads_text(smollm2, tmp_path):
         "patch_size": 14,
     }
     torch.manual_seed(0)
-    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)).eval()
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    ).eval()
     model.save_pretrained(tmp_path)
     smollm2.tokenizer.save_pretrained(tmp_path)
     gemma = loaded(tmp_path)
@@ -259,7 +321,11 @@ def test_gemma3_with_vision_reads_text(smollm2, tmp_path):
     assert torch.equal(logits(gemma.model), logits(model))
     scaled = loaded(tmp_path, rope_scaling={"rope_type": "linear", "factor": 8.0})
     parameters = scaled.model.config.get_text_config().rope_parameters
-    assert (scaled.window, parameters["full_attention"]["factor"], parameters["sliding_attention"]["rope_type"]) == (8192, 8.0, "default")
+    assert (
+        scaled.window,
+        parameters["full_attention"]["factor"],
+        parameters["sliding_attention"]["rope_type"],
+    ) == (8192, 8.0, "default")
     assert not torch.equal(logits(scaled.model), logits(model))
     written = gemma.model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False)
     assert written.shape == (1, 43)

@@ -16,7 +16,26 @@ GOLDEN = {
     "\n\n1. first\n\t2) second": [1116, 33, 30, 808, 3354, 34, 25, 1796],
     "x = 1234567.89;": [104, 446, 216, 33, 34, 35, 36, 37, 38, 39, 30, 40, 41, 43],
     "naïve café ﬁ é": [3546, 46494, 37366, 40367, 26411],
-    "日本語 中文 한국어": [23274, 115, 40993, 179, 120, 248, 216, 28589, 29184, 216, 33085, 246, 181, 130, 251, 183, 240, 129],
+    "日本語 中文 한국어": [
+        23274,
+        115,
+        40993,
+        179,
+        120,
+        248,
+        216,
+        28589,
+        29184,
+        216,
+        33085,
+        246,
+        181,
+        130,
+        251,
+        183,
+        240,
+        129,
+    ],
     "🙂👍🏽 family": [10813, 38887, 10813, 235, 231, 10813, 233, 138, 1564],
     "\u200b\u00a0\ufeff": [321, 229, 15442, 186, 136, 140],
     "it's I'LL we've": [269, 506, 339, 23, 16421, 392, 3543],
@@ -79,7 +98,9 @@ def test_ids_of_nasty_neighbours_are_the_original_ones(tokenizer):
 
 
 def test_every_text_comes_back(tokenizer):
-    prose = (Path(__file__).parents[2] / "benchmarks" / "data" / "walden.txt").read_text(encoding="utf-8")[:50000]
+    prose = (Path(__file__).parents[2] / "benchmarks" / "data" / "walden.txt").read_text(encoding="utf-8")[
+        :50000
+    ]
     for text in [*GOLDEN, *strings(), prose]:
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
@@ -91,7 +112,11 @@ def test_the_only_characters_without_a_token_are_six_control_characters(tokenize
 
 
 def test_nothing_is_prepended_with_or_without_special_tokens(tokenizer):
-    assert tokenizer("a b", add_special_tokens=True).input_ids == tokenizer("a b", add_special_tokens=False).input_ids == [81, 278]
+    assert (
+        tokenizer("a b", add_special_tokens=True).input_ids
+        == tokenizer("a b", add_special_tokens=False).input_ids
+        == [81, 278]
+    )
 
 
 def test_offsets_point_into_the_text(tokenizer):
@@ -142,7 +167,11 @@ def test_other_ways_to_split_text_are_not_ours():
 
 def test_metadata_without_special_tokens_and_template():
     tokens = ["a", "b", "ab", "<|x|>"]
-    metadata = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.token_type": [1, 1, 1, 3]}
+    metadata = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.token_type": [1, 1, 1, 3],
+    }
     tokenizer = gguf_tokenizer(metadata)
     assert tokenizer("aab<|x|>").input_ids == [0, 2, 3]
     assert tokenizer.eos_token is None and tokenizer.chat_template is None

@@ -15,7 +15,15 @@ from longpress.catalogue import presses
 from longpress.pipeline import CompressingPipeline, Variant
 from longpress.pipeline.chunked import read_in_chunks
 from longpress.pipeline.prefill import CompressedContext
-from presses import AdaKVPress, ExpectedAttentionPress, FinchPress, KeyRerotationPress, KnormPress, NonePress, SnapKVPress
+from presses import (
+    AdaKVPress,
+    ExpectedAttentionPress,
+    FinchPress,
+    KeyRerotationPress,
+    KnormPress,
+    NonePress,
+    SnapKVPress,
+)
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.learned_weights import with_weights
 from tests.support.tiny_models import FAMILIES, KV_HEADS, LAYERS, tiny_ids, tiny_model
@@ -28,7 +36,10 @@ CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
 @cache
 def pipeline_of(family: str = "llama", size: int = SIZE, **options) -> CompressingPipeline:
     return CompressingPipeline(
-        tiny_model(family, vocab_size=VOCABULARY, **options), byte_tokenizer(), prefill="chunked", prefill_chunk=size
+        tiny_model(family, vocab_size=VOCABULARY, **options),
+        byte_tokenizer(),
+        prefill="chunked",
+        prefill_chunk=size,
     )
 
 
@@ -36,7 +47,9 @@ def read(family: str, press, ratio: float, size: int = SIZE, watched=(), **optio
     pipeline = pipeline_of(family, size, **options)
     framing = Framing(0, (), lambda text: ())
     ids = tiny_ids(TOKENS) % VOCABULARY
-    kept, _ = read_in_chunks(pipeline.model, ids, Variant(press, ratio), size, pipeline._forward, framing, watched)
+    kept, _ = read_in_chunks(
+        pipeline.model, ids, Variant(press, ratio), size, pipeline._forward, framing, watched
+    )
     return kept
 
 
@@ -76,7 +89,9 @@ def test_at_ratio_0_chunks_change_nothing(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_chunk_is_kept_as_a_context_of_its_own_and_later_ones_are_read_on_what_is_left(family: str) -> None:
+def test_the_first_chunk_is_kept_as_a_context_of_its_own_and_later_ones_are_read_on_what_is_left(
+    family: str,
+) -> None:
     model = pipeline_of(family).model
     press = replace(KnormPress(), compression_ratio=0.5)
     ids = tiny_ids(TOKENS) % VOCABULARY
@@ -94,11 +109,15 @@ def test_the_first_chunk_is_kept_as_a_context_of_its_own_and_later_ones_are_read
 
 
 @pytest.mark.parametrize(("asked", "met"), [(100, 100), (57, 57), (4, 4), (2, 4), (500, TOKENS)])
-def test_a_budget_in_tokens_is_met_whatever_the_chunks_as_long_as_each_keeps_an_entry(asked: int, met: int) -> None:
+def test_a_budget_in_tokens_is_met_whatever_the_chunks_as_long_as_each_keeps_an_entry(
+    asked: int, met: int
+) -> None:
     pipeline = pipeline_of()
     variant = Variant(KnormPress(), budget_tokens=asked)
     framing = Framing(0, (), lambda text: ())
-    kept, _ = read_in_chunks(pipeline.model, tiny_ids(TOKENS) % VOCABULARY, variant, SIZE, pipeline._forward, framing)
+    kept, _ = read_in_chunks(
+        pipeline.model, tiny_ids(TOKENS) % VOCABULARY, variant, SIZE, pipeline._forward, framing
+    )
     assert kept.entries() == [[met] * KV_HEADS] * LAYERS
     kept.check_budget(variant.press, variant.limit(TOKENS))
 
@@ -119,8 +138,15 @@ def test_survival_of_watched_positions_is_weighed_over_chunks() -> None:
 
 
 def test_one_chunk_is_the_shared_prefill_bit_by_bit_and_nothing_is_shared_below() -> None:
-    variants = [(NonePress(), 0.0), (SnapKVPress(), 0.5), (AdaKVPress(ExpectedAttentionPress()), 0.75), (KnormPress(), 0.9)]
-    shared = CompressingPipeline(pipeline_of().model, byte_tokenizer())(CONTEXT, questions=["Who?", "Why?"], press=variants).results
+    variants = [
+        (NonePress(), 0.0),
+        (SnapKVPress(), 0.5),
+        (AdaKVPress(ExpectedAttentionPress()), 0.75),
+        (KnormPress(), 0.9),
+    ]
+    shared = CompressingPipeline(pipeline_of().model, byte_tokenizer())(
+        CONTEXT, questions=["Who?", "Why?"], press=variants
+    ).results
     longest = pipeline_of(size=100000)(CONTEXT, questions=["Who?", "Why?"], press=variants).results
     for one, other in zip(shared, longest, strict=True):
         assert one.answer.token_ids == other.answer.token_ids
@@ -128,10 +154,15 @@ def test_one_chunk_is_the_shared_prefill_bit_by_bit_and_nothing_is_shared_below(
         assert other.context.peak_entries == one.context.full_entries
         for ours, theirs in zip(one.context.layers, other.context.layers, strict=True):
             for at, entries in enumerate(ours.entries()):
-                one_head, other_head = (kept.read()[0][at, :entries].sort(0).values for kept in (ours, theirs))
+                one_head, other_head = (
+                    kept.read()[0][at, :entries].sort(0).values for kept in (ours, theirs)
+                )
                 assert one_head.equal(other_head)
     pipeline = pipeline_of()
-    alone = [pipeline(CONTEXT, question="Who?", press=replace(p, compression_ratio=r))["answer"] for p, r in variants[1:]]
+    alone = [
+        pipeline(CONTEXT, question="Who?", press=replace(p, compression_ratio=r))["answer"]
+        for p, r in variants[1:]
+    ]
     assert [row[0] for row in pipeline.sweep(CONTEXT, ["Who?", "Why?"], variants[1:])] == alone
 
 

@@ -35,6 +35,8 @@ def test_without_cards_it_is_the_steady_clock() -> None:
 def test_the_pipeline_reads_no_other_clock() -> None:
     folder = Path(clock.__file__).parent
     others = {
-        path.name for path in folder.glob("*.py") if re.search(r"perf_counter|monotonic|time\.time", path.read_text(encoding="utf-8"))
+        path.name
+        for path in folder.glob("*.py")
+        if re.search(r"perf_counter|monotonic|time\.time", path.read_text(encoding="utf-8"))
     }
     assert others == {"clock.py"}

@@ -31,7 +31,9 @@ def test_a_prompt_that_fills_the_window_with_its_answer_is_answered_as_by_a_mode
 
 @pytest.mark.parametrize("mode", [{}, {"prefill": "chunked", "prefill_chunk": 64}])
 def test_one_token_more_is_a_failed_cell_and_the_sweep_goes_on(mode: dict[str, object]) -> None:
-    pipeline = CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), window=needed() - 1, **mode)
+    pipeline = CompressingPipeline(
+        tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), window=needed() - 1, **mode
+    )
     requests = [Request(text, QUESTIONS, VARIANTS) for text in (CONTEXT, CONTEXT[:-8])]
     long, short = pipeline.stream(requests)
     assert all(isinstance(result, Failure) for result in long)

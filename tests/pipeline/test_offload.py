@@ -10,7 +10,17 @@ from kvcache.storage import Storage
 from longpress.pipeline import CompressingPipeline, Question, Request, Variant
 from longpress.pipeline.facade import MAX_BATCH_BYTES, MAX_CONTEXT_BYTES
 from longpress.pipeline.memory import Shape, memory_plan, room
-from presses import AdaKVPress, DecodingPress, KeyRerotationPress, KnormPress, KVzipPress, MergingPress, NonePress, SnapKVPress, ThinKPress
+from presses import (
+    AdaKVPress,
+    DecodingPress,
+    KeyRerotationPress,
+    KnormPress,
+    KVzipPress,
+    MergingPress,
+    NonePress,
+    SnapKVPress,
+    ThinKPress,
+)
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.made_up_devices import Placed, made_up_devices, place
 from tests.support.tiny_models import tiny_model
@@ -18,7 +28,10 @@ from tests.support.tiny_models import tiny_model
 SHAPE = Shape.of(tiny_model("llama"))
 BOUNDS = {"max_batch_bytes": MAX_BATCH_BYTES, "max_context_bytes": MAX_CONTEXT_BYTES}
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
-QUESTIONS = [Question("Who?", max_new_tokens=8, reference="the fox"), Question("Over what?", " It", max_new_tokens=6, reference="x")]
+QUESTIONS = [
+    Question("Who?", max_new_tokens=8, reference="the fox"),
+    Question("Over what?", " It", max_new_tokens=6, reference="x"),
+]
 EVICTING = DecodingPress(KnormPress(), compression_interval=3, target_size=64)
 COPIES = [Variant(SnapKVPress(), 0.75), Variant(AdaKVPress(KnormPress()), 0.9)]
 MANY = [
@@ -37,7 +50,9 @@ CHUNKS = {"prefill": "chunked", "prefill_chunk": 100}
 
 
 def pipeline_of(family: str = "llama", **options) -> CompressingPipeline:
-    model = tiny_model(family, vocab_size=VOCABULARY, **({"sliding_window": 64} if family == "gemma3" else {}))
+    model = tiny_model(
+        family, vocab_size=VOCABULARY, **({"sliding_window": 64} if family == "gemma3" else {})
+    )
     place(model, "cpu:0")
     return CompressingPipeline(model, byte_tokenizer(), **options)
 
@@ -45,7 +60,11 @@ def pipeline_of(family: str = "llama", **options) -> CompressingPipeline:
 def parts(storage: Storage) -> list[torch.Tensor]:
     """The tensors that hold its entries."""
     stored = (storage.stored_keys, storage.stored_values)
-    return [part for one in stored for part in ([one] if isinstance(one, torch.Tensor) else [one.codes, one.scale, one.low])]
+    return [
+        part
+        for one in stored
+        for part in ([one] if isinstance(one, torch.Tensor) else [one.codes, one.scale, one.low])
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +79,9 @@ def parts(storage: Storage) -> list[torch.Tensor]:
     ],
     ids=["copies", "in-place", "sliding", "chunked", "query-aware", "single"],
 )
-def test_answers_and_likelihoods_are_those_of_caches_on_the_device(family: str, variants: list[Variant], options: dict) -> None:
+def test_answers_and_likelihoods_are_those_of_caches_on_the_device(
+    family: str, variants: list[Variant], options: dict
+) -> None:
     asked = {"questions": QUESTIONS, "press": variants, "query_aware": options.get("query_aware", False)}
     options = {name: value for name, value in options.items() if name != "query_aware"}
     device, told, distinct = torch.device("cpu:0"), [], []
@@ -69,9 +90,22 @@ def test_answers_and_likelihoods_are_those_of_caches_on_the_device(family: str, 
             results = pipeline_of(family, offload=offload, **options)(CONTEXT, **asked).results
             told.append([])
             for result in results:
-                measured = {name: value for name, value in result.answer.fidelity.items() if name != "fidelity_seconds"}
+                measured = {
+                    name: value
+                    for name, value in result.answer.fidelity.items()
+                    if name != "fidelity_seconds"
+                }
                 kept = result.context
-                told[-1].append((result.answer.token_ids, measured, result.answer.cache_bytes, kept.entries(), kept.bytes, kept.full_bytes))
+                told[-1].append(
+                    (
+                        result.answer.token_ids,
+                        measured,
+                        result.answer.cache_bytes,
+                        kept.entries(),
+                        kept.bytes,
+                        kept.full_bytes,
+                    )
+                )
                 for storage in (one.storage for one in kept.layers):
                     assert {isinstance(part, Placed) for part in parts(storage)} == {offload == "never"}
                     assert storage.device == storage.keys.device == storage.values.device == device
@@ -84,12 +118,18 @@ def test_answers_and_likelihoods_are_those_of_caches_on_the_device(family: str, 
         assert any("answer_kl" in one[1] and one[1]["answer_kl"] > 0 for one in told[0])
 
 
-def test_each_read_moves_the_entries_anew_and_a_question_moves_a_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_read_moves_the_entries_anew_and_a_question_moves_a_layer_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     moves: list[int] = []
     read = Storage._read
     with made_up_devices():
         pipeline = pipeline_of(offload="always")
-        monkeypatch.setattr(Storage, "_read", lambda storage, stored: moves.append(storage.reader is not None) or read(storage, stored))
+        monkeypatch.setattr(
+            Storage,
+            "_read",
+            lambda storage, stored: moves.append(storage.reader is not None) or read(storage, stored),
+        )
         in_place = [Variant(NonePress()), *(Variant(SnapKVPress(), ratio) for ratio in (0.25, 0.5, 0.75))]
         (answer, *_) = pipeline(CONTEXT, "Who?", press=in_place, max_new_tokens=3).results
     assert len(answer.answer.token_ids) == 3
@@ -104,14 +144,20 @@ def test_the_plan_decides_to_the_byte() -> None:
     needed = pipeline.plan(request).total
     for pipeline.room, offloaded in ((needed, False), (needed - 1, True)):
         assert (pipeline.plan(request).on_host > 0) == offloaded
-        assert (pipeline.plan(request, contexts=50).on_host > 0) == offloaded, "decided for each context alone"
-        storages = [kept.storage for result in next(pipeline.stream([request])) for kept in result.context.layers]
+        assert (pipeline.plan(request, contexts=50).on_host > 0) == offloaded, (
+            "decided for each context alone"
+        )
+        storages = [
+            kept.storage for result in next(pipeline.stream([request])) for kept in result.context.layers
+        ]
         assert all((storage.reader is not None) == offloaded for storage in storages)
 
 
 def test_the_room_is_the_memory_of_the_gpus_that_hold_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {0: 80 * 2**30, 1: 24 * 2**30}
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=sizes[device.index]))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=sizes[device.index])
+    )
 
     def rooms(*devices: str) -> list[float]:
         weights = [SimpleNamespace(device=torch.device(device)) for device in devices]
@@ -125,7 +171,9 @@ def test_the_room_is_the_memory_of_the_gpus_that_hold_the_model(monkeypatch: pyt
 
 def test_the_plan_says_what_lies_where() -> None:
     def plans(*variants: Variant) -> tuple:
-        return tuple(memory_plan(SHAPE, 1000, variants, 50, offload=offload, **BOUNDS) for offload in (False, True))
+        return tuple(
+            memory_plan(SHAPE, 1000, variants, 50, offload=offload, **BOUNDS) for offload in (False, True)
+        )
 
     whole, mask = 1000 * SHAPE.token, 1000 * SHAPE.layers * SHAPE.heads
     here, away = plans(Variant(SnapKVPress(), 0.25), Variant(SnapKVPress(), 0.5))

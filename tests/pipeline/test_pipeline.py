@@ -19,7 +19,13 @@ from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
 QUESTIONS = ["Who jumps?", "Over what does the fox jump, and why does it do so?"]
-PRESSES = [KnormPress(), SnapKVPress(), AdaKVPress(SnapKVPress()), PyramidKVPress(SnapKVPress()), KeyRerotationPress(KnormPress())]
+PRESSES = [
+    KnormPress(),
+    SnapKVPress(),
+    AdaKVPress(SnapKVPress()),
+    PyramidKVPress(SnapKVPress()),
+    KeyRerotationPress(KnormPress()),
+]
 VARIANTS = [(NonePress(), 0.0)] + [(press, ratio) for press in PRESSES for ratio in (0.25, 0.5, 0.75, 0.9)]
 
 
@@ -52,13 +58,25 @@ def test_a_sweep_reads_the_context_once_and_answers_as_separate_runs(monkeypatch
     assert len(answers) == len(VARIANTS)
     for (press, ratio), row in zip(VARIANTS, answers, strict=True):
         alone = [
-            pipeline(CONTEXT, question=q, press=replace(press, compression_ratio=ratio), max_new_tokens=8)["answer"] for q in QUESTIONS
+            pipeline(CONTEXT, question=q, press=replace(press, compression_ratio=ratio), max_new_tokens=8)[
+                "answer"
+            ]
+            for q in QUESTIONS
         ]
         assert row == alone, (press.name, ratio)
 
 
 def test_eight_presses_at_four_ratios_read_the_context_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["knorm", "keydiff", "streaming_llm", "snapkv", "tova", "expected_attention", "observed_attention", "adakv"]
+    names = [
+        "knorm",
+        "keydiff",
+        "streaming_llm",
+        "snapkv",
+        "tova",
+        "expected_attention",
+        "observed_attention",
+        "adakv",
+    ]
     chosen = [presses()[name].load()() for name in names]
     variants = [(NonePress(), 0.0)] + [(press, ratio) for press in chosen for ratio in (0.25, 0.5, 0.75, 0.9)]
     pipeline = make_pipeline()
@@ -66,7 +84,14 @@ def test_eight_presses_at_four_ratios_read_the_context_once(monkeypatch: pytest.
     answers = pipeline.sweep(CONTEXT, QUESTIONS[:1], variants, max_new_tokens=6)
     assert counted == [len(pipeline._prompt(True).context_ids(CONTEXT))]
     for (press, ratio), row in zip(variants, answers, strict=True):
-        assert row == [pipeline(CONTEXT, question=QUESTIONS[0], press=replace(press, compression_ratio=ratio), max_new_tokens=6)["answer"]]
+        assert row == [
+            pipeline(
+                CONTEXT,
+                question=QUESTIONS[0],
+                press=replace(press, compression_ratio=ratio),
+                max_new_tokens=6,
+            )["answer"]
+        ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +99,9 @@ def test_the_full_cache_answers_as_generate(family: str) -> None:
     pipeline = make_pipeline(family)
     prompt = pipeline._prompt(True)
     ids = prompt.context_ids(CONTEXT) + prompt.question_ids(QUESTIONS[0], "")
-    generated = model_of(family).generate(torch.tensor([ids]), max_new_tokens=10, do_sample=False, pad_token_id=0)
+    generated = model_of(family).generate(
+        torch.tensor([ids]), max_new_tokens=10, do_sample=False, pad_token_id=0
+    )
     expected = prompt.decode(generated[0, len(ids) :].tolist())
     assert pipeline(CONTEXT, question=QUESTIONS[0], max_new_tokens=10)["answer"] == expected
     assert pipeline.sweep(CONTEXT, QUESTIONS, [(NonePress(), 0.0)], max_new_tokens=10)[0][0] == expected
@@ -82,13 +109,20 @@ def test_the_full_cache_answers_as_generate(family: str) -> None:
 
 def test_question_two_after_question_one_equals_question_two_alone() -> None:
     pipeline = make_pipeline()
-    together = pipeline(CONTEXT, questions=QUESTIONS, press=AdaKVPress(SnapKVPress(0.5)), max_new_tokens=8)["answers"]
-    alone = [pipeline(CONTEXT, question=question, press=AdaKVPress(SnapKVPress(0.5)), max_new_tokens=8)["answer"] for question in QUESTIONS]
+    together = pipeline(CONTEXT, questions=QUESTIONS, press=AdaKVPress(SnapKVPress(0.5)), max_new_tokens=8)[
+        "answers"
+    ]
+    alone = [
+        pipeline(CONTEXT, question=question, press=AdaKVPress(SnapKVPress(0.5)), max_new_tokens=8)["answer"]
+        for question in QUESTIONS
+    ]
     assert together == alone
 
 
 @pytest.mark.parametrize(
-    "options", [{"prefill_chunk": 37}, {"prefill_chunk": 100}, {"max_batch_bytes": 1}, {"max_batch_bytes": 300_000}], ids=str
+    "options",
+    [{"prefill_chunk": 37}, {"prefill_chunk": 100}, {"max_batch_bytes": 1}, {"max_batch_bytes": 300_000}],
+    ids=str,
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_chunks_and_batch_sizes_change_no_answer(options: dict, family: str) -> None:
@@ -122,13 +156,20 @@ def test_a_window_that_covers_the_context_still_moves_while_decoding(family: str
     ids = prompt.context_ids(CONTEXT) + prompt.question_ids(QUESTIONS[1], "")
     assert len(ids) > 300 > len(prompt.context_ids(CONTEXT))
     generated = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False, pad_token_id=0)
-    answers = pipeline.sweep(CONTEXT, QUESTIONS[1:], [(NonePress(), 0.0), (KnormPress(), 0.5)], max_new_tokens=20)
+    answers = pipeline.sweep(
+        CONTEXT, QUESTIONS[1:], [(NonePress(), 0.0), (KnormPress(), 0.5)], max_new_tokens=20
+    )
     assert answers[0][0] == prompt.decode(generated[0, len(ids) :].tolist())
-    assert answers[1][0] == pipeline(CONTEXT, question=QUESTIONS[1], press=KnormPress(0.5), max_new_tokens=20)["answer"]
+    assert (
+        answers[1][0]
+        == pipeline(CONTEXT, question=QUESTIONS[1], press=KnormPress(0.5), max_new_tokens=20)["answer"]
+    )
 
 
 def test_a_window_shorter_than_the_context_is_refused_with_a_sentence() -> None:
-    pipeline = CompressingPipeline(tiny_model("mistral", vocab_size=VOCABULARY, sliding_window=64), byte_tokenizer())
+    pipeline = CompressingPipeline(
+        tiny_model("mistral", vocab_size=VOCABULARY, sliding_window=64), byte_tokenizer()
+    )
     with pytest.raises(ValueError, match="sliding window of 64 tokens"):
         pipeline(CONTEXT, question="?", press=KnormPress(0.5))
 
@@ -144,7 +185,9 @@ def test_sliding_layers_of_a_hybrid_are_left_whole_and_counted() -> None:
     prompt = pipeline._prompt(True)
     ids = prompt.context_ids(CONTEXT) + prompt.question_ids("?", "")
     generated = model.generate(torch.tensor([ids]), max_new_tokens=10, do_sample=False, pad_token_id=0)
-    assert pipeline(CONTEXT, question="?", max_new_tokens=10)["answer"] == prompt.decode(generated[0, len(ids) :].tolist())
+    assert pipeline(CONTEXT, question="?", max_new_tokens=10)["answer"] == prompt.decode(
+        generated[0, len(ids) :].tolist()
+    )
 
 
 def forced(pipeline: CompressingPipeline, monkeypatch: pytest.MonkeyPatch, tokens: list[int]) -> None:
@@ -200,18 +243,27 @@ def test_a_minimum_of_tokens_holds_back_the_end(monkeypatch: pytest.MonkeyPatch)
 
 def test_rows_with_limits_of_their_own_share_a_batch() -> None:
     pipeline = make_pipeline()
-    questions = [Question("One?", max_new_tokens=2), Question("And what about the second?", max_new_tokens=9, answer_prefix=" It is")]
+    questions = [
+        Question("One?", max_new_tokens=2),
+        Question("And what about the second?", max_new_tokens=9, answer_prefix=" It is"),
+    ]
     answers = pipeline(CONTEXT, questions=questions, press=VARIANTS)
     for v, variant in enumerate(VARIANTS):
         for q, question in enumerate(questions):
-            assert answers["answers"][v][q] == pipeline(CONTEXT, question=question, press=[variant])["answer"][0]
+            assert (
+                answers["answers"][v][q] == pipeline(CONTEXT, question=question, press=[variant])["answer"][0]
+            )
     assert max(len(result.answer.token_ids) for result in answers.results if result.question == 0) <= 2
 
 
 def test_query_aware_compression_sees_the_question() -> None:
     pipeline = make_pipeline()
     output = pipeline(
-        CONTEXT, questions=QUESTIONS, press=[(SnapKVPress(window_size=8), 0.5), (NonePress(), 0)], query_aware=True, max_new_tokens=5
+        CONTEXT,
+        questions=QUESTIONS,
+        press=[(SnapKVPress(window_size=8), 0.5), (NonePress(), 0)],
+        query_aware=True,
+        max_new_tokens=5,
     )
     plain = pipeline(CONTEXT, questions=QUESTIONS, press=[(NonePress(), 0)], max_new_tokens=5)
     assert output["answers"][1] == plain["answers"][0]
@@ -227,11 +279,18 @@ def test_truncation_is_explicit_recorded_and_spares_the_question() -> None:
         pipeline(CONTEXT, question="?")
     for query_aware in (False, True):
         (result,) = pipeline(
-            CONTEXT, question="Who?", press=[(KnormPress(), 0.5)], max_context_tokens=40, max_new_tokens=5, query_aware=query_aware
+            CONTEXT,
+            question="Who?",
+            press=[(KnormPress(), 0.5)],
+            max_context_tokens=40,
+            max_new_tokens=5,
+            query_aware=query_aware,
         ).results
         assert result.truncated
         assert result.context.tokens == 40
-    whole = pipeline("short", question="Who?", press=[(KnormPress(), 0.5)], max_context_tokens=40, max_new_tokens=5).results[0]
+    whole = pipeline(
+        "short", question="Who?", press=[(KnormPress(), 0.5)], max_context_tokens=40, max_new_tokens=5
+    ).results[0]
     assert not whole.truncated
 
 
@@ -292,5 +351,7 @@ def test_contexts_decoded_together_answer_as_alone(budget: int) -> None:
     assert len(together) == 3
     for request, results in zip(requests, together, strict=True):
         alone = make_pipeline()(request.context, questions=request.questions, press=VARIANTS)
-        assert [result.answer.text for result in results] == [text for row in alone["answers"] for text in row]
+        assert [result.answer.text for result in results] == [
+            text for row in alone["answers"] for text in row
+        ]
         assert all(result.answer.stop_reason and result.answer.seconds > 0 for result in results)

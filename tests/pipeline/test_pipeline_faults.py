@@ -14,7 +14,9 @@ from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.tiny_models import tiny_model
 
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
-QUESTIONS = [Question(text, "", 6) for text in ("Who jumps?", "Over what?", "Where is the dog, and why?", "When?")]
+QUESTIONS = [
+    Question(text, "", 6) for text in ("Who jumps?", "Over what?", "Where is the dog, and why?", "When?")
+]
 SHRINKING = DecodingPress(SnapKVPress(window_size=4), compression_interval=2, target_size=40)
 GOOD = [(NonePress(), 0.0), (KnormPress(), 0.25), (KnormPress(), 0.5), (SHRINKING, 0.0)]
 
@@ -43,7 +45,10 @@ def pipeline() -> CompressingPipeline:
 
 
 def texts(results: list) -> list[tuple]:
-    return [(result.variant.press.name, result.variant.compression_ratio, result.question, result.answer.text) for result in results]
+    return [
+        (result.variant.press.name, result.variant.compression_ratio, result.question, result.answer.text)
+        for result in results
+    ]
 
 
 def sizes_of(results: list) -> list[list[int]]:
@@ -58,14 +63,21 @@ def expected(pipeline: CompressingPipeline) -> list[tuple]:
 
 @pytest.mark.parametrize("query_aware", [False, True])
 @pytest.mark.parametrize("layer", [0, 2])
-def test_a_press_that_fails_observing_spoils_no_other(pipeline: CompressingPipeline, layer: int, query_aware: bool) -> None:
+def test_a_press_that_fails_observing_spoils_no_other(
+    pipeline: CompressingPipeline, layer: int, query_aware: bool
+) -> None:
     broken = BrokenPress(layer=layer)
     variants = [*GOOD[:1], (broken, 0.25), (broken, 0.5), *GOOD[1:]]
     (alone,) = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD, query_aware)])
     (results,) = pipeline.stream([Request(CONTEXT, QUESTIONS, variants, query_aware)])
     failed = [result for result in results if result.error]
-    assert [(result.variant.compression_ratio, result.question) for result in failed] == [(r, q) for r in (0.25, 0.5) for q in range(4)]
-    assert all("failed observing layer" in str(result.error) and "broken on purpose" in str(result.error) for result in failed)
+    assert [(result.variant.compression_ratio, result.question) for result in failed] == [
+        (r, q) for r in (0.25, 0.5) for q in range(4)
+    ]
+    assert all(
+        "failed observing layer" in str(result.error) and "broken on purpose" in str(result.error)
+        for result in failed
+    )
     assert texts([result for result in results if not result.error]) == texts(alone)
     with pytest.raises(ValueError, match="broken on purpose"):
         pipeline.sweep(CONTEXT, QUESTIONS, variants)
@@ -73,13 +85,17 @@ def test_a_press_that_fails_observing_spoils_no_other(pipeline: CompressingPipel
 
 def test_a_ratio_that_fails_spoils_no_other(pipeline: CompressingPipeline) -> None:
     broken = BrokenPress(ratio=0.5)
-    (results,) = pipeline.stream([Request(CONTEXT, QUESTIONS, [(broken, 0.25), (broken, 0.5), (broken, 0.75)])])
+    (results,) = pipeline.stream(
+        [Request(CONTEXT, QUESTIONS, [(broken, 0.25), (broken, 0.5), (broken, 0.75)])]
+    )
     assert [bool(result.error) for result in results] == [False] * 4 + [True] * 4 + [False] * 4
 
 
 def test_a_context_that_fails_spoils_no_other(pipeline: CompressingPipeline, expected: list[tuple]) -> None:
     too_long = Request("x" * 10**5, QUESTIONS, GOOD)
-    good, bad, again = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD), too_long, Request(CONTEXT, QUESTIONS, GOOD)])
+    good, bad, again = pipeline.stream(
+        [Request(CONTEXT, QUESTIONS, GOOD), too_long, Request(CONTEXT, QUESTIONS, GOOD)]
+    )
     assert texts(good) == texts(again) == expected
     assert all(isinstance(result, Failure) and "window" in str(result.error) for result in bad)
     assert len(bad) == len(expected)
@@ -95,7 +111,11 @@ def test_a_context_that_does_not_fit_beside_others_is_read_alone(
         if written[-1]:
             error = torch.OutOfMemoryError("out")
             return ContextResults(
-                [Failure(Variant(*variant), q, error) for variant in request.press for q in range(len(request.questions))]
+                [
+                    Failure(Variant(*variant), q, error)
+                    for variant in request.press
+                    for q in range(len(request.questions))
+                ]
             )
         return answers(self, decoder, request)
 
@@ -105,10 +125,18 @@ def test_a_context_that_does_not_fit_beside_others_is_read_alone(
     assert written == [0, len(expected), 0]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out"), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("out"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=repr,
+)
 @pytest.mark.parametrize("fits", [1, 2, 5])
 def test_memory_that_runs_out_halves_the_batch_and_changes_no_answer(
-    pipeline: CompressingPipeline, expected: list[tuple], monkeypatch: pytest.MonkeyPatch, fits: int, error: Exception
+    pipeline: CompressingPipeline,
+    expected: list[tuple],
+    monkeypatch: pytest.MonkeyPatch,
+    fits: int,
+    error: Exception,
 ) -> None:
     forward, sizes, struck = Decoder._forward, [], []
 
@@ -126,12 +154,16 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_answer(
     (results,) = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD)])
     assert texts(results) == expected
     assert sizes_of(results) == sizes_of(undisturbed)  # what acts while answering began anew too
-    assert max(sizes) > fits  # memory did run out: the rows read together, or those written together, were more
+    assert (
+        max(sizes) > fits
+    )  # memory did run out: the rows read together, or those written together, were more
     assert bool(struck) == (fits > 1)
     assert all(result.answer.seconds > 0 for result in results)
 
 
-def test_a_row_that_fails_alone_is_given_up(pipeline: CompressingPipeline, expected: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails_alone_is_given_up(
+    pipeline: CompressingPipeline, expected: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
     forward = Decoder._forward
 
     def picky(self, ids, positions, cache):
@@ -142,8 +174,14 @@ def test_a_row_that_fails_alone_is_given_up(pipeline: CompressingPipeline, expec
     monkeypatch.setattr(Decoder, "_forward", picky)
     (results,) = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD)])
     assert [result.question for result in results if result.error] == [2] * len(GOOD)
-    assert all(result.answer.text == "" and result.answer.stop_reason == "error" for result in results if result.error)
-    assert texts([result for result in results if not result.error]) == [name for name in expected if name[2] != 2]
+    assert all(
+        result.answer.text == "" and result.answer.stop_reason == "error"
+        for result in results
+        if result.error
+    )
+    assert texts([result for result in results if not result.error]) == [
+        name for name in expected if name[2] != 2
+    ]
 
 
 def test_a_row_of_nan_is_an_error_and_its_neighbours_answer(
@@ -160,14 +198,19 @@ def test_a_row_of_nan_is_an_error_and_its_neighbours_answer(
     (results,) = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD)])
     assert [result.question for result in results if result.error] == [0] * len(GOOD)
     assert all("NaN" in str(result.error) for result in results if result.error)
-    assert texts([result for result in results if not result.error]) == [name for name in expected if name[2] != 0]
+    assert texts([result for result in results if not result.error]) == [
+        name for name in expected if name[2] != 0
+    ]
 
 
 @pytest.mark.parametrize("fidelity", [False, True])
 def test_an_interruption_gives_what_is_decoded(fidelity: bool) -> None:
     model = tiny_model("llama", vocab_size=VOCABULARY)
     pipeline = CompressingPipeline(model, byte_tokenizer(), max_context_bytes=1, fidelity=fidelity)
-    uneven = [Question(one.text, "", 2 if at < 3 else 30, min_new_tokens=2 if at < 3 else 30) for at, one in enumerate(QUESTIONS)]
+    uneven = [
+        Question(one.text, "", 2 if at < 3 else 30, min_new_tokens=2 if at < 3 else 30)
+        for at, one in enumerate(QUESTIONS)
+    ]
 
     def requests():
         yield Request(CONTEXT, uneven, GOOD)
@@ -175,7 +218,9 @@ def test_an_interruption_gives_what_is_decoded(fidelity: bool) -> None:
 
     stream = pipeline.stream(requests())
     results = next(stream)
-    written = [True, True, True, False] if not fidelity else [False] * 4  # a record without fidelity would never get it
+    written = (
+        [True, True, True, False] if not fidelity else [False] * 4
+    )  # a record without fidelity would never get it
     assert [bool(result.answer.stop_reason) for result in results] == written * len(GOOD)
     with pytest.raises(KeyboardInterrupt):
         next(stream)

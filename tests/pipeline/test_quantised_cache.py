@@ -13,11 +13,17 @@ from presses import H2OPress, KnormPress, NonePress, SnapKVPress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.tiny_models import tiny_model
 
-CONTEXT = "the quick brown fox jumps over the lazy dog while nine wizards pack my box with five dozen jugs. " * 2
+CONTEXT = (
+    "the quick brown fox jumps over the lazy dog while nine wizards pack my box with five dozen jugs. " * 2
+)
 QUESTIONS = ["who jumps?", "what does the wizard pack, and with how many of the jugs?"]
 VARIANTS = [
     Variant(NonePress()),
-    *(Variant(press, ratio, cache_bits=bits) for press, ratio in ((NonePress(), 0), (SnapKVPress(), 0.5)) for bits in (16, 8, 4, 2)),
+    *(
+        Variant(press, ratio, cache_bits=bits)
+        for press, ratio in ((NonePress(), 0), (SnapKVPress(), 0.5))
+        for bits in (16, 8, 4, 2)
+    ),
     Variant(KnormPress(), budget_tokens=40, cache_bits=2),
     Variant(H2OPress(), 0.5, cache_bits=4),
 ]
@@ -33,7 +39,9 @@ def test_the_second_question_does_not_see_the_first() -> None:
     for at, question in enumerate(QUESTIONS):
         alone = pipeline(CONTEXT, questions=[question], press=VARIANTS, max_new_tokens=20)
         assert [answers[at] for answers in both["answers"]] == [answers[0] for answers in alone["answers"]]
-    one_by_one = make_pipeline(max_batch_bytes=1)(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=20)
+    one_by_one = make_pipeline(max_batch_bytes=1)(
+        CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=20
+    )
     assert one_by_one["answers"] == both["answers"]
     assert len({tuple(answers) for answers in both["answers"]}) > 3
 
@@ -42,7 +50,11 @@ def test_reading_leaves_what_is_stored_unchanged() -> None:
     pipeline = make_pipeline()
     results = pipeline(CONTEXT, questions=QUESTIONS, press=VARIANTS[4:5], max_new_tokens=8).results
     layers = results[0].context.layers
-    again = pipeline(CONTEXT, questions=QUESTIONS[:1], press=VARIANTS[4:5], max_new_tokens=1).results[0].context.layers
+    again = (
+        pipeline(CONTEXT, questions=QUESTIONS[:1], press=VARIANTS[4:5], max_new_tokens=1)
+        .results[0]
+        .context.layers
+    )
     for used, fresh in zip(layers, again, strict=True):
         assert torch.equal(used.storage.stored_keys.codes, fresh.storage.stored_keys.codes)
         assert torch.equal(used.storage.stored_values.codes, fresh.storage.stored_values.codes)
@@ -58,7 +70,8 @@ def test_one_prefill_serves_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept[0] == 1
     assert kept[1] == 0.5
     assert kept[1] > kept[2] > kept[3] > kept[4]
-    # d = 16: a value has 8 bits and a scale and low of 16 bits for 16 of them, a key the same for 32 (or fewer, in the last group)
+    # d = 16: a value has 8 bits and a scale and low of 16 bits for 16 of them, a key the same for 32 (or
+    # fewer, in the last group)
     tokens = results[0].context.tokens
     assert kept[5] == tokens // 2 / tokens / 2
     groups = -(-tokens // 32)
@@ -80,7 +93,10 @@ def test_errors_on_a_real_model(smollm2: LoadedModel) -> None:
     with torch.no_grad(), onlooker(model):
         model.model(input_ids=ids[:, :512], **{keyword: DynamicCache(config=model.config)})
     contexts = PrefilledContext(onlooker, 0.0).compress(NonePress(), [0.0] * 5, bits=bits)
-    layers = [CompressedLayer([context.layers[at] for context in contexts], 512) for at in range(len(contexts[0].layers))]
+    layers = [
+        CompressedLayer([context.layers[at] for context in contexts], 512)
+        for at in range(len(contexts[0].layers))
+    ]
     with torch.no_grad(), attending(model):
         hidden = model.model(
             input_ids=ids[:, 512:].expand(5, -1),
@@ -88,8 +104,13 @@ def test_errors_on_a_real_model(smollm2: LoadedModel) -> None:
             **{keyword: CompressedCache(layers)},
         ).last_hidden_state
         chances = model.lm_head(hidden).log_softmax(-1)
-    divergence = [float((chances[0].exp() * (chances[0] - chances[row])).sum(-1).mean()) for row in range(1, 5)]
-    print([f"{bits[row + 1]} bits: {value:.2e}" for row, value in enumerate(divergence)], [one.kept_fraction for one in contexts])
+    divergence = [
+        float((chances[0].exp() * (chances[0] - chances[row])).sum(-1).mean()) for row in range(1, 5)
+    ]
+    print(
+        [f"{bits[row + 1]} bits: {value:.2e}" for row, value in enumerate(divergence)],
+        [one.kept_fraction for one in contexts],
+    )
     assert divergence[0] < 1e-4
     assert divergence[1] < 1e-3
     assert divergence[1] < divergence[2] < divergence[3]

@@ -9,12 +9,25 @@ from longpress.catalogue import presses
 from longpress.models.loading import LoadedModel
 from longpress.pipeline import CompressingPipeline, Question
 
-NAMES = ("knorm", "keydiff", "streaming_llm", "snapkv", "tova", "expected_attention", "observed_attention", "adakv")
+NAMES = (
+    "knorm",
+    "keydiff",
+    "streaming_llm",
+    "snapkv",
+    "tova",
+    "expected_attention",
+    "observed_attention",
+    "adakv",
+)
 
 
 @pytest.mark.slow
-def test_33_variants_from_one_prefill_answer_as_33_runs(smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    (sample,) = RulerBenchmark(tasks=("niah_single_2",), length=1024, haystack="walden").samples(smollm2.tokenizer, smollm2.window, 1)
+def test_33_variants_from_one_prefill_answer_as_33_runs(
+    smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sample,) = RulerBenchmark(tasks=("niah_single_2",), length=1024, haystack="walden").samples(
+        smollm2.tokenizer, smollm2.window, 1
+    )
     pipeline = CompressingPipeline(smollm2.model, smollm2.tokenizer)
     question = Question(sample.question, sample.answer_prefix, 16)
     variants = [(presses()["none"].load()(), 0.0)]
@@ -33,12 +46,16 @@ def test_33_variants_from_one_prefill_answer_as_33_runs(smollm2: LoadedModel, mo
 
 @pytest.mark.slow
 def test_compressing_while_reading_needs_less_cache_and_still_finds_the_needle(smollm2: LoadedModel) -> None:
-    (sample,) = RulerBenchmark(tasks=("niah_single_1",), length=2048).samples(smollm2.tokenizer, smollm2.window, 1)
+    (sample,) = RulerBenchmark(tasks=("niah_single_1",), length=2048).samples(
+        smollm2.tokenizer, smollm2.window, 1
+    )
     question = Question(sample.question, sample.answer_prefix, 16)
     variants = [(presses()[name].load()(), 0.5) for name in ("snapkv", "keydiff")]
     shared = CompressingPipeline(smollm2.model, smollm2.tokenizer, prefill_chunk=256)
     chunked = CompressingPipeline(smollm2.model, smollm2.tokenizer, prefill="chunked", prefill_chunk=256)
-    whole, pieces = (pipeline(sample.context, question=question, press=variants).results for pipeline in (shared, chunked))
+    whole, pieces = (
+        pipeline(sample.context, question=question, press=variants).results for pipeline in (shared, chunked)
+    )
     for one, other in zip(whole, pieces, strict=True):
         assert one.context.peak_entries is None
         assert other.context.bytes <= one.context.bytes

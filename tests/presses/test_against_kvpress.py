@@ -1,7 +1,8 @@
 """Kept positions equal those that kvpress 0.5.5 keeps, recorded by tests/support/peer/record_kvpress.py on tiny models.
 
-Where the two differ, kvpress chose among equal scores (`tied`), or rounding decides (`unstable`, counted when the numbers were recorded).
-Gemma3's sliding layer is left whole here; kvpress compresses it as if its attention were full.
+Where the two differ, kvpress chose among equal scores (`tied`), or rounding decides (`unstable`, counted when
+the numbers were recorded). Gemma3's sliding layer is left whole here; kvpress compresses it as if its
+attention were full.
 """
 
 from functools import cache
@@ -45,7 +46,9 @@ def prefilled(family: str, length: int, press: BasePress) -> PrefilledContext:
     model = model_of(family)
     onlooker = Onlooker([press])
     with torch.no_grad(), onlooker(model):
-        model.model(input_ids=tiny_ids(length), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(length), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     return PrefilledContext(onlooker, 0.0)
 
 
@@ -55,14 +58,19 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     press = build(GOLDENS.metadata["presses"][label])
     cases = [case for case in GOLDENS.cases(label) if case.family == family]
     if not cases:  # kvpress fails on this family; then we must not
-        assert any(failure["label"] == label and failure["family"] == family for failure in GOLDENS.metadata["failures"])
+        assert any(
+            failure["label"] == label and failure["family"] == family
+            for failure in GOLDENS.metadata["failures"]
+        )
         if label.startswith("KeyRerotation"):
             with pytest.raises(ValueError, match="sliding-window layers"):
                 prefilled(family, 90, press).compress(press, [0.5])
         else:
             assert prefilled(family, 90, press).compress(press, [0.5])
         return
-    if family == "gemma3" and label.startswith("PyramidKV"):  # our pyramid spans the two compressed layers, kvpress's all three
+    if family == "gemma3" and label.startswith(
+        "PyramidKV"
+    ):  # our pyramid spans the two compressed layers, kvpress's all three
         (context,) = prefilled(family, 701, press).compress(press, [0.5])
         assert sum(map(sum, context.entries()[1:])) == press.entries(2, 2, 701, 0.5)[0]
         return
@@ -75,10 +83,14 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
 def test_kept_positions_on_smollm2_equal_kvpress(smollm2: LoadedModel) -> None:
     goldens = load_goldens(SMOLLM2)
     assert goldens.metadata["model"]["sha256"] == smollm2.revision
-    made = {label: build(goldens.metadata["presses"][label]) for label in sorted({case.label for case in goldens})}
+    made = {
+        label: build(goldens.metadata["presses"][label]) for label in sorted({case.label for case in goldens})
+    }
     onlooker = Onlooker(list(made.values()))
     with torch.no_grad(), onlooker(smollm2.model):
-        smollm2.model.model(input_ids=smollm2_ids(701), **{cache_keyword(smollm2.model.model): DynamicCache()})
+        smollm2.model.model(
+            input_ids=smollm2_ids(701), **{cache_keyword(smollm2.model.model): DynamicCache()}
+        )
     read = PrefilledContext(onlooker, 0.0)
     for case in goldens:
         press = made[case.label]
@@ -92,13 +104,17 @@ def compare(goldens: Goldens, case: Case, selections: list[Selection], read: Pre
         free, tied_chunks = case.length, case.label == "ChunkKV(SnapKV)" and theirs.any(0).sum() < WINDOW
         assert tied_chunks or ours.sum() == theirs.sum(), case  # the short last chunk may win a tie
         if detail.get("tied") or tied_chunks:
-            free = case.length - WINDOW  # all kept entries tie: those of SnapKV's window; ours are the most recent
+            free = (
+                case.length - WINDOW
+            )  # all kept entries tie: those of SnapKV's window; ours are the most recent
             assert theirs[:, :free].sum() == 0 or case.label.startswith("AdaKV"), case
         differing = int((ours != theirs)[:, :free].sum())
         assert differing <= 2 * detail.get("unstable", 0), (case, layer, differing, detail)
 
 
-@pytest.mark.parametrize("name", [name for name in GOLDENS.arrays if name.startswith("keys KeyRerotation(Knorm)")])
+@pytest.mark.parametrize(
+    "name", [name for name in GOLDENS.arrays if name.startswith("keys KeyRerotation(Knorm)")]
+)
 def test_rerotated_keys_equal_kvpress(name: str) -> None:
     _, label, family, length, ratio = name.split(" ")
     press = build(GOLDENS.metadata["presses"][label])

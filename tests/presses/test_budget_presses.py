@@ -39,8 +39,21 @@ from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 WRONG = ("Chunk(SnapKV",)
-OURS = ("CriticalAdaKV", "Chunk(", "EntropyGated", "Block", "PerLayer", "SimLayerKV", "DMS", "DuoAttention", "LUKV", "FastKVzip")
-LABELS = [label for label in GOLDENS.metadata["presses"] if label.startswith(OURS) and "decoding" not in label]
+OURS = (
+    "CriticalAdaKV",
+    "Chunk(",
+    "EntropyGated",
+    "Block",
+    "PerLayer",
+    "SimLayerKV",
+    "DMS",
+    "DuoAttention",
+    "LUKV",
+    "FastKVzip",
+)
+LABELS = [
+    label for label in GOLDENS.metadata["presses"] if label.startswith(OURS) and "decoding" not in label
+]
 
 ACROSS_LAYERS = ("DuoAttention", "FastKVzip")
 
@@ -58,22 +71,33 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     press = golden_press(label)
     cases = [case for case in GOLDENS.cases(label) if case.family == family]
     if not cases:
-        assert any(failure["label"] == label and failure["family"] == family for failure in GOLDENS.metadata["failures"])
+        assert any(
+            failure["label"] == label and failure["family"] == family
+            for failure in GOLDENS.metadata["failures"]
+        )
         assert prefilled(family, 90, press).compress(press, [0.5])
     for length in sorted({case.length for case in cases}):
         read = prefilled(family, length, press)
         evidence = read.onlooker.evidence[press.identity()]
         for case in (case for case in cases if case.length == length):
-            if family == "gemma3" and label.startswith(ACROSS_LAYERS):  # ours compete over the two compressed layers, theirs over all three
-                kept = sum(int(selection.keep.sum()) for selection in press.select(evidence, case.ratio or 0.5))
+            if family == "gemma3" and label.startswith(
+                ACROSS_LAYERS
+            ):  # ours compete over the two compressed layers, theirs over all three
+                kept = sum(
+                    int(selection.keep.sum()) for selection in press.select(evidence, case.ratio or 0.5)
+                )
                 fewest, most = press.entries(2, 2, length, case.ratio or 0.5)
                 assert fewest <= kept <= most
                 continue
             detail = GOLDENS.details[case]
-            for index, selection in zip(read.prefill.layers, press.select(evidence, case.ratio or 0.5), strict=True):
+            for index, selection in zip(
+                read.prefill.layers, press.select(evidence, case.ratio or 0.5), strict=True
+            ):
                 ours, theirs = selection.keep[0], torch.from_numpy(GOLDENS[case][index])
                 assert ours.sum() == theirs.sum(), case
-                ties = detail.get("tied") or ("(SnapKV)" in label and theirs[0].sum() < WINDOW)  # they cut a window of equal scores
+                ties = detail.get("tied") or (
+                    "(SnapKV)" in label and theirs[0].sum() < WINDOW
+                )  # they cut a window of equal scores
                 free = slice(None, -WINDOW) if ties else slice(None)
                 assert int((ours != theirs)[:, free].sum()) <= 2 * detail.get("unstable", 0), (case, index)
 
@@ -82,7 +106,10 @@ def observed(family: str, tokens: int, index: int = -1, batch: int = 1) -> Layer
     layers: list[LayerObservation] = []
     model = tiny_model(family)
     with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
-        model.model(input_ids=tiny_ids(tokens, batch), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens, batch),
+            **{cache_keyword(model.model): DynamicCache(config=model.config)},
+        )
     return layers[index]
 
 
@@ -97,9 +124,13 @@ def test_chunks_are_scored_with_their_own_positions(family: str) -> None:
     future = torch.ones(16, 256, dtype=torch.bool).triu(241)
     for chunk, scores in enumerate(press.observe(layer)[:2]):
         here = slice(256 * chunk, 256 * (chunk + 1))
-        logits = (queries[:, :, here][:, :, -16:] @ keys[:, :, here].mT * layer.scale).masked_fill(future, float("-inf"))
+        logits = (queries[:, :, here][:, :, -16:] @ keys[:, :, here].mT * layer.scale).masked_fill(
+            future, float("-inf")
+        )
         votes = functional.avg_pool1d(logits.softmax(-1)[..., :-16].mean(2), 5, stride=1, padding=2)
-        torch.testing.assert_close(scores[..., :-16], votes.unflatten(1, (-1, layer.group)).mean(2), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            scores[..., :-16], votes.unflatten(1, (-1, layer.group)).mean(2), rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,7 +164,9 @@ def test_random_chunks_differ() -> None:
 def test_block_of_a_tokenwise_score_is_plain_top_k(size: int) -> None:
     layer = observed("llama", 90)
     for ratio in (0.3, 0.9):
-        (streamed,) = BlockPress(KnormPress(), block_size=size).select([BlockPress(KnormPress()).observe(layer)], ratio)
+        (streamed,) = BlockPress(KnormPress(), block_size=size).select(
+            [BlockPress(KnormPress()).observe(layer)], ratio
+        )
         (plain,) = KnormPress().select([KnormPress().score(layer)], ratio)
         assert torch.equal(streamed.keep, plain.keep)
 
@@ -147,12 +180,18 @@ def test_block_gives_a_scorer_of_hidden_states_the_tokens_it_speaks_of() -> None
     assert torch.equal(selection.keep, plain.keep)
     press = BlockPress(TOVAPress(), block_size=10)
     (selection,) = press.select([press.observe(layer)], 0.5)
-    votes = layer.queries()[:, :, 29:30] @ layer.keys[:, :, :30].repeat_interleave(layer.group, 1).mT * layer.scale
+    votes = (
+        layer.queries()[:, :, 29:30]
+        @ layer.keys[:, :, :30].repeat_interleave(layer.group, 1).mT
+        * layer.scale
+    )
     scores = votes.softmax(-1).mean((1, 2))[0]
     scores[29] = 2
     kept = scores.topk(20).indices.sort().values
     seen = torch.cat((kept, torch.arange(30, 40)))
-    votes = (layer.queries()[:, :, 39:] @ layer.keys[:, :, seen].repeat_interleave(layer.group, 1).mT * layer.scale).softmax(-1)
+    votes = (
+        layer.queries()[:, :, 39:] @ layer.keys[:, :, seen].repeat_interleave(layer.group, 1).mT * layer.scale
+    ).softmax(-1)
     scores = votes.mean((1, 2))[0]
     scores[-1] = 2
     expected = seen[scores.topk(20).indices].sort().values
@@ -200,13 +239,18 @@ def test_entropy_gate_by_hand() -> None:
     """Chunks of 2: the best one sits on one token and gives only that; the budget left goes on to the next best."""
     scores = torch.tensor([9.0, 0.0, 2.0, 2.0, 1.0, 1.0, 3.0, 0.1])[None, None]
     press = EntropyGatedChunkKVPress(KnormPress(), chunk_length=2, low_entropy_chunk_length=1)
-    # means 4.5 2 1 1.55, median 1.55; entropies 0 1 1 0.21, median 0.21: the first chunk is gated, the last (0.21 is not below) is not
+    # means 4.5 2 1 1.55, median 1.55; entropies 0 1 1 0.21, median 0.21: the first chunk is gated, the last
+    # (0.21 is not below) is not
     assert press.select([scores], 0.625)[0].positions.tolist() == [[[0, 2, 3]]]
     assert press.select([scores], 0.375)[0].positions.tolist() == [[[0, 2, 3, 6, 7]]]
 
 
 def test_head_budgets_by_hand() -> None:
-    assert head_budgets(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), 10).tolist() == [3, 5, 7]  # 2.5 5 7.5, total 15
+    assert head_budgets(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), 10).tolist() == [
+        3,
+        5,
+        7,
+    ]  # 2.5 5 7.5, total 15
     assert head_budgets(torch.tensor([0.01, 0.99], dtype=torch.float64), 10).tolist() == [1, 10]
     assert head_budgets(torch.zeros(2, dtype=torch.float64), 10).tolist() == [1, 1]
 
@@ -214,14 +258,19 @@ def test_head_budgets_by_hand() -> None:
 def test_dms_by_hand() -> None:
     scores = torch.tensor([[5.0, 1.0, 3.0, 0.0], [1.0, 1.0, 1.0, 0.0]])[None]
     press = DMSPress(KnormPress(), threshold=3.0, sliding_window_size=1)
-    assert press.select([scores], 0.5)[0].keep[0].tolist() == [[True, False, True, True], [False, False, False, True]]
+    assert press.select([scores], 0.5)[0].keep[0].tolist() == [
+        [True, False, True, True],
+        [False, False, False, True],
+    ]
     by_ratio = DMSPress(KnormPress(), sliding_window_size=1)
     assert by_ratio.select([scores], 0.5)[0].counts.tolist() == [[3, 1]]
 
 
 def test_duo_attention_measures_what_it_keeps() -> None:
     for tokens in (40, 300):  # short contexts too, where kvpress reports a negative ratio
-        press = DuoAttentionPress(head_compression_ratio=0.5, on_the_fly_scoring=True, sink_size=16, recent_size=64)
+        press = DuoAttentionPress(
+            head_compression_ratio=0.5, on_the_fly_scoring=True, sink_size=16, recent_size=64
+        )
         (context,) = prefilled("llama", tokens, press).compress(press, [0.5])
         assert context.kept_fraction == 0.5 + 0.5 * min(1, 80 / tokens)
 
@@ -229,12 +278,23 @@ def test_duo_attention_measures_what_it_keeps() -> None:
 def test_duo_attention_by_ratio_shortens_the_lowest_heads() -> None:
     press = DuoAttentionPress(on_the_fly_scoring=True, sink_size=2, recent_size=18)
     read = prefilled("llama", 100, press)
-    scores = torch.stack([seen.scores[0, :, 0] for seen in read.onlooker.evidence[press.identity()]]).flatten()
+    scores = torch.stack(
+        [seen.scores[0, :, 0] for seen in read.onlooker.evidence[press.identity()]]
+    ).flatten()
     (context,) = read.compress(press, [0.5])
     counts = torch.tensor(context.entries()).flatten()
-    assert counts[scores.argsort()].tolist() == [20, 20, 20, 40, 100, 100]  # 300 of 600: the fourth keeps what is missing
+    assert counts[scores.argsort()].tolist() == [
+        20,
+        20,
+        20,
+        40,
+        100,
+        100,
+    ]  # 300 of 600: the fourth keeps what is missing
     (context,) = read.compress(press, [0.9])
-    assert set(torch.tensor(context.entries()).flatten().tolist()) == {9}  # budget(100, 0.9), fewer than sinks and recent tokens
+    assert set(torch.tensor(context.entries()).flatten().tolist()) == {
+        9
+    }  # budget(100, 0.9), fewer than sinks and recent tokens
 
 
 def test_simlayerkv_by_ratio_takes_the_laziest_layers() -> None:
@@ -243,7 +303,11 @@ def test_simlayerkv_by_ratio_takes_the_laziest_layers() -> None:
     laziness = torch.tensor([float(seen[0, 0, 0]) for seen in read.onlooker.evidence[press.identity()]])
     (context,) = read.compress(press, [0.34])
     counts = torch.tensor(context.entries())
-    assert counts[laziness.argsort(descending=True)].tolist() == [[35, 35], [52, 52], [90, 90]]  # 177 = 3 · budget(90, 0.34)
+    assert counts[laziness.argsort(descending=True)].tolist() == [
+        [35, 35],
+        [52, 52],
+        [90, 90],
+    ]  # 177 = 3 · budget(90, 0.34)
     mask = press.select(read.onlooker.evidence[press.identity()], 0.34)[int(laziness.argmax())].keep[0, 0]
     assert mask.nonzero().flatten().tolist() == [0, 1, 2, 3, *range(59, 90)]
 
@@ -273,7 +337,12 @@ def test_a_budget_of_its_own_holds_whatever_the_ratio(press: BasePress) -> None:
 def test_a_sweep_runs_a_budget_of_its_own_once() -> None:
     with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
         register()
-        overrides = ["press=[dms,knorm]", "presses.dms.threshold=-5", "compression_ratio=[0.25,0.5]", "benchmark=niah"]
+        overrides = [
+            "press=[dms,knorm]",
+            "presses.dms.threshold=-5",
+            "compression_ratio=[0.25,0.5]",
+            "benchmark=niah",
+        ]
         variants = settings(compose("config", overrides)).variants
     assert [(label, variant.compression_ratio > 0) for label, variant in variants] == [
         ("none", False),

@@ -35,13 +35,17 @@ def test_every_press_takes_a_budget_in_tokens(tokens: int) -> None:
             assert limit == 0 and context.kept_fraction == 1
         elif press.entries(LAYERS, KV_HEADS, TOKENS, limit) == (even, even):
             assert kept[press.name] == even, press.name
-    assert {name for name in ("snapkv", "knorm", "adakv", "expected_attention") if kept[name] != even} == set()
+    assert {
+        name for name in ("snapkv", "knorm", "adakv", "expected_attention") if kept[name] != even
+    } == set()
     assert even <= kept["kvzip"] <= even + 1, "it counts what it removes, of all layers together"
 
 
 def test_head_wise_presses_share_out_the_same_total() -> None:
     press = AdaKVPress(KnormPress())
-    (context,) = read(tiny_model("llama"), [press], TOKENS).compress(press, [Variant(press, budget_tokens=50).limit(TOKENS)])
+    (context,) = read(tiny_model("llama"), [press], TOKENS).compress(
+        press, [Variant(press, budget_tokens=50).limit(TOKENS)]
+    )
     assert [sum(layer) for layer in context.entries()] == [KV_HEADS * 50] * LAYERS
     assert any(len(set(layer)) > 1 for layer in context.entries())
 
@@ -64,7 +68,9 @@ def test_who_takes_a_threshold() -> None:
     assert not takes & {"adakv", "pyramidkv", "chunkkv", "kvzip", "key_rerotation", "none"}
 
 
-@pytest.mark.parametrize("press", [AdaKVPress(), CompactorPress(), PyramidKVPress(), NonePress()], ids=lambda press: press.name)
+@pytest.mark.parametrize(
+    "press", [AdaKVPress(), CompactorPress(), PyramidKVPress(), NonePress()], ids=lambda press: press.name
+)
 def test_a_threshold_is_refused_where_no_single_score_decides(press: BasePress) -> None:
     with pytest.raises(ValueError, match="takes no threshold"):
         Variant(press, threshold=0.5)

@@ -72,7 +72,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_one_file_is_a_row_of_the_list(folder: Path) -> None:
     assert "one_file" in listing(str(folder))
-    assert "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value." in listing(str(folder))
+    assert "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value." in listing(
+        str(folder)
+    )
     assert "no folder at" in listing("/nowhere", code=2)
 
 
@@ -83,16 +85,27 @@ def test_one_file_has_options_wrappers_and_the_laws(folder: Path) -> None:
     press = make_press({"name": "one_file", "power": 2}, entries)
     assert press.name == "one_file"
     for name, wrapper in entries.items():
-        if next(iter(wrapper.options.values()), None) and wrapper.options.get("press") and wrapper.options["press"].is_press:
+        if (
+            next(iter(wrapper.options.values()), None)
+            and wrapper.options.get("press")
+            and wrapper.options["press"].is_press
+        ):
             wrapped = with_weights(make_press({"name": name, "press": {"name": "one_file"}}, entries))
             assert "one_file" in str(wrapped.parameters()), name
             assert {field.name for field in fields(wrapped)} > {"press"}
-            for ratio, context in zip(RATIOS, read(model_of("llama"), [wrapped]).compress(wrapped, RATIOS), strict=True):
+            for ratio, context in zip(
+                RATIOS, read(model_of("llama"), [wrapped]).compress(wrapped, RATIOS), strict=True
+            ):
                 context.check_budget(wrapped, ratio)
     (context,) = read(model_of("llama"), [press]).compress(press, [0.5])
     assert context.entries() == [[TOKENS // 2] * 2] * 3
     assert bool(logits_after(model_of("llama"), entry.load()(0.5), tiny_ids(3)).isfinite().all())
-    assert torch.equal(*(press.select(read(model_of("llama"), [press]).onlooker.evidence[press.identity()], 0.5)[0].keep for _ in "ab"))
+    assert torch.equal(
+        *(
+            press.select(read(model_of("llama"), [press]).onlooker.evidence[press.identity()], 0.5)[0].keep
+            for _ in "ab"
+        )
+    )
 
 
 def test_only_files_of_the_named_folder_are_loaded(folder: Path) -> None:
@@ -107,7 +120,16 @@ def test_only_files_of_the_named_folder_are_loaded(folder: Path) -> None:
 @pytest.mark.slow
 def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None:
     """A copy of the project with one file more: its row, its options on the command line, and every law, without another edit."""
-    for path in ("benchmarks", "conf", "evaluation", "hydra_plugins", "kvcache", "pipeline", "presses", "tests"):
+    for path in (
+        "benchmarks",
+        "conf",
+        "evaluation",
+        "hydra_plugins",
+        "kvcache",
+        "pipeline",
+        "presses",
+        "tests",
+    ):
         shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ("evaluate.py", "pyproject.toml"):
         shutil.copy(ROOT / path, tmp_path / path)
@@ -116,16 +138,29 @@ def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None
     def python(*arguments: str) -> str:
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
         done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=900
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+            timeout=900,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     assert "one_file" in python("-m", "longpress.catalogue")
     assert "one_file" in python("evaluate.py", "--help")
-    laws = python("-m", "pytest", "-q", "tests/presses/test_laws.py", "-k", "one_file", "-p", "no:cacheprovider")
+    laws = python(
+        "-m", "pytest", "-q", "tests/presses/test_laws.py", "-k", "one_file", "-p", "no:cacheprovider"
+    )
     passed = re.search(r"(\d+) passed", laws)
     assert passed is not None
     assert int(passed[1]) >= 47
-    options = ["presses.one_file.power=2", "presses.adakv.press=one_file", "compression_ratio=[0.25,0.5]", "plan=true"]
+    options = [
+        "presses.one_file.power=2",
+        "presses.adakv.press=one_file",
+        "compression_ratio=[0.25,0.5]",
+        "plan=true",
+    ]
     assert "5 variants" in python("evaluate.py", "press=[one_file,adakv]", *options)

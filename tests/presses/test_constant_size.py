@@ -30,16 +30,42 @@ def step(follower, attention: list[list[float]], notes: list[float] | None = Non
     module.config = type("Config", (), {"num_attention_heads": 1, "num_key_value_heads": 1})()
     told = None if notes is None else torch.tensor(notes)[None, None, :, None]
     seen = torch.ones(1, 1, entries, dtype=torch.bool)
-    layer = Forced(0, module, torch.zeros(1, n, 1), keys, keys, keys, keys, rows, (0,), valid=seen, next_position=9, notes=told)
+    layer = Forced(
+        0,
+        module,
+        torch.zeros(1, n, 1),
+        keys,
+        keys,
+        keys,
+        keys,
+        rows,
+        (0,),
+        valid=seen,
+        next_position=9,
+        notes=told,
+    )
     return follower.follow(layer).keep[0, 0].tolist()
 
 
 def test_heavy_hitters_keep_what_they_received() -> None:
     follower = HeavyHitters(0.5)
-    # sums of four entries (2 stay for their sums, 2 as the latest): 0.9, 0.2, 0.5, 0.3, then + the new token's attention
-    assert step(follower, [[0.0, 0.6, 0.1, 0.1, 0.2]], [0.9, 0.2, 0.5, 0.3]) == [True, True, False, True, True]  # 0.9 0.8 0.6 | 0.4 0.2
+    # sums of four entries (2 stay for their sums, 2 as the latest): 0.9, 0.2, 0.5, 0.3, then + the new
+    # token's attention
+    assert step(follower, [[0.0, 0.6, 0.1, 0.1, 0.2]], [0.9, 0.2, 0.5, 0.3]) == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]  # 0.9 0.8 0.6 | 0.4 0.2
     # known: 0.9 0.8 0.4 0.2
-    assert step(follower, [[0.0, 0.0, 0.5, 0.3, 0.2]]) == [True, False, True, True, True]  # 0.9 0.8 0.9 | 0.5 0.2
+    assert step(follower, [[0.0, 0.0, 0.5, 0.3, 0.2]]) == [
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]  # 0.9 0.8 0.9 | 0.5 0.2
     assert follower.known[0, 0, :, 0].tolist() == pytest.approx([0.9, 0.9, 0.5, 0.2])
 
 
@@ -95,7 +121,11 @@ def test_sums_equal_attention_that_was_paid_while_nothing_is_dropped() -> None:
     stored, sums = DynamicCache(config=model.config), []
     update = HeavyHitters.update
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(HeavyHitters, "update", lambda self, layer, known: sums.append(update(self, layer, known)) or sums[-1])
+        patch.setattr(
+            HeavyHitters,
+            "update",
+            lambda self, layer, known: sums.append(update(self, layer, known)) or sums[-1],
+        )
         patch.setattr("presses.scorer.budget", lambda tokens, ratio: tokens)
         with press(model):
             model(ids[:, :28], **{cache_keyword(model): stored})
@@ -107,7 +137,12 @@ def test_sums_equal_attention_that_was_paid_while_nothing_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: H2OPress(recent_share=1.5), lambda: MorphKVPress(window_size=0), lambda: MorphKVPress(fusion="mean")]
+    "make",
+    [
+        lambda: H2OPress(recent_share=1.5),
+        lambda: MorphKVPress(window_size=0),
+        lambda: MorphKVPress(fusion="mean"),
+    ],
 )
 def test_what_makes_no_sense_is_refused(make) -> None:
     with pytest.raises(ValueError, match="must"):

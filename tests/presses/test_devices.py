@@ -49,12 +49,21 @@ def test_a_press_gives_the_logits_of_one_device(name: str) -> None:
 def test_a_sweep_of_two_questions_gives_the_answers_of_one_device() -> None:
     tokenizer, context = byte_tokenizer(), "The quick brown fox jumps over the lazy dog. " * 6
     names = ("none", "snapkv", "adakv", "think", "key_rerotation", "kvzip", "cake", "decoding")
-    variants = [Variant(make(name), ratio) for name in names for ratio in ((0.0,) if name == "none" else (0.25, 0.75))]
+    variants = [
+        Variant(make(name), ratio) for name in names for ratio in ((0.0,) if name == "none" else (0.25, 0.75))
+    ]
     swept = []
     for model in (tiny_model("llama", vocab_size=VOCABULARY), divided(vocab_size=VOCABULARY)):
         with made_up_devices():
             pipeline = CompressingPipeline(model, tokenizer)
-            results = pipeline(context, questions=["Who?", "Over whom does it jump?"], press=variants, max_new_tokens=8).results
-            swept.append([(result.answer.token_ids, result.context.entries(), result.answer.cache_bytes) for result in results])
+            results = pipeline(
+                context, questions=["Who?", "Over whom does it jump?"], press=variants, max_new_tokens=8
+            ).results
+            swept.append(
+                [
+                    (result.answer.token_ids, result.context.entries(), result.answer.cache_bytes)
+                    for result in results
+                ]
+            )
     assert len(swept[0]) == 2 * len(variants)
     assert swept[1] == swept[0]

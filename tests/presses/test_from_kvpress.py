@@ -27,7 +27,9 @@ class BasePress:
     def forward_hook(self, module, input, kwargs, output):
         layer = kwargs["past_key_values"].layers[module.layer_idx]
         assert kwargs["cache_position"][-1] + 1 == kwargs["hidden_states"].shape[1]
-        layer.keys, layer.values = self.compress(module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs)
+        layer.keys, layer.values = self.compress(
+            module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs
+        )
         return output
 
     def __call__(self, model):
@@ -58,7 +60,9 @@ class NormPress(ScorerPress):
 @dataclass
 class RatioNormPress(NormPress):
     def score(self, module, hidden_states, keys, values, attentions, kwargs):
-        return super().score(module, hidden_states, keys, values, attentions, kwargs) * (1 + self.compression_ratio)
+        return super().score(module, hidden_states, keys, values, attentions, kwargs) * (
+            1 + self.compression_ratio
+        )
 
 
 @dataclass
@@ -83,7 +87,11 @@ class MaskingPress(BasePress):
 
     def compress(self, module, hidden_states, keys, values, attentions, kwargs):
         scores = -keys.norm(dim=-1)
-        worst = scores.flatten(1).topk(int(scores[0].numel() * self.compression_ratio), largest=False).indices.flatten()
+        worst = (
+            scores.flatten(1)
+            .topk(int(scores[0].numel() * self.compression_ratio), largest=False)
+            .indices.flatten()
+        )
         module.masked_key_indices = (torch.zeros_like(worst), worst // keys.shape[2], worst % keys.shape[2])
         return keys, values
 
@@ -94,7 +102,9 @@ class OnlyScore:
 
 
 @pytest.mark.parametrize(
-    "press", [NormPress(), RatioNormPress(), WrappedPress(NormPress()), OnlyScore()], ids=lambda one: type(one).__name__
+    "press",
+    [NormPress(), RatioNormPress(), WrappedPress(NormPress()), OnlyScore()],
+    ids=lambda one: type(one).__name__,
 )
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma3"])
 def test_a_sweep_keeps_what_the_press_keeps(press, family: str) -> None:
@@ -103,13 +113,17 @@ def test_a_sweep_keeps_what_the_press_keeps(press, family: str) -> None:
     layers = prefilled.prefill.layers
     for evidence in zip(
         ours.select(prefilled.onlooker.evidence[ours.identity()], 0.5),
-        adapted.select(adapted.probe(prefilled.prefill, prefilled.onlooker.evidence[adapted.identity()]), 0.5),
+        adapted.select(
+            adapted.probe(prefilled.prefill, prefilled.onlooker.evidence[adapted.identity()]), 0.5
+        ),
         strict=True,
     ):
         assert torch.equal(evidence[0].keep, evidence[1].keep)
     for ratio, context in zip((0.25, 0.9), prefilled.compress(adapted, (0.25, 0.9)), strict=True):
         context.check_budget(adapted, ratio)
-        assert [context.entries()[index] for index in layers] == [[budget(TOKENS, ratio)] * KV_HEADS] * len(layers)
+        assert [context.entries()[index] for index in layers] == [[budget(TOKENS, ratio)] * KV_HEADS] * len(
+            layers
+        )
         assert all(not hasattr(layer.self_attn, "note") for layer in prefilled.prefill.model.model.layers)
 
 
@@ -125,13 +139,17 @@ def test_inside_a_prefill_it_gives_the_logits_of_our_own_press() -> None:
     model, continuation = tiny_model("llama"), tiny_ids(4, seed=3)
     expected = logits_after(model, KnormPress(0.5), continuation)
     for press in (NormPress(), WrappedPress(NormPress()), OnlyScore()):
-        torch.testing.assert_close(logits_after(model, FromKVPress(press, 0.5), continuation), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            logits_after(model, FromKVPress(press, 0.5), continuation), expected, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_masked_entries_leave_memory() -> None:
     adapted = FromKVPress(MaskingPress())
     (context,) = read(tiny_model("llama"), [adapted]).compress(adapted, [0.5])
-    assert [sum(heads) for heads in context.entries()] == [KV_HEADS * TOKENS - int(KV_HEADS * TOKENS * 0.5)] * LAYERS
+    assert [sum(heads) for heads in context.entries()] == [
+        KV_HEADS * TOKENS - int(KV_HEADS * TOKENS * 0.5)
+    ] * LAYERS
     assert any(len(set(heads)) > 1 for heads in context.entries())
     assert context.kept_fraction == pytest.approx(0.5, abs=0.01)
 
@@ -139,7 +157,10 @@ def test_masked_entries_leave_memory() -> None:
 def test_presses_that_differ_are_told_apart() -> None:
     assert FromKVPress(NormPress(0.5)).identity() == FromKVPress(NormPress(0.9)).identity()
     assert FromKVPress(NormPress(power=2.0)).identity() != FromKVPress(NormPress()).identity()
-    assert FromKVPress(WrappedPress(NormPress(power=2.0))).identity() != FromKVPress(WrappedPress(NormPress())).identity()
+    assert (
+        FromKVPress(WrappedPress(NormPress(power=2.0))).identity()
+        != FromKVPress(WrappedPress(NormPress())).identity()
+    )
 
 
 def test_what_cannot_run_is_refused() -> None:
@@ -147,7 +168,11 @@ def test_what_cannot_run_is_refused() -> None:
         def __call__(self, model):
             return None
 
-    for given, words in ((object(), "neither score nor compress"), (Replaying(), "a __call__ of its own"), (None, "give the press to run")):
+    for given, words in (
+        (object(), "neither score nor compress"),
+        (Replaying(), "a __call__ of its own"),
+        (None, "give the press to run"),
+    ):
         with pytest.raises(ValueError, match=words):
             FromKVPress(given)
 

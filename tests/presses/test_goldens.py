@@ -6,7 +6,16 @@ import torch
 
 from tests.support.peer import weights
 from tests.support.peer.goldens import FIRST, MORE, SMOLLM2, Case, Goldens, load_goldens, save_goldens
-from tests.support.tiny_models import FAMILIES, HEAD_DIM, HEADS, KV_HEADS, LAYERS, smollm2_ids, tiny_ids, tiny_model
+from tests.support.tiny_models import (
+    FAMILIES,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    smollm2_ids,
+    tiny_ids,
+    tiny_model,
+)
 
 
 @pytest.mark.parametrize("name", [FIRST, MORE, SMOLLM2])
@@ -25,20 +34,27 @@ def test_no_case_is_both_recorded_and_failed() -> None:
     for name in (FIRST, MORE):
         goldens = load_goldens(name)
         recorded = {case[:3] for case in goldens}
-        assert not recorded & {(failure["label"], failure["family"], failure["length"]) for failure in goldens.metadata["failures"]}
+        assert not recorded & {
+            (failure["label"], failure["family"], failure["length"])
+            for failure in goldens.metadata["failures"]
+        }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tiny_models_are_those_of_the_recording(family: str) -> None:
     with torch.no_grad():
         hidden = tiny_model(family).model(input_ids=tiny_ids(701), use_cache=False).last_hidden_state[0, -1]
-    torch.testing.assert_close(hidden, torch.from_numpy(load_goldens(MORE).arrays[f"hidden {family}"]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        hidden, torch.from_numpy(load_goldens(MORE).arrays[f"hidden {family}"]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_smollm2_is_that_of_the_recording(smollm2) -> None:
     with torch.no_grad():
         hidden = smollm2.model.model(input_ids=smollm2_ids(701), use_cache=False).last_hidden_state[0, -1]
-    torch.testing.assert_close(hidden, torch.from_numpy(load_goldens(SMOLLM2).arrays["hidden smollm2"]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        hidden, torch.from_numpy(load_goldens(SMOLLM2).arrays["hidden smollm2"]), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_ids_are_ordinary_and_do_not_repeat() -> None:
@@ -55,8 +71,14 @@ def test_made_up_weights_have_the_published_shapes() -> None:
     assert mean.shape == (LAYERS, HEADS, HEAD_DIM)
     assert bool((torch.linalg.eigvalsh(covariance) > 0).all())
     assert weights.budget_curve(LAYERS, KV_HEADS).shape == (99, LAYERS, KV_HEADS)
-    assert weights.kvzap_state("mlp", 1, 64, KV_HEADS)["layers.0.2.weight"].shape == (KV_HEADS, weights.KVZAP_HIDDEN)
-    assert weights.gate_states(1, 64, KV_HEADS, 2)[0]["q_proj.weight"].shape == (KV_HEADS * 2 * weights.GATE_DIMENSION, 64)
+    assert weights.kvzap_state("mlp", 1, 64, KV_HEADS)["layers.0.2.weight"].shape == (
+        KV_HEADS,
+        weights.KVZAP_HIDDEN,
+    )
+    assert weights.gate_states(1, 64, KV_HEADS, 2)[0]["q_proj.weight"].shape == (
+        KV_HEADS * 2 * weights.GATE_DIMENSION,
+        64,
+    )
     assert len(weights.calibration_texts()) == 50
 
 
@@ -64,7 +86,10 @@ def test_what_is_saved_is_read_back(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tests.support.peer.goldens.DATA", tmp_path)
     case = Case("Press", "llama", 5, 0.5)
     mask = numpy.array([[[True, False, True, True, False]]])
-    save_goldens(Goldens({case: mask}, {case: {"tied": True}}, {"keys": numpy.ones(3)}, {"versions": {}}), tmp_path / FIRST)
+    save_goldens(
+        Goldens({case: mask}, {case: {"tied": True}}, {"keys": numpy.ones(3)}, {"versions": {}}),
+        tmp_path / FIRST,
+    )
     again = load_goldens()
     assert (again[case] == mask).all()
     assert again.details[case] == {"tied": True}

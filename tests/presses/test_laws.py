@@ -27,7 +27,11 @@ def make(name: str) -> BasePress:
     return with_weights(presses()[name].load()())
 
 
-SCORERS = [name for name in NAMES if isinstance(make(name), ScorerPress) and type(make(name)).scores_at is ScorerPress.scores_at]
+SCORERS = [
+    name
+    for name in NAMES
+    if isinstance(make(name), ScorerPress) and type(make(name)).scores_at is ScorerPress.scores_at
+]
 
 
 @cache
@@ -38,14 +42,18 @@ def model_of(family: str, dtype: torch.dtype = torch.float32):
 def read(model, presses_: list[BasePress], tokens: int = TOKENS) -> PrefilledContext:
     onlooker = Onlooker(presses_)
     with torch.no_grad(), onlooker(model):
-        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     return PrefilledContext(onlooker, 0.0)
 
 
 def observations(model, tokens: int = TOKENS) -> list[LayerObservation]:
     layers: list[LayerObservation] = []
     with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
-        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     return layers
 
 
@@ -70,7 +78,9 @@ def test_budget_is_met_or_refused_with_a_sentence(name: str, family: str) -> Non
     for ratio, context in zip(RATIOS, contexts, strict=True):
         context.check_budget(press, ratio)
         assert 0 < context.kept_fraction <= 1
-        assert all(entries >= 1 for layer in context.entries() for entries in layer) or not isinstance(press, ScorerPress)
+        assert all(entries >= 1 for layer in context.entries() for entries in layer) or not isinstance(
+            press, ScorerPress
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,8 +98,14 @@ def test_nothing_given_to_a_press_is_changed(name: str) -> None:
     before = [tensor.clone() for layer in stored for tensor in (layer.keys, layer.values)]
     seen = [part.clone() for part in _tensors(list(prefilled.onlooker.evidence.values()))]
     prefilled.compress(press, RATIOS)
-    assert all(torch.equal(a, b) for a, b in zip(before, [t for layer in stored for t in (layer.keys, layer.values)], strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(seen, _tensors(list(prefilled.onlooker.evidence.values())), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, [t for layer in stored for t in (layer.keys, layer.values)], strict=True)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(seen, _tensors(list(prefilled.onlooker.evidence.values())), strict=True)
+    )
 
 
 def _tensors(value) -> list[torch.Tensor]:
@@ -128,7 +144,9 @@ def test_a_higher_ratio_keeps_a_subset(name: str) -> None:
     press = make(name)
     evidence = read(model_of("llama"), [press]).onlooker.evidence[press.identity()]
     ratios = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-    levels = [torch.stack([selection.keep for selection in press.select(evidence, ratio)]) for ratio in ratios]
+    levels = [
+        torch.stack([selection.keep for selection in press.select(evidence, ratio)]) for ratio in ratios
+    ]
     assert all(bool((small <= large).all()) for large, small in pairwise(levels))
 
 
@@ -150,7 +168,11 @@ def test_short_contexts_and_every_dtype_stay_finite(name: str, dtype: torch.dtyp
     prefilled = read(model, [press], tokens)
     for ratio, context in zip(RATIOS, prefilled.compress(press, RATIOS), strict=True):
         context.check_budget(press, ratio)
-        assert all(bool(tensor.isfinite().all()) for kept in context.layers for tensor in (kept.storage.keys, kept.storage.values))
+        assert all(
+            bool(tensor.isfinite().all())
+            for kept in context.layers
+            for tensor in (kept.storage.keys, kept.storage.values)
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,11 +192,16 @@ def test_sweep_and_standalone_give_equal_logits(name: str, family: str) -> None:
             logits_after(model, replace(press, compression_ratio=0.5), continuation)
         return
     starts = [context.next_position for context in contexts]
-    layers = [CompressedLayer([context.layers[at] for context in contexts], starts) for at in range(len(prefilled.full))]
+    layers = [
+        CompressedLayer([context.layers[at] for context in contexts], starts)
+        for at in range(len(prefilled.full))
+    ]
     positions = torch.tensor(starts)[:, None] + torch.arange(6)
     with torch.no_grad(), attending(model):
         hidden = model.model(
-            input_ids=continuation.expand(len(ratios), -1), position_ids=positions, **{cache_keyword(model.model): CompressedCache(layers)}
+            input_ids=continuation.expand(len(ratios), -1),
+            position_ids=positions,
+            **{cache_keyword(model.model): CompressedCache(layers)},
         ).last_hidden_state
         together = model.lm_head(hidden)
     for row, ratio in enumerate(ratios):

@@ -63,7 +63,9 @@ def test_no_press_makes_a_tensor_of_the_context_squared() -> None:
     presses = [make(name) for name in NAMES]
     onlooker = Watched(presses)
     with torch.no_grad(), onlooker(model), chunking(model, 4096), noting(onlooker.sizes, "prefill"):
-        model.model(input_ids=tiny_ids(TOKENS), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(TOKENS), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     prefilled = PrefilledContext(onlooker, 0.0)
     for press in presses:
         with noting(onlooker.sizes, press.name):

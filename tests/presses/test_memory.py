@@ -7,7 +7,9 @@ from kvcache.selection import budget, ends, shorten
 from tests.presses.test_laws import NAMES, make, model_of, read
 
 RATIOS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9)
-CLAIMING = [name for name in NAMES if make(name).claims_ratio and not (make(name).lossless or make(name).own_budget)]
+CLAIMING = [
+    name for name in NAMES if make(name).claims_ratio and not (make(name).lossless or make(name).own_budget)
+]
 OF_SOMETHING_ELSE = {"ratio_decoding", "think"}
 """Their ratio is of the text while an answer is written, and of key channels; `kept_fraction` says what is left."""
 
@@ -21,7 +23,9 @@ def test_bytes_of_the_compressed_cache(name: str, family: str, tokens: int) -> N
     for ratio, context in zip(RATIOS, contexts, strict=True):
         stored = sum(kept.bytes() for kept in context.layers)
         assert stored == context.bytes
-        assert stored <= (1 - ratio + 0.02) * context.full_bytes, f"{ratio}: {stored / context.full_bytes:.4f} of the full cache"
+        assert stored <= (1 - ratio + 0.02) * context.full_bytes, (
+            f"{ratio}: {stored / context.full_bytes:.4f} of the full cache"
+        )
         assert stored < context.full_bytes
 
 
@@ -32,7 +36,9 @@ def test_bytes_where_lengths_and_ratios_are_awkward(name: str, tokens: int) -> N
     press = make(name)
     ratios = (1 / 3, 0.123456, 0.9) if name == "lukv" else (1 / 3, 0.123456, 0.9, 0.99, 0.999)
     least = (press.chunk_length if name == "chunkkv" else 1) / tokens
-    for ratio, context in zip(ratios, read(model_of("llama"), [press], tokens).compress(press, ratios), strict=True):
+    for ratio, context in zip(
+        ratios, read(model_of("llama"), [press], tokens).compress(press, ratios), strict=True
+    ):
         assert context.kept_fraction <= max(1 - ratio + 0.02, least), ratio
 
 
@@ -55,7 +61,9 @@ def test_who_claims_no_ratio_says_what_is_left() -> None:
         ([2.0, 2.0], 10, 4, 15, [5, 10]),
     ],
 )
-def test_heads_or_layers_are_shortened_to_a_total(scores: list[float], tokens: int, short: int, total: int, expected: list[int]) -> None:
+def test_heads_or_layers_are_shortened_to_a_total(
+    scores: list[float], tokens: int, short: int, total: int, expected: list[int]
+) -> None:
     counts = shorten(torch.tensor([scores]), tokens, short, total)
     assert counts.tolist() == [expected]
     kept = ends(counts, 2, tokens)
@@ -64,7 +72,8 @@ def test_heads_or_layers_are_shortened_to_a_total(scores: list[float], tokens: i
 
 
 @pytest.mark.parametrize(
-    ("tokens", "ratio", "kept"), [(1000, 0.9, 99), (1000, 0.7, 300), (10, 0.3, 7), (3, 0.9, 1), (1, 0.99, 1), (7, 0.5, 3)]
+    ("tokens", "ratio", "kept"),
+    [(1000, 0.9, 99), (1000, 0.7, 300), (10, 0.3, 7), (3, 0.9, 1), (1, 0.99, 1), (7, 0.5, 3)],
 )
 def test_awkward_ratios_keep_what_published_numbers_keep(tokens: int, ratio: float, kept: int) -> None:
     """1000 tokens at 0.9 keep 99 in every head: the truncation behind published results, stated and measured."""

@@ -23,7 +23,9 @@ RATIOS, TOKENS = (0.25, 0.5, 0.75, 0.9), 300
 def learned(press: BasePress) -> bool:
     """Whether it, or a press inside, needs learned weights."""
     values = [getattr(press, field.name) for field in fields(press)]  # type: ignore[arg-type]
-    return hasattr(press, "weights") or any(isinstance(value, BasePress) and learned(value) for value in values)
+    return hasattr(press, "weights") or any(
+        isinstance(value, BasePress) and learned(value) for value in values
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +34,17 @@ def read_once(smollm2: LoadedModel) -> tuple[PrefilledContext, dict[str, BasePre
     made = {name: press for name, press in made.items() if not learned(press)}
     onlooker, keyword = Onlooker(list(made.values())), cache_keyword(smollm2.model.model)
     with torch.no_grad(), onlooker(smollm2.model):
-        smollm2.model.model(input_ids=smollm2_ids(TOKENS), **{keyword: DynamicCache(config=smollm2.model.config)})
+        smollm2.model.model(
+            input_ids=smollm2_ids(TOKENS), **{keyword: DynamicCache(config=smollm2.model.config)}
+        )
     return PrefilledContext(onlooker, 0.0), made
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, entry in presses().items() if not learned(entry.load()())])
-def test_budgets_are_met_and_the_next_token_is_finite(name: str, smollm2: LoadedModel, read_once: Any) -> None:
+def test_budgets_are_met_and_the_next_token_is_finite(
+    name: str, smollm2: LoadedModel, read_once: Any
+) -> None:
     prefilled, made = read_once
     press = made[name]
     ratios = [0.0] if press.lossless else [press.compression_ratio] if press.own_budget else list(RATIOS)
@@ -47,7 +53,10 @@ def test_budgets_are_met_and_the_next_token_is_finite(name: str, smollm2: Loaded
         context.check_budget(press, ratio)
         assert not press.claims_ratio or context.kept_fraction <= 1 - ratio + 0.02
     starts = [context.next_position for context in contexts]
-    layers = [CompressedLayer([context.layers[at] for context in contexts], starts) for at in range(len(prefilled.full))]
+    layers = [
+        CompressedLayer([context.layers[at] for context in contexts], starts)
+        for at in range(len(prefilled.full))
+    ]
     keyword = cache_keyword(smollm2.model.model)
     with torch.no_grad(), attending(smollm2.model):
         hidden = smollm2.model.model(
@@ -59,9 +68,15 @@ def test_budgets_are_met_and_the_next_token_is_finite(name: str, smollm2: Loaded
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, entry in presses().items() if hasattr(entry.load()(), "weights")])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in presses().items() if hasattr(entry.load()(), "weights")]
+)
 def test_what_needs_weights_says_so(name: str, smollm2: LoadedModel, tmp_path: Path) -> None:
     press = replace(presses()[name].load()(), weights=str(tmp_path), compression_ratio=0.5)
     keyword = cache_keyword(smollm2.model.model)
-    with pytest.raises(ValueError, match=f"the folder {tmp_path} has no file"), torch.no_grad(), press(smollm2.model):
+    with (
+        pytest.raises(ValueError, match=f"the folder {tmp_path} has no file"),
+        torch.no_grad(),
+        press(smollm2.model),
+    ):
         smollm2.model.model(input_ids=smollm2_ids(20), **{keyword: DynamicCache(config=smollm2.model.config)})

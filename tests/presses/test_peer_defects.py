@@ -1,8 +1,8 @@
 """What kvpress 0.5.5 gets wrong, done right: a test for each of its known defects.
 
-Beside these: chunks with rotations of their own (test_budget_presses.py), an end token that comes first (test_pipeline.py,
-test_while_answering.py), entries of a replay that stay behind (test_probes.py), padding that takes part in attention
-(test_score_presses.py).
+Beside these: chunks with rotations of their own (test_budget_presses.py), an end token that comes first
+(test_pipeline.py, test_while_answering.py), entries of a replay that stay behind (test_probes.py), padding
+that takes part in attention (test_score_presses.py).
 """
 
 from itertools import pairwise
@@ -67,9 +67,17 @@ def answer(model, press: BasePress, question: torch.Tensor, pieces: int) -> torc
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
-    "press", [PyramidKVPress(SnapKVPress(0.5, window_size=8)), AdaKVPress(SnapKVPress(0.5, window_size=8)), KVzipPress(0.5)], ids=str
+    "press",
+    [
+        PyramidKVPress(SnapKVPress(0.5, window_size=8)),
+        AdaKVPress(SnapKVPress(0.5, window_size=8)),
+        KVzipPress(0.5),
+    ],
+    ids=str,
 )
-def test_layers_and_heads_of_different_sizes_answer_questions_of_many_tokens(press: BasePress, attention: str) -> None:
+def test_layers_and_heads_of_different_sizes_answer_questions_of_many_tokens(
+    press: BasePress, attention: str
+) -> None:
     """kvpress: a size error without FlashAttention, or "Could not find fake keys"."""
     model, question = tiny_model("llama", attention), tiny_ids(40, seed=1)
     whole = answer(model, press, question, pieces=1)
@@ -102,7 +110,11 @@ def test_a_budget_below_the_window_keeps_the_most_recent_tokens(ratio: float) ->
     """kvpress: an arbitrary part of the window, not even the last token for sure."""
     kept = budget(TOKENS, ratio)
     expected = torch.arange(TOKENS) >= TOKENS - kept
-    assert bool((selected(tiny_model("llama"), SnapKVPress(window_size=64), tiny_ids(TOKENS), ratio) == expected).all())
+    assert bool(
+        (
+            selected(tiny_model("llama"), SnapKVPress(window_size=64), tiny_ids(TOKENS), ratio) == expected
+        ).all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +163,9 @@ def test_random_scores_differ_between_layers_contexts_and_rows_and_repeat() -> N
 
 @pytest.mark.parametrize("family", ["qwen2", "phi3"])
 @pytest.mark.parametrize(
-    "press", [CriticalKVPress(SnapKVPress()), ExpectedAttentionStatsPress(), ThinKPress()], ids=lambda press: press.name
+    "press",
+    [CriticalKVPress(SnapKVPress()), ExpectedAttentionStatsPress(), ThinKPress()],
+    ids=lambda press: press.name,
 )
 def test_configurations_without_a_head_size(press: BasePress, family: str) -> None:
     """kvpress: AttributeError."""
@@ -177,9 +191,13 @@ def test_shared_scores_are_not_written_to() -> None:
     model = tiny_model("llama")
     for name in ("adakv", "critical_adakv", "lukv"):
         press = with_weights(presses()[name].load()())
-        assert torch.equal(selected(model, press, tiny_ids(TOKENS), 0.5), selected(model, press, tiny_ids(TOKENS), 0.5))
+        assert torch.equal(
+            selected(model, press, tiny_ids(TOKENS), 0.5), selected(model, press, tiny_ids(TOKENS), 0.5)
+        )
         prefilled = read(model, press, tiny_ids(TOKENS))
         evidence = prefilled.onlooker.evidence[press.identity()]
         first = press.select(evidence, 0.5)
         press.select(evidence, 0.9)
-        assert all(torch.equal(a.keep, b.keep) for a, b in zip(first, press.select(evidence, 0.5), strict=True))
+        assert all(
+            torch.equal(a.keep, b.keep) for a, b in zip(first, press.select(evidence, 0.5), strict=True)
+        )

@@ -25,8 +25,19 @@ from tests.support.peer.goldens import MORE, load_goldens
 from tests.support.tiny_models import FAMILIES, KV_HEADS, tiny_ids, tiny_model
 
 GOLDENS = load_goldens(MORE)
-LABELS = [label for label in GOLDENS.metadata["presses"] if label.startswith(("KVzip", "KVgrad", "KVCompose"))]
-NOT_FIELDS = ("class", "eager", "context_length", "prefix_length", "score_val", "causal_mask_score", "start_idx", "end_idx")
+LABELS = [
+    label for label in GOLDENS.metadata["presses"] if label.startswith(("KVzip", "KVgrad", "KVCompose"))
+]
+NOT_FIELDS = (
+    "class",
+    "eager",
+    "context_length",
+    "prefix_length",
+    "score_val",
+    "causal_mask_score",
+    "start_idx",
+    "end_idx",
+)
 RATIOS = (0.25, 0.5, 0.9)
 PROBES = [
     KVzipPress(),
@@ -56,10 +67,15 @@ def build(label: str) -> BasePress:
     return getattr(presses, described["class"])(**fields)
 
 
-def read(model, press: BasePress, tokens: int, framing: Framing | None = None, batch: int = 1) -> PrefilledContext:
+def read(
+    model, press: BasePress, tokens: int, framing: Framing | None = None, batch: int = 1
+) -> PrefilledContext:
     onlooker = Onlooker([press])
     with torch.no_grad(), onlooker(model, framing):
-        model.model(input_ids=tiny_ids(tokens, batch), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens, batch),
+            **{cache_keyword(model.model): DynamicCache(config=model.config)},
+        )
     return PrefilledContext(onlooker, 0.0)
 
 
@@ -75,18 +91,25 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     for length in (90, 701):
         evidence = probed(read(model_of(family), press, length, framing), press)
         for case in (case for case in GOLDENS.cases(label) if (case.family, case.length) == (family, length)):
-            ours = torch.stack([selection.keep[0] for selection in press.select(evidence, case.ratio)]).numpy()
+            ours = torch.stack(
+                [selection.keep[0] for selection in press.select(evidence, case.ratio)]
+            ).numpy()
             assert ours.sum() == GOLDENS[case].sum(), case
-            # in kvpress and here, KVCompose's first layer has the score of the best one: at the cut either may win
+            # in kvpress and here, KVCompose's first layer has the score of the best one: at the cut either
+            # may win
             tied = 2 * KV_HEADS if getattr(press, "structured", False) else 0
             assert (ours != GOLDENS[case]).sum() <= tied + 2 * GOLDENS.details[case].get("unstable", 0), case
 
 
-@pytest.mark.parametrize("name", [name for name in GOLDENS.arrays if name.startswith(("scores KVzip", "scores KVgrad"))])
+@pytest.mark.parametrize(
+    "name", [name for name in GOLDENS.arrays if name.startswith(("scores KVzip", "scores KVgrad"))]
+)
 def test_scores_equal_kvpress(name: str) -> None:
     label, family, length, _ = name.removeprefix("scores ").rsplit(" ", 3)
     press = build(label)
-    prefilled = read(model_of(family), press, int(length), FRAMINGS[GOLDENS.metadata["recipes"][label]["tokenizer"]])
+    prefilled = read(
+        model_of(family), press, int(length), FRAMINGS[GOLDENS.metadata["recipes"][label]["tokenizer"]]
+    )
     ours, theirs = torch.cat(list(probed(prefilled, press))), torch.from_numpy(GOLDENS.arrays[name])
     torch.testing.assert_close(ours[..., 4:], theirs[..., 4:], rtol=1e-5, atol=1e-5)
 
@@ -124,14 +147,19 @@ def test_one_replay_serves_every_ratio_and_leaves_no_trace(press: BasePress, fam
     before = [tensor.clone() for layer in layers for tensor in (layer.keys, layer.values)]
     wants_gradient = [parameter.requires_grad for parameter in model.parameters()]
     calls = []
-    hook = model.model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(1), with_kwargs=True)
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(1), with_kwargs=True
+    )
     try:
         prefilled.compress(press, RATIOS)
     finally:
         hook.remove()
     assert len(calls) == (2 if isinstance(press, KVgradPress) else 1)  # 89 tokens in chunks of 64
     assert all(ours is theirs for ours, theirs in zip(prefilled.prefill.cache.layers, layers, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(before, [t for layer in layers for t in (layer.keys, layer.values)], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, [t for layer in layers for t in (layer.keys, layer.values)], strict=True)
+    )
     assert prefilled.prefill.cache.get_seq_length() == 90
     assert [parameter.requires_grad for parameter in model.parameters()] == wants_gradient
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -157,7 +185,12 @@ def test_sweep_and_single_press_agree_on_prompts_and_answers(press: BasePress) -
     text = "".join(chr(97 + (7 * at * at) % 26) for at in range(150))
     swept = pipeline(text, question="why?", press=[(press, ratio) for ratio in RATIOS], max_new_tokens=4)
     for at, ratio in enumerate(RATIOS):
-        alone = pipeline(text, question="why?", press=type(press)(**{**vars(press), "compression_ratio": ratio}), max_new_tokens=4)
+        alone = pipeline(
+            text,
+            question="why?",
+            press=type(press)(**{**vars(press), "compression_ratio": ratio}),
+            max_new_tokens=4,
+        )
         assert alone.results[0].context.entries() == swept.results[at].context.entries()
         assert alone["answer"] == swept["answer"][at]
 
@@ -218,11 +251,15 @@ def test_a_head_may_become_empty_and_is_read_as_such() -> None:
     context.check_budget(press, 0.97)
     assert 0 in [entries for layer in context.entries() for entries in layer]
     continuation = tiny_ids(5, seed=4)
-    together = CompressedCache([CompressedLayer([kept, full], 40) for kept, full in zip(context.layers, prefilled.full, strict=True)])
+    together = CompressedCache(
+        [CompressedLayer([kept, full], 40) for kept, full in zip(context.layers, prefilled.full, strict=True)]
+    )
     alone = CompressedCache([CompressedLayer([kept], 40) for kept in context.layers])
     positions = torch.arange(40, 45)[None]
     with torch.no_grad(), attending(model):
-        both = model(input_ids=continuation.expand(2, -1), position_ids=positions, **{cache_keyword(model): together}).logits
+        both = model(
+            input_ids=continuation.expand(2, -1), position_ids=positions, **{cache_keyword(model): together}
+        ).logits
         one = model(input_ids=continuation, position_ids=positions, **{cache_keyword(model): alone}).logits
         plain = model(torch.cat((tiny_ids(40), continuation), dim=1)).logits[:, 40:]
     assert bool(both.isfinite().all())
@@ -257,12 +294,17 @@ def test_embeddings_cannot_be_repeated() -> None:
     embeddings = model.get_input_embeddings()(tiny_ids(20)).detach()
     for press in (KVzipPress(0.5), KVgradPress(0.5), KVComposePress(0.5)):
         with torch.no_grad(), pytest.raises(ValueError, match="needs token ids"), press(model):
-            model.model(inputs_embeds=embeddings, **{cache_keyword(model.model): DynamicCache(config=model.config)})
+            model.model(
+                inputs_embeds=embeddings, **{cache_keyword(model.model): DynamicCache(config=model.config)}
+            )
 
 
 def test_layerwise_budgets_are_equal_over_layers_and_global_ones_are_not() -> None:
     model, tokens = model_of("llama"), 203
-    each, all_together = (read(model, press, tokens).compress(press, [0.5])[0] for press in (KVzipPress(layerwise=True), KVzipPress()))
+    each, all_together = (
+        read(model, press, tokens).compress(press, [0.5])[0]
+        for press in (KVzipPress(layerwise=True), KVzipPress())
+    )
     assert {sum(layer) for layer in each.entries()} == {KV_HEADS * tokens - int(KV_HEADS * tokens * 0.5)}
     assert len({sum(layer) for layer in all_together.entries()}) > 1
     composed = KVComposePress()

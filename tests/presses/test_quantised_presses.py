@@ -30,7 +30,9 @@ def test_the_same_entries_in_fewer_bytes(name: str) -> None:
             assert {id(mine.storage)} & {id(theirs.storage)} == set()
 
 
-@pytest.mark.parametrize("press", [KnormPress(), AdaKVPress(SnapKVPress()), ThinKPress()], ids=lambda press: press.name)
+@pytest.mark.parametrize(
+    "press", [KnormPress(), AdaKVPress(SnapKVPress()), ThinKPress()], ids=lambda press: press.name
+)
 def test_what_is_read_does_not_depend_on_other_variants(press) -> None:
     context = read(model_of("llama"), [press])
     alone = context.compress(press, [0.7], bits=[4])[0]

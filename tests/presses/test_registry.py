@@ -57,7 +57,10 @@ REGISTRY: dict[str, tuple[BasePress, str]] = {
     "adakv_compactor": (AdaKVPress(CompactorPress()), "AdaKV(Compactor)"),
     "adakv_snapkv": (AdaKVPress(SnapKVPress()), "AdaKV(SnapKV)"),
     "block_keydiff": (BlockPress(KeyDiffPress(), block_size=128), "Block(KeyDiff)"),
-    "cam_adakv_snapkv": (CAMPress(SnapKVPress()), "CAM(AdaKV(SnapKV))"),  # fails in kvpress: AdaKV has no score
+    "cam_adakv_snapkv": (
+        CAMPress(SnapKVPress()),
+        "CAM(AdaKV(SnapKV))",
+    ),  # fails in kvpress: AdaKV has no score
     "cam_knorm": (CAMPress(KnormPress()), "CAM(Knorm)"),
     "cam_streaming_llm": (CAMPress(StreamingLLMPress()), "CAM(StreamingLLM)"),
     "cam_tova": (CAMPress(TOVAPress()), "CAM(TOVA)"),
@@ -74,15 +77,24 @@ REGISTRY: dict[str, tuple[BasePress, str]] = {
     ),
     "critical_snapkv": (CriticalKVPress(SnapKVPress()), "CriticalKV(SnapKV)"),
     "cur": (CURPress(), "CUR"),
-    "decoding_adakv_expected_attention_e2": (DecodingPress(AdaKVPress(EA)), "Decoding(AdaKV(ExpectedAttention(epsilon=0.01)))"),
+    "decoding_adakv_expected_attention_e2": (
+        DecodingPress(AdaKVPress(EA)),
+        "Decoding(AdaKV(ExpectedAttention(epsilon=0.01)))",
+    ),
     "decoding_adakv_snapkv": (DecodingPress(AdaKVPress(SnapKVPress())), "Decoding(AdaKV(SnapKV))"),
     "decoding_keydiff": (DecodingPress(KeyDiffPress()), "Decoding(KeyDiff)"),
     "decoding_knorm": (DecodingPress(KnormPress()), "Decoding(Knorm)"),
     "decoding_qfilter": (DecodingPress(QFilterPress()), "Decoding(QFilter)"),
     "decoding_streaming_llm": (DecodingPress(StreamingLLMPress()), "Decoding(StreamingLLM)"),
     "decoding_tova": (DecodingPress(TOVAPress()), "Decoding(TOVA)"),
-    "duo_attention": (DuoAttentionPress(head_compression_ratio=0.5), "DuoAttention(head_compression_ratio=0.5)"),
-    "duo_attention_on_the_fly": (DuoAttentionPress(head_compression_ratio=0.5, on_the_fly_scoring=True), "head scores"),
+    "duo_attention": (
+        DuoAttentionPress(head_compression_ratio=0.5),
+        "DuoAttention(head_compression_ratio=0.5)",
+    ),
+    "duo_attention_on_the_fly": (
+        DuoAttentionPress(head_compression_ratio=0.5, on_the_fly_scoring=True),
+        "head scores",
+    ),
     "expected_attention": (AdaKVPress(EA), "AdaKV(ExpectedAttention(epsilon=0.01))"),
     "fastkvzip": (FastKVzipPress(), "FastKVzip"),
     "finch": (FinchPress(), "Finch"),
@@ -90,7 +102,10 @@ REGISTRY: dict[str, tuple[BasePress, str]] = {
     "knorm": (KnormPress(), "Knorm"),
     "kvcompose": (KVComposePress(), "KVCompose"),
     "kvcompose_unstructured": (KVComposePress(structured=False), "KVCompose(structured=False)"),
-    "kvzap_linear": (DMSPress(KVzapPress(model_type="linear")), "DMS(KVzap(model_type=linear), threshold=-0.5)"),
+    "kvzap_linear": (
+        DMSPress(KVzapPress(model_type="linear")),
+        "DMS(KVzap(model_type=linear), threshold=-0.5)",
+    ),
     "kvzap_mlp": (DMSPress(KVzapPress(model_type="mlp")), "DMS(KVzap(model_type=mlp), threshold=-0.5)"),
     "kvzap_mlp_head": (KVzapPress(model_type="mlp"), "KVzap(model_type=mlp)"),
     "kvzap_mlp_layer": (AdaKVPress(KVzapPress(model_type="mlp")), "AdaKV(KVzap(model_type=mlp))"),
@@ -108,7 +123,10 @@ REGISTRY: dict[str, tuple[BasePress, str]] = {
     "qfilter": (QFilterPress(), "QFilter"),
     "random": (RandomPress(), ""),  # drawn from the global random state
     "RestoreKV": (RestoreKVPress(), "RestoreKV"),
-    "RestoreKV_plus": (RestoreKVPress(kvzip_plus_normalization=True), "RestoreKV(kvzip_plus_normalization=True)"),
+    "RestoreKV_plus": (
+        RestoreKVPress(kvzip_plus_normalization=True),
+        "RestoreKV(kvzip_plus_normalization=True)",
+    ),
     "snap_think": (
         ComposedPress(SnapKVPress(), ThinKPress(key_channel_compression_ratio=0.5)),
         "Composed(SnapKV, ThinK(key_channel_compression_ratio=0.5))",
@@ -152,20 +170,35 @@ def test_every_class_of_kvpress_has_one_of_ours() -> None:
 
 def test_every_entry_has_a_recording() -> None:
     labels = {label for file in (FIRST, MORE, REST) for label in load_goldens(file).metadata["presses"]}
-    labels.add("head scores" if any(name.startswith("head scores") for name in load_goldens(MORE).arrays) else "")
+    labels.add(
+        "head scores" if any(name.startswith("head scores") for name in load_goldens(MORE).arrays) else ""
+    )
     assert {name for name, (_, label) in REGISTRY.items() if label not in labels | {""}} == set()
     assert {name for name, (_, label) in REGISTRY.items() if not label} == {"no_press", "random"}
-    failed = {failure["label"] for failure in load_goldens(REST).metadata["failures"] if failure["family"] == "llama"}
+    failed = {
+        failure["label"]
+        for failure in load_goldens(REST).metadata["failures"]
+        if failure["family"] == "llama"
+    }
     assert failed == {"CAM(AdaKV(SnapKV))"}
 
 
 GOLDENS = load_goldens(REST)
-PREFILLED = ["kvzap_mlp_layer", "adakv_compactor", "merging_expected_attention", "merging_kvzap_mlp", "RestoreKV", "RestoreKV_plus"]
+PREFILLED = [
+    "kvzap_mlp_layer",
+    "adakv_compactor",
+    "merging_expected_attention",
+    "merging_kvzap_mlp",
+    "RestoreKV",
+    "RestoreKV_plus",
+]
 
 
 def plain_framing() -> Framing:
     tokenizer = byte_tokenizer()
-    return Framing(0, tokenizer("\n").input_ids, lambda text: tokenizer(text, add_special_tokens=False).input_ids)
+    return Framing(
+        0, tokenizer("\n").input_ids, lambda text: tokenizer(text, add_special_tokens=False).input_ids
+    )
 
 
 @pytest.mark.parametrize("name", PREFILLED)
@@ -175,15 +208,21 @@ def test_kept_positions_equal_kvpress(name: str, family: str, monkeypatch: pytes
     monkeypatch.setattr("presses.non_causal_attention.attention_within_chunks", padded_attention)
     press, label = with_weights(REGISTRY[name][0]), REGISTRY[name][1]
     cases = [case for case in GOLDENS.cases(label) if case.family == family]
-    assert cases or any(failure["label"] == label and failure["family"] == family for failure in GOLDENS.metadata["failures"])
+    assert cases or any(
+        failure["label"] == label and failure["family"] == family for failure in GOLDENS.metadata["failures"]
+    )
     for length in sorted({case.length for case in cases}):
         prefilled = read(model_of(family), [press], length)
         prefilled.prefill.framing = plain_framing()
         evidence = press.probe(prefilled.prefill, prefilled.onlooker.evidence[press.identity()])
         for case in (case for case in cases if case.length == length):
-            for index, selection in zip(prefilled.prefill.layers, press.select(evidence, case.ratio), strict=True):
+            for index, selection in zip(
+                prefilled.prefill.layers, press.select(evidence, case.ratio), strict=True
+            ):
                 ours, theirs = selection.keep[0, :, :length].numpy(), GOLDENS[case][index]
-                assert (ours != theirs)[:, determined(case)].sum() <= 2 * int(GOLDENS.details[case].get("unstable", 0)), (case, index)
+                assert (ours != theirs)[:, determined(case)].sum() <= 2 * int(
+                    GOLDENS.details[case].get("unstable", 0)
+                ), (case, index)
 
 
 def determined(case: Case) -> slice:
@@ -194,7 +233,9 @@ def determined(case: Case) -> slice:
     return slice(4, None) if case.label.startswith("RestoreKV") and budget < 4 + 8 else slice(None)
 
 
-@pytest.mark.parametrize("name", [name for name in GOLDENS.arrays if name.startswith("values ") and "Merging" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in GOLDENS.arrays if name.startswith("values ") and "Merging" in name]
+)
 def test_merged_values_equal_kvpress(name: str) -> None:
     label, family, length, ratio = name.removeprefix("values ").rsplit(" ", 3)
     press = with_weights(next(press for press, its in REGISTRY.values() if its == label))
@@ -260,6 +301,9 @@ def test_adapters_of_other_kinds_are_refused(change: dict, words: str, tmp_path:
 def test_without_weights_a_sentence_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="restore tokens of a model without a name"):
         read(model_of("llama"), [RestoreKVPress()], 40).compress(RestoreKVPress(), [0.5])
-    for wrap in (lambda: MergingPress(RestoreKVPress()), lambda: ComposedPress(SnapKVPress(), RestoreKVPress())):
+    for wrap in (
+        lambda: MergingPress(RestoreKVPress()),
+        lambda: ComposedPress(SnapKVPress(), RestoreKVPress()),
+    ):
         with pytest.raises(ValueError, match="adds entries"):
             wrap()

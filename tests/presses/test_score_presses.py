@@ -31,7 +31,13 @@ from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 SAME = [
     *("LagKV", "LagKV(lag_size=32)", "LagKV(lag_size=32, cross_scoring=True)"),
-    *("CUR", "CUR(leverage_type=key)", "CUR(leverage_type=value)", "CUR(leverage_type=kv_avg)", "CUR(use_local_approximation=False)"),
+    *(
+        "CUR",
+        "CUR(leverage_type=key)",
+        "CUR(leverage_type=value)",
+        "CUR(leverage_type=kv_avg)",
+        "CUR(use_local_approximation=False)",
+    ),
     *("CUR(use_random_leverage=True)", "LeverageScore", "Cap"),
     *("QFilter", "KVzap(model_type=linear)", "KVzap(model_type=mlp)", "ExpectedAttentionStats"),
     *("CriticalKV(SnapKV)", "CriticalKV(ExpectedAttention(use_vnorm=False))", "CriticalKV(Knorm)"),
@@ -64,10 +70,15 @@ def compare(label: str, family: str) -> None:
         evidence = read.onlooker.evidence[press.identity()]
         for case in (case for case in cases if case.length == length):
             scores = press.scores_at(evidence, case.ratio)
-            for index, layer_scores, selection in zip(read.prefill.layers, scores, press.select(evidence, case.ratio), strict=True):
+            for index, layer_scores, selection in zip(
+                read.prefill.layers, scores, press.select(evidence, case.ratio), strict=True
+            ):
                 same_choice(case, layer_scores[0], selection.keep[0], torch.from_numpy(GOLDENS[case][index]))
     if not cases:
-        assert any(failure["label"] == label and failure["family"] == family for failure in GOLDENS.metadata["failures"])
+        assert any(
+            failure["label"] == label and failure["family"] == family
+            for failure in GOLDENS.metadata["failures"]
+        )
         assert prefilled(family, 90, press).compress(press, [0.5])
 
 
@@ -81,9 +92,13 @@ def same_choice(case: Case, scores: torch.Tensor, ours: torch.Tensor, theirs: to
         assert torch.equal(ours[:, :-WINDOW], theirs[:, :-WINDOW]), case
         return
     pinned = scores > scores.max() - 1e-3  # ours differ among themselves, theirs do not
-    scores = scores.masked_fill(pinned, scores[~pinned].max() if case.label.startswith("Compactor") else scores.max())
+    scores = scores.masked_fill(
+        pinned, scores[~pinned].max() if case.label.startswith("Compactor") else scores.max()
+    )
     for head in range(len(scores)):
-        assert torch.equal(scores[head][ours[head]].sort().values, scores[head][theirs[head]].sort().values), case
+        assert torch.equal(
+            scores[head][ours[head]].sort().values, scores[head][theirs[head]].sort().values
+        ), case
 
 
 @pytest.mark.parametrize("label", SAME)
@@ -97,7 +112,11 @@ def padded_attention(layer: LayerObservation, chunk_size: int) -> torch.Tensor:
     """Attention within chunks as kvpress pads the last one: zeros that take part in the softmax."""
     missing = -layer.tokens % chunk_size
     queries = functional.pad(layer.queries(), (0, 0, 0, missing)).unflatten(2, (-1, chunk_size))
-    keys = functional.pad(layer.keys, (0, 0, 0, missing)).repeat_interleave(layer.group, 1).unflatten(2, (-1, chunk_size))
+    keys = (
+        functional.pad(layer.keys, (0, 0, 0, missing))
+        .repeat_interleave(layer.group, 1)
+        .unflatten(2, (-1, chunk_size))
+    )
     logits = queries @ keys.mT
     if missing:
         logits[:, :, -1, -missing:] = 0
@@ -105,9 +124,13 @@ def padded_attention(layer: LayerObservation, chunk_size: int) -> torch.Tensor:
     return logits.softmax(-1).sum(-2).flatten(2)[..., : layer.tokens]
 
 
-@pytest.mark.parametrize("label", ["NonCausalAttn", "NonCausalAttn(chunk_size=64)", "Compactor", "Compactor(blending=0.35)"])
+@pytest.mark.parametrize(
+    "label", ["NonCausalAttn", "NonCausalAttn(chunk_size=64)", "Compactor", "Compactor(blending=0.35)"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_non_causal_scores_equal_kvpress_but_for_its_padding(label: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_causal_scores_equal_kvpress_but_for_its_padding(
+    label: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     their_sketches(monkeypatch)
     monkeypatch.setattr("presses.non_causal_attention.attention_within_chunks", padded_attention)
     compare(label, family)
@@ -118,7 +141,10 @@ def test_padding_takes_no_part_in_non_causal_attention(length: int) -> None:
     layer = observed("llama", length)
     received = attention_within_chunks(layer, 64)
     for start in range(0, length, 64):
-        logits = layer.queries()[:, :, start : start + 64] @ layer.keys[:, :, start : start + 64].repeat_interleave(layer.group, 1).mT
+        logits = (
+            layer.queries()[:, :, start : start + 64]
+            @ layer.keys[:, :, start : start + 64].repeat_interleave(layer.group, 1).mT
+        )
         torch.testing.assert_close(received[..., start : start + 64], logits.softmax(-1).sum(2))
     if length % 64 == 0:
         torch.testing.assert_close(received, padded_attention(layer, 64))
@@ -129,7 +155,9 @@ def observed(family: str, tokens: int) -> LayerObservation:
     layers: list[LayerObservation] = []
     model = tiny_model(family)
     with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
-        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     return layers[-1]
 
 
@@ -161,8 +189,11 @@ def test_lagkv_by_hand() -> None:
     tokens = [[9, 9], [0, 0], [0, 4], [0, 0], [1, 2], [0, 0], [2, 2]]
     states = torch.tensor(tokens, dtype=torch.float32)[None, None]
     layer = observed("llama", 7)
-    scores = LagKVPress(n_sink=1, lag_size=2, cross_scoring=True).score(replace(layer, keys=states, values=states, _memo={}))[0, 0]
-    # a, b over min (0, 0), max (1, 2): (0, 0) and (0, 2), deviations 0 and √2; c, d over (0, 0), (2, 2): (0, 0) and (0.5, 1), √(1/8)
+    scores = LagKVPress(n_sink=1, lag_size=2, cross_scoring=True).score(
+        replace(layer, keys=states, values=states, _memo={})
+    )[0, 0]
+    # a, b over min (0, 0), max (1, 2): (0, 0) and (0, 2), deviations 0 and √2; c, d over (0, 0), (2, 2): (0,
+    # 0) and (0.5, 1), √(1/8)
     expected = torch.cat([torch.tensor([0.0, 2**0.5]).softmax(0), torch.tensor([0.0, 0.125**0.5]).softmax(0)])
     torch.testing.assert_close(scores[1:5], expected)
     assert (scores[[0, 5, 6]] > 1).all()
@@ -180,7 +211,9 @@ def test_cur_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "press", [LeverageScorePress(), CompactorPress(), CURPress(use_random_leverage=True)], ids=lambda press: press.name
+    "press",
+    [LeverageScorePress(), CompactorPress(), CURPress(use_random_leverage=True)],
+    ids=lambda press: press.name,
 )
 def test_sketches_have_a_generator_of_their_own(press: BasePress) -> None:
     layers = {seed: observed("llama", 50) for seed in (0, 1)}
@@ -198,11 +231,22 @@ def test_sketches_have_a_generator_of_their_own(press: BasePress) -> None:
 def test_rows_of_a_batch_are_standardised_alone() -> None:
     one = observed("llama", 30)
     both = replace(
-        one, **{name: getattr(one, name).repeat(2, *[1] * (getattr(one, name).dim() - 1)) for name in ("hidden", "keys", "values")}
+        one,
+        **{
+            name: getattr(one, name).repeat(2, *[1] * (getattr(one, name).dim() - 1))
+            for name in ("hidden", "keys", "values")
+        },
     )
-    both = replace(both, values=both.values * torch.tensor([1.0, 100.0])[:, None, None, None], fingerprints=one.fingerprints * 2, _memo={})
+    both = replace(
+        both,
+        values=both.values * torch.tensor([1.0, 100.0])[:, None, None, None],
+        fingerprints=one.fingerprints * 2,
+        _memo={},
+    )
     for press in (NonCausalAttnPress(), LeverageScorePress()):
-        torch.testing.assert_close(press.score(both)[:1], press.score(replace(one, _memo={})), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            press.score(both)[:1], press.score(replace(one, _memo={})), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_compactor_blends_by_the_ratio() -> None:
@@ -217,7 +261,10 @@ def test_compactor_blends_by_the_ratio() -> None:
 
 def test_criticalkv_by_hand() -> None:
     """Scores 4 3 2 1 and norms 1 1 5 9: one entry is sure, then the largest product of both."""
-    scores, norms = torch.tensor([4.0, 3.0, 2.0, 1.0])[None, None], torch.tensor([1.0, 1.0, 5.0, 9.0])[None, None]
+    scores, norms = (
+        torch.tensor([4.0, 3.0, 2.0, 1.0])[None, None],
+        torch.tensor([1.0, 1.0, 5.0, 9.0])[None, None],
+    )
     (selection,) = CriticalKVPress().select([(scores, norms)], 0.5)
     assert selection.positions.tolist() == [[[0, 2]]]
 

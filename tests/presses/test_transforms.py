@@ -40,14 +40,21 @@ def from_kvpress(label: str, ratio: float) -> BasePress:
     if described["class"] == "ThinKPress":
         return ThinKPress(key_channel_compression_ratio=described["key_channel_compression_ratio"])
     if described["class"] == "FinchPress":
-        options = {key: described[key] for key in ("chunk_length", "normalize_scores", "rerotate_keys", "window_size")}
+        options = {
+            key: described[key]
+            for key in ("chunk_length", "normalize_scores", "rerotate_keys", "window_size")
+        }
         return FinchPress(ratio, **options)
     if label == "Composed(KeyDiff, Knorm)":
         return ComposedPress(KeyDiffPress(ratio / 2), KnormPress(ratio / 2))
     return ComposedPress(SnapKVPress(ratio), ThinKPress(key_channel_compression_ratio=0.5))
 
 
-PLAIN = [label for label in GOLDENS.metadata["presses"] if label.startswith(("Merging(", "Finch", "Composed(SnapKV"))]
+PLAIN = [
+    label
+    for label in GOLDENS.metadata["presses"]
+    if label.startswith(("Merging(", "Finch", "Composed(SnapKV"))
+]
 CHANNELS = [label for label in GOLDENS.metadata["presses"] if label.startswith(("ThinK", "Composed(SnapKV"))]
 
 
@@ -58,7 +65,8 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
         press = from_kvpress(label, case.ratio)
         prefilled = read(tiny_model(family), press, case.length)
         selections = press.select(prefilled.onlooker.evidence[press.identity()], case.ratio)
-        # where the budget is below the window, kvpress's choice within it is arbitrary; ours is the most recent
+        # where the budget is below the window, kvpress's choice within it is arbitrary; ours is the most
+        # recent
         pinned = QUESTION if label.startswith("Finch") else 0 if "Knorm" in label else 64
         tied = pinned if int(case.length * (1 - case.ratio)) < pinned or "chunk_length" in label else 0
         for index, selection in zip(prefilled.prefill.layers, selections, strict=True):
@@ -96,7 +104,11 @@ def is_determined(name: str) -> bool:
     return not (cut_window or GOLDENS.details[case].get("tied"))
 
 
-CHANGED = [name for name in GOLDENS.arrays if name.startswith(("values Merging", "keys Finch")) and is_determined(name)]
+CHANGED = [
+    name
+    for name in GOLDENS.arrays
+    if name.startswith(("values Merging", "keys Finch")) and is_determined(name)
+]
 
 
 @pytest.mark.parametrize("name", CHANGED)
@@ -112,7 +124,9 @@ def test_changed_entries_equal_kvpress(name: str) -> None:
 def read(model, press: BasePress, tokens: int = 203) -> PrefilledContext:
     onlooker = Onlooker([press])
     with torch.no_grad(), onlooker(model):
-        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     return PrefilledContext(onlooker, 0.0)
 
 
@@ -139,7 +153,10 @@ def merged_one_by_one(keys, values, keep, threshold=0.0):
     """The formula of the docstring for one head, entry by entry."""
     sums, weights = {}, {}
     for evicted in (~keep).nonzero().flatten().tolist():
-        cosines = {t: float(torch.cosine_similarity(keys[evicted], keys[t], dim=0)) for t in keep.nonzero().flatten().tolist()}
+        cosines = {
+            t: float(torch.cosine_similarity(keys[evicted], keys[t], dim=0))
+            for t in keep.nonzero().flatten().tolist()
+        }
         target = max(cosines, key=cosines.get)
         if cosines[target] < threshold:
             continue
@@ -158,7 +175,9 @@ def merged_one_by_one(keys, values, keep, threshold=0.0):
 def test_merging_follows_its_formula_in_every_head(counts: list[int], threshold: float) -> None:
     keys, values = entries(batch=2)
     selection = random_selection(keys, counts)
-    new_keys, new_values = MergingPress(KnormPress(), similarity_threshold=threshold).apply(keys, values, selection)
+    new_keys, new_values = MergingPress(KnormPress(), similarity_threshold=threshold).apply(
+        keys, values, selection
+    )
     for row in range(2):
         for head, count in enumerate(counts):
             keep = selection.keep[row, head]
@@ -171,7 +190,10 @@ def test_merging_differs_from_eviction_and_leaves_its_input_alone() -> None:
     keys, values = entries()
     before = keys.clone(), values.clone()
     selection = random_selection(keys, [10, 10])
-    merged, evicted = MergingPress(KnormPress()).apply(keys, values, selection), KnormPress().apply(keys, values, selection)
+    merged, evicted = (
+        MergingPress(KnormPress()).apply(keys, values, selection),
+        KnormPress().apply(keys, values, selection),
+    )
     assert torch.equal(merged[0], evicted[0])
     assert not torch.equal(merged[1], evicted[1])
     assert torch.equal(keys, before[0])
@@ -210,15 +232,21 @@ def test_merging_over_head_wise_budgets_and_new_positions() -> None:
     model = tiny_model("llama")
     for inner in (AdaKVPress(SnapKVPress(window_size=16)), KeyRerotationPress(KnormPress())):
         merging = MergingPress(inner)
-        (merged,), (plain,) = read(model, merging).compress(merging, [0.5]), read(model, inner).compress(inner, [0.5])
+        (merged,), (plain,) = (
+            read(model, merging).compress(merging, [0.5]),
+            read(model, inner).compress(inner, [0.5]),
+        )
         assert merged.entries() == plain.entries()
         assert merged.next_position == plain.next_position
         counts = merged.entries()[1][0]
-        torch.testing.assert_close(merged.layers[1].storage.keys[0, :counts].sum(0), plain.layers[1].storage.keys[0, :counts].sum(0))
+        torch.testing.assert_close(
+            merged.layers[1].storage.keys[0, :counts].sum(0), plain.layers[1].storage.keys[0, :counts].sum(0)
+        )
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"similarity_threshold": 2}, "cosine"), ({"merge_fraction": 0}, "share"), ({"press": 3}, "press")]
+    ("options", "message"),
+    [({"similarity_threshold": 2}, "cosine"), ({"merge_fraction": 0}, "share"), ({"press": 3}, "press")],
 )
 def test_merging_refuses_what_makes_no_sense(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -232,10 +260,16 @@ def unimportant_channels(family: str, removed: int, tokens: int = 203) -> list[t
     def look(layer, cache) -> None:
         queries = layer.queries()[0, :, -32:].square().mean(1).view(2, 2, -1).mean(1)
         importance = queries * layer.keys[0].square().mean(1)
-        found.append(torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, importance.argsort(-1)[:, :removed], True))
+        found.append(
+            torch.zeros_like(importance, dtype=torch.bool).scatter_(
+                -1, importance.argsort(-1)[:, :removed], True
+            )
+        )
 
     with torch.no_grad(), observing(model, look):
-        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     return found
 
 
@@ -250,7 +284,9 @@ def test_think_reads_as_if_the_least_important_channels_were_zero(family: str) -
     for kept, reference in zip(context.layers, zeroed, strict=True):
         assert torch.equal(kept.storage.whole_keys(), reference.storage.keys)
         assert kept.storage.keys.shape == (2, 203, 8)
-    torch.testing.assert_close(logits(model, context.layers, 203), logits(model, zeroed, 203), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits(model, context.layers, 203), logits(model, zeroed, 203), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_think_saves_what_it_says_and_no_more() -> None:
@@ -333,7 +369,10 @@ def test_composed_keeps_head_wise_budgets_where_channels_follow_or_they_come_las
 
 def test_composed_positions_move_first_or_around_but_not_second() -> None:
     model, rerotated = tiny_model("llama"), KeyRerotationPress(KnormPress())
-    for press in (ComposedPress(rerotated, ThinKPress(0.5)), KeyRerotationPress(ComposedPress(KnormPress(), SnapKVPress(0.01)))):
+    for press in (
+        ComposedPress(rerotated, ThinKPress(0.5)),
+        KeyRerotationPress(ComposedPress(KnormPress(), SnapKVPress(0.01))),
+    ):
         (context,) = read(model, press).compress(press, [0.5])
         assert context.next_position in (101, 99)  # int(101 * 0.99) = 99
     press = ComposedPress(SnapKVPress(), rerotated)
@@ -380,7 +419,9 @@ def test_finch_takes_the_question_from_the_pipeline() -> None:
             return super().score(layer)
 
     text = "a context of some length, to be read"
-    pipeline(text, questions=["why?", "and what for?"], press=[(Spy(), 0.5)], query_aware=True, max_new_tokens=1)
+    pipeline(
+        text, questions=["why?", "and what for?"], press=[(Spy(), 0.5)], query_aware=True, max_new_tokens=1
+    )
     assert seen == [(4, 41)] * 3 + [(13, 50)] * 3  # the template's first token, context, question
     seen.clear()
     pipeline(text, question="why?", press=[(Spy(), 0.5)], max_new_tokens=1)

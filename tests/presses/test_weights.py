@@ -29,7 +29,15 @@ from tests.support.peer import weights
 from tests.support.peer.goldens import load_goldens
 from tests.support.tiny_models import HEAD_DIM, KV_HEADS, LAYERS, tiny_ids, tiny_model
 
-LEARNED = [QFilterPress(), KVzapPress(), ExpectedAttentionStatsPress(), FastKVzipPress(), LUKVPress(), DuoAttentionPress(), HeadKVPress()]
+LEARNED = [
+    QFilterPress(),
+    KVzapPress(),
+    ExpectedAttentionStatsPress(),
+    FastKVzipPress(),
+    LUKVPress(),
+    DuoAttentionPress(),
+    HeadKVPress(),
+]
 
 
 def pieces_of(texts: list[str]) -> list[list[int]]:
@@ -60,7 +68,9 @@ def test_what_cannot_be_reached_is_named(press, monkeypatch: pytest.MonkeyPatch)
         raise OSError("no network\nand much more")
 
     monkeypatch.setattr(presses.support.weights, "_fetch", offline)
-    with pytest.raises(ValueError, match=r"looked for .* at .* \(revision main\).*OSError: no network\); give `weights=PATH`") as caught:
+    with pytest.raises(
+        ValueError, match=r"looked for .* at .* \(revision main\).*OSError: no network\); give `weights=PATH`"
+    ) as caught:
         press.observe(observed(name="meta-llama/Meta-Llama-3.1-8B-Instruct")[0])
     assert asked[0].split()[0] in str(caught.value)
     assert asked == [
@@ -137,7 +147,10 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_head_scores_equal_kvpress(family: str, tmp_path: Path) -> None:
     DuoAttentionPress().calibrate(tiny_model(family), pieces_of(weights.calibration_texts()), tmp_path)
-    rows = [[float(number) for number in line.split("\t")] for line in (tmp_path / "full_attention_heads.tsv").read_text().splitlines()]
+    rows = [
+        [float(number) for number in line.split("\t")]
+        for line in (tmp_path / "full_attention_heads.tsv").read_text().splitlines()
+    ]
     theirs = load_goldens("kvpress_kept_more.npz").arrays[f"head scores {family}"]
     torch.testing.assert_close(torch.tensor(rows), torch.from_numpy(theirs).float(), rtol=1e-4, atol=1e-5)
     assert json.loads((tmp_path / "config.json").read_text()) == {"sink_size": 128, "recent_size": 256}
@@ -146,7 +159,11 @@ def test_head_scores_equal_kvpress(family: str, tmp_path: Path) -> None:
 
 
 def test_statistics_of_one_text_are_those_of_the_context(tmp_path: Path) -> None:
-    model, tokenizer, path = tiny_model("llama"), byte_tokenizer(chat_template=False), tmp_path / "model.safetensors"
+    model, tokenizer, path = (
+        tiny_model("llama"),
+        byte_tokenizer(chat_template=False),
+        tmp_path / "model.safetensors",
+    )
     text = weights.calibration_texts(1)[0]
     ExpectedAttentionStatsPress().calibrate(model, pieces_of([text]), tmp_path)
     layers: list[LayerObservation] = []
@@ -155,21 +172,37 @@ def test_statistics_of_one_text_are_those_of_the_context(tmp_path: Path) -> None
         model.model(input_ids=ids, **{cache_keyword(model.model): DynamicCache()})
     for layer in layers:
         stored, own = ExpectedAttentionStatsPress(weights=str(tmp_path)), ExpectedAttentionPress()
-        torch.testing.assert_close(stored.score(layer), own.score(layer), rtol=2e-2, atol=1e-4)  # n - 1 instead of n
+        torch.testing.assert_close(
+            stored.score(layer), own.score(layer), rtol=2e-2, atol=1e-4
+        )  # n - 1 instead of n
     assert load_file(path)["query_cov"].shape == (LAYERS, 4, HEAD_DIM, HEAD_DIM)
 
 
 def test_filters_are_the_main_direction_of_the_queries(tmp_path: Path) -> None:
-    model, tokenizer, path = tiny_model("llama"), byte_tokenizer(chat_template=False), tmp_path / "model.safetensors"
+    model, tokenizer, path = (
+        tiny_model("llama"),
+        byte_tokenizer(chat_template=False),
+        tmp_path / "model.safetensors",
+    )
     texts = weights.calibration_texts(3)
     QFilterPress().calibrate(model, pieces_of(texts), tmp_path)
     queries = []
     for text in texts:
-        with torch.no_grad(), observing(model, lambda layer, cache: queries.append(layer.queries()[0]) if layer.index == 1 else None):
-            model.model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]), **{cache_keyword(model.model): DynamicCache()})
+        with (
+            torch.no_grad(),
+            observing(
+                model, lambda layer, cache: queries.append(layer.queries()[0]) if layer.index == 1 else None
+            ),
+        ):
+            model.model(
+                input_ids=torch.tensor([tokenizer(text)["input_ids"]]),
+                **{cache_keyword(model.model): DynamicCache()},
+            )
     together = torch.cat(queries, dim=1)  # (H * G, n, d)
     left, _, right = torch.linalg.svd(together, full_matrices=False)
-    against = 1 - 2 * ((left[:, :, 0] > 0).float().mean(1) > 0.5).float()  # as the authors: most queries point the other way
+    against = (
+        1 - 2 * ((left[:, :, 0] > 0).float().mean(1) > 0.5).float()
+    )  # as the authors: most queries point the other way
     expected = (against[:, None] * right[:, 0]).unflatten(0, (KV_HEADS, -1)).mean(1)
     torch.testing.assert_close(load_file(path)["q_filters"][1], expected, rtol=1e-3, atol=1e-3)
     assert replace(QFilterPress(), weights=str(path)).score(observed()[1]).isfinite().all()
@@ -184,6 +217,8 @@ def test_filters_rank_keys_as_queries_do(tmp_path: Path) -> None:
     press, layers = QFilterPress(weights=str(tmp_path)), []
     show(model, pieces[:1], layers.append)
     for layer in layers:
-        logits = layer.logits(layer.queries().unflatten(1, (KV_HEADS, -1)), layer.keys).mean((2, 3))[0]  # (H, T), without the mask
+        logits = layer.logits(layer.queries().unflatten(1, (KV_HEADS, -1)), layer.keys).mean((2, 3))[
+            0
+        ]  # (H, T), without the mask
         for asked, scored in zip(logits.detach(), press.score(layer)[0].detach(), strict=True):
             assert float(torch.corrcoef(torch.stack((asked, scored)))[0, 1]) > 0.3

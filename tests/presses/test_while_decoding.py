@@ -42,8 +42,16 @@ SMALL = {"compression_interval": 4, "target_size": 40, "sliding_window_size": 16
 
 def busy(press: BasePress) -> BasePress:
     """The press with options at which it acts within a few tokens, presses inside likewise."""
-    changed = {f.name: SMALL[f.name] for f in fields(press) if f.name in SMALL and isinstance(getattr(press, f.name), int)}
-    inside = {field.name: busy(getattr(press, field.name)) for field in fields(press) if isinstance(getattr(press, field.name), BasePress)}
+    changed = {
+        f.name: SMALL[f.name]
+        for f in fields(press)
+        if f.name in SMALL and isinstance(getattr(press, f.name), int)
+    }
+    inside = {
+        field.name: busy(getattr(press, field.name))
+        for field in fields(press)
+        if isinstance(getattr(press, field.name), BasePress)
+    }
     return replace(press, **changed, **inside)
 
 
@@ -59,7 +67,9 @@ def recording(label: str) -> Goldens:
     return next(goldens for goldens in FILES if label in goldens.metadata["presses"])
 
 
-def compare_with_kvpress(label: str, press: BasePress, family: str, monkeypatch: pytest.MonkeyPatch) -> CompressedCache:
+def compare_with_kvpress(
+    label: str, press: BasePress, family: str, monkeypatch: pytest.MonkeyPatch
+) -> CompressedCache:
     """Feed the recorded tokens under `press`, and compare what each layer keeps after every recorded step."""
     model, seen, goldens = tiny_model(family), 0, recording(label)
     cases = {goldens.details[case]["step"]: case for case in goldens.cases(label) if case.family == family}
@@ -75,13 +85,23 @@ def compare_with_kvpress(label: str, press: BasePress, family: str, monkeypatch:
     monkeypatch.setattr(CompressedLayer, "update", note)
     with torch.no_grad(), press(model):
         for step, part in enumerate(tiny_ids(150).split([96, 5, *[1] * 49], dim=1)):
-            model.model(input_ids=part, position_ids=torch.arange(seen, seen + part.shape[1])[None], **{keyword: stored})
+            model.model(
+                input_ids=part,
+                position_ids=torch.arange(seen, seen + part.shape[1])[None],
+                **{keyword: stored},
+            )
             seen += part.shape[1]
             for index, layer in enumerate(stored.layers if step in cases else []):
-                ours = torch.stack([held(every[index][head], layer.keys[0, head][layer.valid[0, head]]) for head in range(2)]).numpy()
+                ours = torch.stack(
+                    [held(every[index][head], layer.keys[0, head][layer.valid[0, head]]) for head in range(2)]
+                ).numpy()
                 theirs = goldens[cases[step]][index]
                 differing = int((ours != theirs).sum())
-                assert differing <= 2 * goldens.details[cases[step]].get("unstable", 0), (cases[step], index, differing)
+                assert differing <= 2 * goldens.details[cases[step]].get("unstable", 0), (
+                    cases[step],
+                    index,
+                    differing,
+                )
     return stored
 
 
@@ -103,17 +123,25 @@ RECORDED = {
     "Decoding(KeyDiff)": DecodingPress(KeyDiffPress(), compression_interval=8, target_size=64),
     "Decoding(TOVA)": DecodingPress(TOVAPress(), compression_interval=8, target_size=64),
     "CompressionRatioDecoding(Knorm)": RatioDecodingPress(KnormPress(), 0.5, compression_interval=8),
-    "CompressionRatioDecoding(KeyDiff, target_compression_ratio=0.3)": RatioDecodingPress(KeyDiffPress(), 0.3, compression_interval=8),
+    "CompressionRatioDecoding(KeyDiff, target_compression_ratio=0.3)": RatioDecodingPress(
+        KeyDiffPress(), 0.3, compression_interval=8
+    ),
     "PrefillDecoding(Knorm, Decoding(KeyDiff))": PrefillDecodingPress(
         KnormPress(0.4), DecodingPress(KeyDiffPress(), compression_interval=8, target_size=48)
     ),
-    "Decoding(AdaKV(Knorm))": DecodingPress(AdaKVPress(KnormPress()), compression_interval=16, target_size=64),
+    "Decoding(AdaKV(Knorm))": DecodingPress(
+        AdaKVPress(KnormPress()), compression_interval=16, target_size=64
+    ),
     "CAM(Knorm)": CAMPress(KnormPress(), compression_interval=8, target_size=64, merge_budget=8),
     "CAM(KeyDiff)": CAMPress(KeyDiffPress(), compression_interval=1, target_size=64, merge_budget=32),
     "CAM(TOVA)": CAMPress(TOVAPress(), compression_interval=8, target_size=64, buffer_size=1),
     "Decoding(QFilter)": DecodingPress(with_weights(QFilterPress()), compression_interval=8, target_size=64),
-    "DMS(Knorm, threshold=-6.0, decoding=True)": DMSPress(KnormPress(), threshold=-6.0, sliding_window_size=32, decoding=True),
-    "DMS(Knorm, threshold=-5.4, decoding=True)": DMSPress(KnormPress(), threshold=-5.4, sliding_window_size=32, decoding=True),
+    "DMS(Knorm, threshold=-6.0, decoding=True)": DMSPress(
+        KnormPress(), threshold=-6.0, sliding_window_size=32, decoding=True
+    ),
+    "DMS(Knorm, threshold=-5.4, decoding=True)": DMSPress(
+        KnormPress(), threshold=-5.4, sliding_window_size=32, decoding=True
+    ),
 }
 
 
@@ -158,11 +186,15 @@ def test_cam_merges_by_hand() -> None:
     """Five entries of one head, two of them evicted: the one attended to more than its neighbours is shared among the two after it."""
     follower = CAMPress(KnormPress(), target_size=3, merge_budget=2).while_decoding(0.0)
     follower.received = torch.tensor([[[0.1, 0.6, 0.4, 0.2, 0.1]]])
-    layer = SimpleNamespace(valid=torch.ones(1, 1, 5, dtype=torch.bool), generators=lambda seed: [torch.Generator()])
+    layer = SimpleNamespace(
+        valid=torch.ones(1, 1, 5, dtype=torch.bool), generators=lambda seed: [torch.Generator()]
+    )
     scores = torch.tensor([[[0.0, 1.0, 5.0, 4.0, 3.0]]])
     kept = Selection.top(scores, 3)
     merged = follower._merged(layer, scores, kept, merges=1)
-    assert merged.sources.tolist() == [[[1]]]  # the better of the two; 0.6 / mean(0.4, 0.2) is above 1, so it is merged for sure
+    assert merged.sources.tolist() == [
+        [[1]]
+    ]  # the better of the two; 0.6 / mean(0.4, 0.2) is above 1, so it is merged for sure
     values = torch.arange(5.0).view(1, 1, 5, 1)
     assert follower.apply(values, values, merged)[1].flatten().tolist() == [2.5, 3.5, 4.0]
     everything = follower._merged(layer, scores, kept, merges=9)
@@ -173,7 +205,9 @@ def test_cam_merges_by_hand() -> None:
 def test_cam_draws_the_same_coins_again_and_others_elsewhere() -> None:
     def coins_at(position: int, index: int, seed: int = 0) -> list[float]:
         layer = SimpleNamespace(
-            generators=lambda seed: LayerObservation.generators(SimpleNamespace(index=index, fingerprints=(position,)), seed)
+            generators=lambda seed: LayerObservation.generators(
+                SimpleNamespace(index=index, fingerprints=(position,)), seed
+            )
         )
         return coins(torch.full((1, 1, 64), 0.5), layer, seed).flatten().tolist()
 
@@ -195,7 +229,16 @@ def test_dms_judges_tokens_when_they_leave_the_window() -> None:
         entries.append(token)
         held = keys[:, :, entries]
         layer = DecodingObservation(
-            0, None, torch.zeros(1, 1, 1), held, held, held, held, None, (token,), valid=torch.ones(1, 1, len(entries), dtype=torch.bool)
+            0,
+            None,
+            torch.zeros(1, 1, 1),
+            held,
+            held,
+            held,
+            held,
+            None,
+            (token,),
+            valid=torch.ones(1, 1, len(entries), dtype=torch.bool),
         )
         layer = replace(layer, notes=press.notes(scores[..., :4]) if token == 4 else None)
         selection = follower.follow(layer)
@@ -212,7 +255,9 @@ def test_a_target_below_the_window_keeps_the_most_recent() -> None:
 def prefilled(model, presses_: list[BasePress], tokens: int) -> PrefilledContext:
     onlooker = Onlooker(presses_)
     with torch.no_grad(), onlooker(model):
-        model.model(input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)})
+        model.model(
+            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
+        )
     return PrefilledContext(onlooker, 0.0)
 
 
@@ -221,17 +266,24 @@ def forced(model, contexts, followers, ids: torch.Tensor) -> torch.Tensor:
     starts = [context.next_position for context in contexts]
     count = len(contexts[0].layers)
     made = [
-        [follower() if at in context.observed else None for context, follower in zip(contexts, followers, strict=True)]
+        [
+            follower() if at in context.observed else None
+            for context, follower in zip(contexts, followers, strict=True)
+        ]
         for at in range(count)
     ]
-    cache = CompressedCache([CompressedLayer([c.layers[at] for c in contexts], starts, 0, made[at]) for at in range(count)])
+    cache = CompressedCache(
+        [CompressedLayer([c.layers[at] for c in contexts], starts, 0, made[at]) for at in range(count)]
+    )
     out = []
     with torch.no_grad(), attending(model):
         for step in range(ids.shape[1]):
             positions = (torch.tensor(starts) + step)[:, None]
             out.append(
                 model.model(
-                    input_ids=ids[:, step : step + 1], position_ids=positions, **{cache_keyword(model.model): cache}
+                    input_ids=ids[:, step : step + 1],
+                    position_ids=positions,
+                    **{cache_keyword(model.model): cache},
                 ).last_hidden_state
             )
     return torch.cat(out, dim=1)
@@ -252,14 +304,18 @@ def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, f
         alone = forced(model, [contexts[row]], [followers[row]], ids[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-3)
     without = forced(model, [mine], [nothing], ids[1:2])
-    assert not torch.allclose(together[1:2], without, atol=1e-3), "nothing was dropped: give the option a small value in SMALL"
+    assert not torch.allclose(together[1:2], without, atol=1e-3), (
+        "nothing was dropped: give the option a small value in SMALL"
+    )
     stored, keyword = DynamicCache(config=model.config), cache_keyword(model.model)
     standing = press if press.lossless else replace(press, compression_ratio=0.5)
     with torch.no_grad(), standing(model):
         model.model(input_ids=tiny_ids(60), **{keyword: stored})
         steps = [
             model.model(
-                input_ids=ids[1:2, at : at + 1], position_ids=torch.tensor([[mine.next_position + at]]), **{keyword: stored}
+                input_ids=ids[1:2, at : at + 1],
+                position_ids=torch.tensor([[mine.next_position + at]]),
+                **{keyword: stored},
             ).last_hidden_state
             for at in range(13)
         ]
@@ -281,7 +337,9 @@ def test_moving_a_row_to_storage_of_its_own_changes_nothing(family: str) -> None
     ids = tiny_ids(7, batch=3, seed=8)
     contexts, nothing = [plain, knorm, plain], lambda: None
     expected = forced(model, contexts, [nothing] * 3, ids)
-    torch.testing.assert_close(forced(model, contexts, [_KeepAll, nothing, nothing], ids), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        forced(model, contexts, [_KeepAll, nothing, nothing], ids), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ACTIVE)
@@ -307,5 +365,8 @@ def test_generate_works_inside_the_block(name: str) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(make_press) -> None:
-    with pytest.raises(ValueError, match=r"compression_ratio|target_size|interval|does nothing|cannot act|merge_budget|same positions"):
+    with pytest.raises(
+        ValueError,
+        match=r"compression_ratio|target_size|interval|does nothing|cannot act|merge_budget|same positions",
+    ):
         make_press()

@@ -15,6 +15,8 @@ def test_every_press_has_a_row() -> None:
     measured = [row for row in rows if "share" in row]
     assert all(left["share"] >= right["share"] >= 0 for left, right in pairwise(measured))
     assert {row["press"] for row in rows if "refused" in row} == {
-        name for name, entry in presses().items() if "weights" in entry.options and not entry.options["weights"].default
+        name
+        for name, entry in presses().items()
+        if "weights" in entry.options and not entry.options["weights"].default
     }
     assert all("weights=PATH" in row["refused"] for row in rows if "refused" in row)

@@ -43,7 +43,9 @@ def test_the_limit_is_prefills_and_tokens_at_the_best_rates() -> None:
 
 
 def test_kvpress_is_extrapolated_from_the_mean_of_its_presses() -> None:
-    assert peer_seconds({"seconds": [[5.0, 6.0, 8.0], [1.0, 1.0, 3.0]]}, 33) == pytest.approx(5 + 32 * 7 + 1 + 32 * 2)
+    assert peer_seconds({"seconds": [[5.0, 6.0, 8.0], [1.0, 1.0, 3.0]]}, 33) == pytest.approx(
+        5 + 32 * 7 + 1 + 32 * 2
+    )
 
 
 def test_answers_that_differ_are_listed_with_both() -> None:
@@ -60,7 +62,13 @@ def test_rows_and_points_survive_a_file(tmp_path) -> None:
     assert load(tmp_path / "in.json") == (Subject.of("llama-3.2-1b", "bfloat16", "cuda"), [ROW], grid())
 
 
-TINY = {"model_type": "llama", "vocab_size": 49152, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2} | {
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+} | {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
@@ -70,7 +78,10 @@ TINY = {"model_type": "llama", "vocab_size": 49152, "hidden_size": 32, "intermed
 
 def test_shapes_have_the_size_of_the_models_they_are_named_after() -> None:
     with torch.device("meta"):
-        sizes = {name: AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).num_parameters() for name, shape in SHAPES.items()}
+        sizes = {
+            name: AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).num_parameters()
+            for name, shape in SHAPES.items()
+        }
     assert sizes == {"llama-3.1-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400}
 
 
@@ -78,7 +89,10 @@ def test_shapes_have_the_size_of_the_models_they_are_named_after() -> None:
 def test_a_shape_is_measured_like_the_embedded_model(dtype: str) -> None:
     loaded = Subject("tiny", TINY, dtype).load()
     again = Subject("tiny", TINY, dtype).load()
-    assert all(torch.equal(one, other) for one, other in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(loaded.model.parameters(), again.model.parameters(), strict=True)
+    )
     pipe = CompressingPipeline(loaded.model, loaded.tokenizer, window=loaded.window)
     rows = ruler_rows(Subject("tiny", TINY), 512, ("vt", "niah_single_3"))
     found = sweep(pipe, rows, grid(*WIDE))
@@ -106,6 +120,16 @@ def test_summary_and_plots_show_what_was_measured(tmp_path) -> None:
     points = {"1": measured([]), "33": measured([])}
     found = {"lengths": {"2048": one}, "growth": {"variants": points, "contexts": points}}
     text = summary(json.loads(json.dumps(found)))
-    assert "20.0 times as long" in text and "0.75 of the limit" in text and "0.42 with those chosen here" in text and "3.1%" in text
+    assert (
+        "20.0 times as long" in text
+        and "0.75 of the limit" in text
+        and "0.42 with those chosen here" in text
+        and "3.1%" in text
+    )
     draw(found, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"seconds.png", "seconds.pdf", "growth.png", "growth.pdf"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "seconds.png",
+        "seconds.pdf",
+        "growth.png",
+        "growth.pdf",
+    }

@@ -16,9 +16,14 @@ def chromium() -> Iterator[Any]:
     """The distribution's Chromium where there is one, else the one that `playwright install chromium` put in place."""
     from playwright.sync_api import sync_playwright
 
-    installed = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    installed = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])  # which root in a container needs
+        browser = playwright.chromium.launch(
+            executable_path=installed, args=["--no-sandbox"]
+        )  # which root in a container needs
         yield browser
         browser.close()
 
@@ -26,7 +31,9 @@ def chromium() -> Iterator[Any]:
 @contextmanager
 def opened(browser: Any, path: Path, width: int = 1400, scheme: str = "light") -> Iterator[Any]:
     """A page that has drawn itself; its `requests`, `failures` of them, and `complaints` (of console and page) are growing lists."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce"
+    )
     page = context.new_page()
     page.requests, page.failures, page.complaints = [], [], []
     page.on("request", lambda request: page.requests.append(request.url))

@@ -42,7 +42,11 @@ def weight_file(press: str, kind: str = "mlp") -> str:
     elif press == "headkv":
         path = folder
         scores = weights.head_scores(LAYERS, HEADS)
-        heads = {f"{layer}-{head}": [float(scores[layer, head])] for layer in range(LAYERS) for head in range(HEADS)}
+        heads = {
+            f"{layer}-{head}": [float(scores[layer, head])]
+            for layer in range(LAYERS)
+            for head in range(HEADS)
+        }
         (folder / "head_scores.json").write_text(json.dumps(heads))
     elif press == "restorekv":
         path = folder
@@ -52,7 +56,9 @@ def weight_file(press: str, kind: str = "mlp") -> str:
         sizes = {"sink_size": weights.DUO_SINK, "recent_size": weights.DUO_RECENT}
         (folder / "config.json").write_text(json.dumps(sizes))
         rows = weights.head_scores(LAYERS, KV_HEADS)
-        (folder / "full_attention_heads.tsv").write_text("\n".join("\t".join(map(repr, map(float, row))) for row in rows))
+        (folder / "full_attention_heads.tsv").write_text(
+            "\n".join("\t".join(map(repr, map(float, row))) for row in rows)
+        )
     return str(path)
 
 

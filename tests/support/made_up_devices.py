@@ -1,7 +1,7 @@
 """Devices that a machine does not have: CPU tensors that say they lie on "cpu:0", "cpu:1", …, and operations that refuse to mix them.
 
-As CUDA does, an operation takes tensors of one device only; scalars and indices may come from the host (plain "cpu"). What is computed
-is computed on the CPU, so results can be compared with an ordinary run.
+As CUDA does, an operation takes tensors of one device only; scalars and indices may come from the host (plain
+"cpu"). What is computed is computed on the CPU, so results can be compared with an ordinary run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ class Placed(torch.Tensor):
     @staticmethod
     def __new__(cls, held: Tensor, device: torch.device) -> Placed:
         made = torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=device
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=device,
         )
         made.held = held
         return made
@@ -81,12 +86,20 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     asked = kwargs.get("device")
     given = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
     if func not in MOVES:
-        bound = [one for one in given if one.device != HOST or (one.dim() and not (func in INDEXING and one is not args[0]))]
+        bound = [
+            one
+            for one in given
+            if one.device != HOST or (one.dim() and not (func in INDEXING and one is not args[0]))
+        ]
         devices = {one.device for one in bound}
         if len(devices) > 1:
             shapes = [(tuple(one.shape), str(one.device)) for one in given]
             raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found {shapes}")
-    device = torch.device(asked) if asked is not None else next((one.device for one in given if one.device != HOST), HOST)
+    device = (
+        torch.device(asked)
+        if asked is not None
+        else next((one.device for one in given if one.device != HOST), HOST)
+    )
     if func is torch.ops.aten.copy_.default:
         device = args[0].device
     if asked is not None:
@@ -109,12 +122,17 @@ def place(module: torch.nn.Module, device: str) -> None:
     for part in module.modules():
         for name, weight in list(part._parameters.items()):
             if weight is not None:
-                part._parameters[name] = torch.nn.Parameter(Placed(weight.detach(), where), requires_grad=False)
+                part._parameters[name] = torch.nn.Parameter(
+                    Placed(weight.detach(), where), requires_grad=False
+                )
         for name, buffer in list(part._buffers.items()):
             if buffer is not None:
                 part._buffers[name] = Placed(buffer, where)
 
     def move(module: Any, args: Any, kwargs: Any) -> Any:
-        return tree_map(lambda one: one.to(where) if isinstance(one, Tensor) and one.device != where else one, (args, kwargs))
+        return tree_map(
+            lambda one: one.to(where) if isinstance(one, Tensor) and one.device != where else one,
+            (args, kwargs),
+        )
 
     module.register_forward_pre_hook(move, with_kwargs=True)

@@ -12,7 +12,14 @@ from longpress.analysis.kept_maps import KeptMap, append
 from longpress.analysis.records import Record, RecordWriter
 
 TASKS = (
-    *("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
+    *(
+        "niah_single_1",
+        "niah_single_2",
+        "niah_single_3",
+        "niah_multikey_1",
+        "niah_multikey_2",
+        "niah_multikey_3",
+    ),
     *("niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2"),
 )
 """Of RULER."""
@@ -23,14 +30,21 @@ LAYERS, HEADS, TOKENS = 30, 3, 2000
 
 
 def many_records(
-    samples: int = 40, presses: int = 48, tasks: Sequence[str] = TASKS, ratios: Sequence[float] = RATIOS, seed: int = 0
+    samples: int = 40,
+    presses: int = 48,
+    tasks: Sequence[str] = TASKS,
+    ratios: Sequence[float] = RATIOS,
+    seed: int = 0,
 ) -> Iterator[Record]:
     """Records of every task, sample, press and ratio, and of the full cache; presses differ in how fast they lose."""
     generator = np.random.default_rng(seed)
     hardness = generator.uniform(0.05, 0.5, len(tasks))
     loss = np.sort(generator.uniform(0.1, 1.2, presses))
     words = generator.integers(0, 10, (997, 24))
-    variants = [("none", 0.0, 0.0), *((f"press_{at:02d}", ratio, loss[at]) for at in range(presses) for ratio in ratios)]
+    variants = [
+        ("none", 0.0, 0.0),
+        *((f"press_{at:02d}", ratio, loss[at]) for at in range(presses) for ratio in ratios),
+    ]
     for t, task in enumerate(tasks):
         steps = STEPS.get(task, 1)
         for s in range(samples):
@@ -88,12 +102,21 @@ def write_many(folder: Path, mapped: int = 2, **options: int) -> int:
             if int(record.sample_id.split("/")[1]) < mapped:
                 keys.setdefault(record.sample_id, {})[record.key] = record.compression_ratio or 0.0
     generator = np.random.default_rng(1)
-    text = "".join(f"{word} " for word in generator.choice(["grass", "is", "green", "the", "sky", "here", "we", "go"], TOKENS))
+    text = "".join(
+        f"{word} "
+        for word in generator.choice(["grass", "is", "green", "the", "sky", "here", "we", "go"], TOKENS)
+    )
     ends = np.cumsum([len(word) + 1 for word in text.split()])
     spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int32)
     for sample, ratios in keys.items():
         entries = LAYERS * HEADS
-        counts = {key: generator.binomial(entries, 1 - ratio, TOKENS).astype(np.int32) for key, ratio in ratios.items()}
+        counts = {
+            key: generator.binomial(entries, 1 - ratio, TOKENS).astype(np.int32)
+            for key, ratio in ratios.items()
+        }
         evidence = {sample: [[int(spans[1000, 0]), int(spans[1012, 1])]]}
-        append(folder / "kept_maps" / "synthetic.jsonl", KeptMap(text, spans, entries, evidence, {sample: "What is the number?"}, counts))
+        append(
+            folder / "kept_maps" / "synthetic.jsonl",
+            KeptMap(text, spans, entries, evidence, {sample: "What is the number?"}, counts),
+        )
     return count

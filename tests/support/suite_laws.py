@@ -25,24 +25,47 @@ NASTY = (
 )  # fmt: skip
 
 
-def check(benchmark: Benchmark, samples: Sequence[Sample], gold: Callable[[Sample], str], exempt: Sequence[str] = ()) -> None:
+def check(
+    benchmark: Benchmark, samples: Sequence[Sample], gold: Callable[[Sample], str], exempt: Sequence[str] = ()
+) -> None:
     """The laws of scoring; `exempt` names metrics that a gold answer need not fulfil (the headline is never among them)."""
     assert samples and len({sample.id for sample in samples}) == len(samples)
     rng = random.Random(0)
-    random_texts = ["".join(rng.choices(string.printable + "“”é中", k=rng.randrange(1, 200))) for _ in range(20)]
+    random_texts = [
+        "".join(rng.choices(string.printable + "“”é中", k=rng.randrange(1, 200))) for _ in range(20)
+    ]
     for sample in samples:
         scores = benchmark.score(sample, gold(sample))
         assert next(iter(scores)) == benchmark.metrics[sample.task], (sample.id, scores)
-        wrong = {name: value for name, value in scores.items() if not math.isclose(value, 1.0) and name not in exempt}
+        wrong = {
+            name: value
+            for name, value in scores.items()
+            if not math.isclose(value, 1.0) and name not in exempt
+        }
         assert not wrong, (sample.id, gold(sample), wrong)
         assert set(benchmark.score(sample, "").values()) == {0.0}, sample.id
         known = benchmark.reference_answer(sample)
-        assert isinstance(known, str) and (not known or math.isclose(next(iter(benchmark.score(sample, known).values())), 1.0)), sample.id
-        texts = [*NASTY, *random_texts, gold(sample) * 2, gold(sample).upper(), "\n" + gold(sample), sample.question]
+        assert isinstance(known, str) and (
+            not known or math.isclose(next(iter(benchmark.score(sample, known).values())), 1.0)
+        ), sample.id
+        texts = [
+            *NASTY,
+            *random_texts,
+            gold(sample) * 2,
+            gold(sample).upper(),
+            "\n" + gold(sample),
+            sample.question,
+        ]
         for text in texts:
             scores = benchmark.score(sample, text)
-            assert list(scores) == list(benchmark.score(sample, gold(sample))) and scores == benchmark.score(sample, text)
-            assert all(0.0 <= value <= 1.0 and isinstance(value, float) for value in scores.values()), (sample.id, text[:50], scores)
+            assert list(scores) == list(benchmark.score(sample, gold(sample))) and scores == benchmark.score(
+                sample, text
+            )
+            assert all(0.0 <= value <= 1.0 and isinstance(value, float) for value in scores.values()), (
+                sample.id,
+                text[:50],
+                scores,
+            )
         for start, end in sample.evidence:
             assert 0 <= start < end <= len(sample.context)
         assert sample.context and sample.max_new_tokens >= 1

@@ -1,7 +1,8 @@
 """Tiny models whose weights are the same on every machine and with every library version, for tests and recorded values.
 
-A model's own initialisation changes between library versions, and its attention is nearly uniform. Here every parameter is filled by
-its name from a frozen random stream, with scales that give peaked attention, so that kept positions recorded elsewhere can be compared.
+A model's own initialisation changes between library versions, and its attention is nearly uniform. Here every
+parameter is filled by its name from a frozen random stream, with scales that give peaked attention, so that
+kept positions recorded elsewhere can be compared.
 """
 
 import zlib
@@ -49,7 +50,11 @@ _COMMON = {
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"head_dim": HEAD_DIM, "rope_parameters": _ROPE}),
-    "mistral": (MistralConfig, MistralForCausalLM, {"head_dim": HEAD_DIM, "rope_parameters": _ROPE, "sliding_window": None}),
+    "mistral": (
+        MistralConfig,
+        MistralForCausalLM,
+        {"head_dim": HEAD_DIM, "rope_parameters": _ROPE, "sliding_window": None},
+    ),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"rope_parameters": _ROPE}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": HEAD_DIM, "rope_parameters": _ROPE}),
     "phi3": (Phi3Config, Phi3ForCausalLM, {"rope_parameters": _ROPE, "sliding_window": None}),
@@ -61,7 +66,10 @@ _FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
             "query_pre_attn_scalar": HEAD_DIM,
             "layer_types": ["sliding_attention", "full_attention", "full_attention"],
             "sliding_window": 1024,
-            "rope_parameters": {"sliding_attention": _ROPE, "full_attention": {**_ROPE, "rope_theta": 1000000.0}},
+            "rope_parameters": {
+                "sliding_attention": _ROPE,
+                "full_attention": {**_ROPE, "rope_theta": 1000000.0},
+            },
         },
     ),
 }
@@ -77,7 +85,9 @@ def tiny_model(family: str, attention: str = "sdpa", **overrides: Any) -> PreTra
     """
     config_class, model_class, own = _FAMILIES[family]
     config = config_class(**{**_COMMON, **own, **overrides}, attn_implementation=attention)
-    with torch.random.fork_rng(devices=[]):  # the initialisation, overwritten below, must not move the caller's random state
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the initialisation, overwritten below, must not move the caller's random state
         model = model_class(config)
     fill(model)
     return model.to(torch.float32).eval()
@@ -100,18 +110,24 @@ def _values(kind: str, name: str, shape: tuple[int, ...]) -> Tensor:
         return noise * 0.3
     if "embed_tokens" in name:
         return noise
-    gain = 1.35 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 1.0  # logits with a deviation near 1.35² = 1.8
+    gain = (
+        1.35 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 1.0
+    )  # logits with a deviation near 1.35² = 1.8
     return noise * (gain / shape[-1] ** 0.5)
 
 
 def frozen_normal(name: str, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 values seeded by `name`, from the one stream that numpy promises never to change."""
-    return torch.from_numpy(numpy.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)).to(torch.float32)
+    return torch.from_numpy(numpy.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)).to(
+        torch.float32
+    )
 
 
 def frozen_uniform(name: str, shape: tuple[int, ...]) -> Tensor:
     """Uniform float32 values in [0, 1) seeded by `name`, from the same frozen stream."""
-    return torch.from_numpy(numpy.random.RandomState(zlib.crc32(name.encode())).random_sample(shape)).to(torch.float32)
+    return torch.from_numpy(numpy.random.RandomState(zlib.crc32(name.encode())).random_sample(shape)).to(
+        torch.float32
+    )
 
 
 def tiny_ids(n: int, batch: int = 1, seed: int = 0) -> Tensor:
@@ -122,10 +138,14 @@ def tiny_ids(n: int, batch: int = 1, seed: int = 0) -> Tensor:
     stream = numpy.random.RandomState(seed)
     ordinary = numpy.arange(ORDINARY, VOCABULARY)
     rounds = -(-n // len(ordinary))
-    rows = [numpy.concatenate([stream.permutation(ordinary) for _ in range(rounds)])[:n] for _ in range(batch)]
+    rows = [
+        numpy.concatenate([stream.permutation(ordinary) for _ in range(rounds)])[:n] for _ in range(batch)
+    ]
     return torch.from_numpy(numpy.stack(rows)).to(torch.int64)
 
 
 def smollm2_ids(n: int, seed: int = 0) -> Tensor:
     """Token ids (1, n) for SmolLM2: ordinary tokens without repeats, in a fixed random order."""
-    return torch.from_numpy(numpy.random.RandomState(seed).permutation(numpy.arange(1000, 41000))[None, :n]).to(torch.int64)
+    return torch.from_numpy(
+        numpy.random.RandomState(seed).permutation(numpy.arange(1000, 41000))[None, :n]
+    ).to(torch.int64)

@@ -1,6 +1,7 @@
 """The project's commands as forks of one process that has imported everything: a start costs milliseconds instead of seconds.
 
-Each is a process of its own that runs the real file or module from its first line, can be killed, and ends with its exit code.
+Each is a process of its own that runs the real file or module from its first line, can be killed, and ends
+with its exit code.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Command:
         """Start it; what it prints goes to files in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         self._printed = {name: folder / name for name in ("stdout", "stderr")}
-        self._process = _context().Process(target=_run, args=(program, arguments, {k: str(v) for k, v in self._printed.items()}))
+        self._process = _context().Process(
+            target=_run, args=(program, arguments, {k: str(v) for k, v in self._printed.items()})
+        )
         self._process.start()
 
     @property

@@ -11,7 +11,12 @@ for name in (
     *("analysis.kept_maps", "analysis.compare", "analysis.kvpress_export"),
 ):
     import_module(f"longpress.{name}")
-for name in ("benchmarks.__main__", "pyarrow.parquet", "transformers.models.llama.modeling_llama", "tests.support.warm_command"):
+for name in (
+    "benchmarks.__main__",
+    "pyarrow.parquet",
+    "transformers.models.llama.modeling_llama",
+    "tests.support.warm_command",
+):
     import_module(name)
 presses()
 benchmarks()

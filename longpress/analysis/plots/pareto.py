@@ -13,11 +13,14 @@ from longpress.analysis.tables.layout import line_budget
 def front(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that no other row beats in `cache_bytes` (fewer) and `score` (more) together, by rising bytes.
 
-    Bytes count as equal to a percent of the largest: budgets are whole numbers of entries, rounded by presses in different ways.
+    Bytes count as equal to a percent of the largest: budgets are whole numbers of entries, rounded by presses
+    in different ways.
     """
     best, kept = float("-inf"), []
     size = (rows["cache_bytes"] / rows["cache_bytes"].max()).round(2)
-    for index, row in rows.assign(size=size).sort_values(["size", "score"], ascending=[True, False]).iterrows():
+    for index, row in (
+        rows.assign(size=size).sort_values(["size", "score"], ascending=[True, False]).iterrows()
+    ):
         if row["score"] > best:
             best = row["score"]
             kept.append(index)
@@ -37,22 +40,61 @@ def pareto(part: pd.DataFrame, column: str, title: str) -> Any:
     """
     from matplotlib.figure import Figure  # only here: the extra is optional
 
-    rows = part[(part["task"] == column) & part["score"].notna() & part["cache_bytes"].notna()].reset_index(drop=True)
+    rows = part[(part["task"] == column) & part["score"].notna() & part["cache_bytes"].notna()].reset_index(
+        drop=True
+    )
     if not len(rows):
         return None
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.subplots()
     best = front(rows)
-    names = [row["label"] if row["press"] == BASELINE else f"{row['label']} {_budget(row)}".strip() for _, row in best.iterrows()]
+    names = [
+        row["label"] if row["press"] == BASELINE else f"{row['label']} {_budget(row)}".strip()
+        for _, row in best.iterrows()
+    ]
     x = best["cache_bytes"] / 2**20
-    axes.scatter(rows["cache_bytes"] / 2**20, rows["score"], s=14, color="0.7", linewidth=0, label="press at a budget", zorder=1)
-    axes.step([*x, rows["full_cache_bytes"].max() / 2**20], [*best["score"], best["score"].max()], where="post", color="black", linewidth=1)
+    axes.scatter(
+        rows["cache_bytes"] / 2**20,
+        rows["score"],
+        s=14,
+        color="0.7",
+        linewidth=0,
+        label="press at a budget",
+        zorder=1,
+    )
+    axes.step(
+        [*x, rows["full_cache_bytes"].max() / 2**20],
+        [*best["score"], best["score"].max()],
+        where="post",
+        color="black",
+        linewidth=1,
+    )
     errors = [best["score"] - best["ci_low"], best["ci_high"] - best["score"]]
-    axes.errorbar(x, best["score"], yerr=errors, fmt="o", color="black", markersize=5, linewidth=1, label="front, 95 % interval", zorder=3)
+    axes.errorbar(
+        x,
+        best["score"],
+        yerr=errors,
+        fmt="o",
+        color="black",
+        markersize=5,
+        linewidth=1,
+        label="front, 95 % interval",
+        zorder=3,
+    )
     full = rows[rows["press"] == BASELINE]
-    axes.scatter(full["cache_bytes"] / 2**20, full["score"], s=90, marker="*", color="black", label="full cache", zorder=4)
+    axes.scatter(
+        full["cache_bytes"] / 2**20,
+        full["score"],
+        s=90,
+        marker="*",
+        color="black",
+        label="full cache",
+        zorder=4,
+    )
     for number, (at, score, name) in enumerate(zip(x, best["score"], names, strict=True), start=1):
-        axes.annotate(f"{number}", (at, score), textcoords="offset points", xytext=(-5, 5), ha="right", fontsize=8)
+        axes.annotate(
+            f"{number}", (at, score), textcoords="offset points", xytext=(-5, 5), ha="right", fontsize=8
+        )
         axes.plot([], [], " ", label=f"{number}: {'full cache' if name == BASELINE else name}")
     axes.set_xlim(0, rows["full_cache_bytes"].max() / 2**20 * 1.04)
     axes.set_ylim(-3, 103)
@@ -61,10 +103,17 @@ def pareto(part: pd.DataFrame, column: str, title: str) -> Any:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("cache of the context, mean (MiB)", fontsize=9)
     axes.set_ylabel(f"{column} (0 to 100)", fontsize=9)
-    axes.set_title(f"{title}: the front is what no press\nbeats in both score and bytes (of means; intervals may overlap)", fontsize=9)
+    axes.set_title(
+        f"{title}: the front is what no press\nbeats in both score and bytes (of means; intervals may overlap)",
+        fontsize=9,
+    )
     known = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    order = sorted(known, key=lambda label: label[0].isdigit())  # what signs mean first, then who stands on the front
-    figure.legend([known[label] for label in order], order, loc="outside right upper", fontsize=8, frameon=False)
+    order = sorted(
+        known, key=lambda label: label[0].isdigit()
+    )  # what signs mean first, then who stands on the front
+    figure.legend(
+        [known[label] for label in order], order, loc="outside right upper", fontsize=8, frameon=False
+    )
     return figure
 
 

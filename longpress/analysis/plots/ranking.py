@@ -20,9 +20,9 @@ LINES = 60
 def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
     """A panel per budget with a line per press, best at the middle budget on top.
 
-    Filled points cannot be told apart from the best of their budget (paired differences, p ≥ 0.05 after Holm's adjustment); hollow ones
-    lie behind it. Diamonds keep more than the budget, as written beside them, and do not count as best. The full cache is a dashed line
-    with its interval.
+    Filled points cannot be told apart from the best of their budget (paired differences, p ≥ 0.05 after
+    Holm's adjustment); hollow ones lie behind it. Diamonds keep more than the budget, as written beside them,
+    and do not count as best. The full cache is a dashed line with its interval.
 
     Args:
         part: rows of one table, with a column `label`.
@@ -38,7 +38,10 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
     full = rows[rows["press"] == BASELINE]
     rows = rows[rows["press"] != BASELINE]
     budgets = [
-        line_budget(*key) for key in zip(rows["press"], rows["compression_ratio"], rows["budget_tokens"], rows["threshold"], strict=True)
+        line_budget(*key)
+        for key in zip(
+            rows["press"], rows["compression_ratio"], rows["budget_tokens"], rows["threshold"], strict=True
+        )
     ]
     rows = rows.assign(budget=budgets)
     lines = rows["budget"].value_counts()
@@ -67,14 +70,32 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
             axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=shade, linewidth=1.2, zorder=2)
             more = exceeds(row["kept_fraction"], row["compression_ratio"])
             face = "white" if behind else shade
-            axes.plot(row["score"], y, "D" if more else "o", color=shade, markerfacecolor=face, markersize=4.5, zorder=3)
+            axes.plot(
+                row["score"],
+                y,
+                "D" if more else "o",
+                color=shade,
+                markerfacecolor=face,
+                markersize=4.5,
+                zorder=3,
+            )
             if more:
                 left = row["ci_low"] > 30
                 text = f"keeps {100 * row['kept_fraction']:.0f} %"
-                axes.text(0 if left else 100, y, text, fontsize=7, va="center", ha="left" if left else "right", color="0.3")
+                axes.text(
+                    0 if left else 100,
+                    y,
+                    text,
+                    fontsize=7,
+                    va="center",
+                    ha="left" if left else "right",
+                    color="0.3",
+                )
         counts = sorted(set(here["n"]))
         said = " or ".join(map(str, counts)) if len(counts) < 4 else f"{counts[0]} to {counts[-1]}"
-        axes.set_title((budget if " " in budget else f"{100 * float(budget):g} % removed") + f" (n = {said})", fontsize=9)
+        axes.set_title(
+            (budget if " " in budget else f"{100 * float(budget):g} % removed") + f" (n = {said})", fontsize=9
+        )
         axes.set_xlim(-3, 103)
         axes.grid(axis="both", color="0.92", linewidth=0.6)
         axes.tick_params(labelsize=8)
@@ -82,11 +103,18 @@ def ranking(part: pd.DataFrame, column: str, title: str) -> Any:
         axes.set_xlabel(f"{column}, 0 to 100", fontsize=8)
     grid[0].set_yticks(list(place.values()), list(place), fontsize=8)
     grid[0].set_ylim(-len(order) + 0.3, 0.7)
-    notes = ["filled: not distinguishable from the best of its panel", "hollow: behind it (paired, Holm)", "dashed: full cache"]
+    notes = [
+        "filled: not distinguishable from the best of its panel",
+        "hollow: behind it (paired, Holm)",
+        "dashed: full cache",
+    ]
     if any(map(exceeds, rows["kept_fraction"], rows["compression_ratio"])):
         notes.append("diamonds: keep more than the budget")
     if cut > 0:
         notes.append(f"the {LINES} best of {cut + LINES} presses")
     wide = int(13 * figure.get_figwidth())
-    figure.suptitle(textwrap.fill(f"{title}, 95 % intervals", wide) + "\n" + textwrap.fill("; ".join(notes), wide), fontsize=8.5)
+    figure.suptitle(
+        textwrap.fill(f"{title}, 95 % intervals", wide) + "\n" + textwrap.fill("; ".join(notes), wide),
+        fontsize=8.5,
+    )
     return figure

@@ -1,8 +1,9 @@
 """`report.html`: one page that opens offline, from records alone: `python -m longpress.analysis.report.page DIR…` needs no model.
 
-Numbers are the strings of the tables (`markdown.score_cell`, `markdown.difference_cell`). Everything that came from a model or a data set
-travels as JSON inside the page, "<" escaped, and is shown as text; the page's own script and style are named by hash in its
-content security policy, so nothing else can run. `report_samples` bounds answers and contexts; the page says so.
+Numbers are the strings of the tables (`markdown.score_cell`, `markdown.difference_cell`). Everything that
+came from a model or a data set travels as JSON inside the page, "<" escaped, and is shown as text; the page's
+own script and style are named by hash in its content security policy, so nothing else can run.
+`report_samples` bounds answers and contexts; the page says so.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ HALF = 0.5
 """The compression ratio that the overview recommends a press for; the nearest one that was run, if it was not."""
 
 
-def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path], spent: pd.DataFrame, moved: pd.DataFrame) -> str:
+def page(
+    frame: pd.DataFrame,
+    records: Sequence[Record],
+    folders: Sequence[Path],
+    spent: pd.DataFrame,
+    moved: pd.DataFrame,
+) -> str:
     """The whole page.
 
     Args:
@@ -47,7 +54,10 @@ def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path]
     """
     shown = views(frame)
     held, contexts, note = samples(frame, shown, records, read_kept_maps(folders))
-    more = [("fidelity to the full cache", fidelity_grids(moved), fidelity.NOTE), ("cost", cost_grids(spent), costs.NOTE)]
+    more = [
+        ("fidelity to the full cache", fidelity_grids(moved), fidelity.NOTE),
+        ("cost", cost_grids(spent), costs.NOTE),
+    ]
     data = {
         "views": [_view(view, more) for view in shown],
         "overview": [_overview(view) for view in shown],
@@ -57,7 +67,9 @@ def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path]
     }
     blocks = [_block("data", data), *(_block(f"context-{at}", one) for at, one in enumerate(contexts))]
     folder = files("longpress.analysis.report")
-    template, style, script = (folder.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    template, style, script = (
+        folder.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": "\n".join(blocks)}
     for name, text in parts.items():  # data last, so that nothing in it is taken for a mark
@@ -68,8 +80,13 @@ def page(frame: pd.DataFrame, records: Sequence[Record], folders: Sequence[Path]
 @exit_code
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = Parser(prog="python -m longpress.analysis.report.page", description="Write report.html from records; needs no model.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the page")
+    parser = Parser(
+        prog="python -m longpress.analysis.report.page",
+        description="Write report.html from records; needs no model.",
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the page"
+    )
     folders = parser.parse_args(arguments).folders
     records = read(folders)
     text = page(scores(records), records, folders, costs.costs(records), fidelity.fidelity(records))
@@ -86,13 +103,28 @@ def _view(view: View, more: Sequence[tuple[str, Mapping[tuple[Any, ...], Grid], 
     for line in view.lines:
         cells = {column: _cell(line.cells[column]) for column in view.columns if column in line.cells}
         kept = float(line.kept.split()[0]) if line.kept != MISSING else None
-        start = {"press": line.press, "budget": line.budget, "kept": line.kept, "keptValue": kept, "n": line.samples}
+        start = {
+            "press": line.press,
+            "budget": line.budget,
+            "kept": line.kept,
+            "keptValue": kept,
+            "n": line.samples,
+        }
         lines.append({**start, "baseline": line.is_baseline, "cells": cells})
     metrics = {row["task"]: row["metric"] for line in view.lines for row in line.cells.values()}
     grids = [
-        {"name": name, "heads": of[view.names][0], "rows": of[view.names][1], "note": note} for name, of, note in more if view.names in of
+        {"name": name, "heads": of[view.names][0], "rows": of[view.names][1], "note": note}
+        for name, of, note in more
+        if view.names in of
     ]
-    return {"title": view.title, "columns": view.columns, "averages": view.averages, "metrics": metrics, "lines": lines, "grids": grids}
+    return {
+        "title": view.title,
+        "columns": view.columns,
+        "averages": view.averages,
+        "metrics": metrics,
+        "lines": lines,
+        "grids": grids,
+    }
 
 
 def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +132,13 @@ def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
     known = not math.isnan(row["score"])
     interval = f"{row['ci_low']:.1f} to {row['ci_high']:.1f}" if known else MISSING
     numbers = {name: _number(row[column]) for name, column in _DRAWN.items()}
-    return {"text": score_cell(row), "difference": difference_cell(row), "interval": interval, "n": int(row["n"]), **numbers}
+    return {
+        "text": score_cell(row),
+        "difference": difference_cell(row),
+        "interval": interval,
+        "n": int(row["n"]),
+        **numbers,
+    }
 
 
 _DRAWN = {"score": "score", "low": "ci_low", "high": "ci_high", "delta": "delta", "kept": "kept_fraction"}
@@ -124,7 +162,11 @@ def _overview(view: View) -> dict[str, Any]:
         label = budget + (" (query-aware)" if mixed and aware else "")
         budgets.append({"label": label, "ratio": ratio, "columns": _columns(view, block)})
     full = next((at for at, line in enumerate(view.lines) if line.is_baseline), None)
-    return {"budgets": budgets, "start": min(distances, key=lambda at: distances[at], default=0), "full": full}
+    return {
+        "budgets": budgets,
+        "start": min(distances, key=lambda at: distances[at], default=0),
+        "full": full,
+    }
 
 
 def _first(line: Line) -> Mapping[str, Any]:
@@ -134,14 +176,22 @@ def _first(line: Line) -> Mapping[str, Any]:
 def _columns(view: View, block: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Per column the lines of a budget by number, best first: `ranked`, those that keep `over` their budget, those that `failed`.
 
-    `lead`, `p` and `sure` say what the first is ahead of the second; `level` are those that no test tells from the first (None where
+    `lead`, `p` and `sure` say what the first is ahead of the second; `level` are those that no test tells
+    from the first (None where
     that was not tested: `families` tests it in the first average).
     """
     result: dict[str, dict[str, Any]] = {}
     for column in view.columns:
         cells = {at: view.lines[at].cells[column] for at in block if column in view.lines[at].cells}
-        known = sorted((at for at, row in cells.items() if not math.isnan(row["score"])), key=lambda at: -cells[at]["score"])
-        fair = [at for at in known if not exceeds(cells[at]["kept_fraction"], _number(cells[at]["compression_ratio"]))] or known
+        known = sorted(
+            (at for at, row in cells.items() if not math.isnan(row["score"])),
+            key=lambda at: -cells[at]["score"],
+        )
+        fair = [
+            at
+            for at in known
+            if not exceeds(cells[at]["kept_fraction"], _number(cells[at]["compression_ratio"]))
+        ] or known
         result[column] = {
             "ranked": fair,
             "over": [at for at in known if at not in fair],
@@ -157,7 +207,12 @@ def _certainty(cells: Mapping[int, Mapping[str, Any]], ranked: Sequence[int]) ->
     level = [at for at in ranked[1:] if not cells[at]["p_behind"] < SIGNIFICANT] if tested else None
     if math.isnan(best["p_lead"]):
         return {"lead": None, "level": level}
-    return {"lead": f"{best['lead']:+.1f}", "p": f"{best['p_lead']:.2g}", "sure": bool(best["p_lead"] < SIGNIFICANT), "level": level}
+    return {
+        "lead": f"{best['lead']:+.1f}",
+        "p": f"{best['p_lead']:.2g}",
+        "sure": bool(best["p_lead"] < SIGNIFICANT),
+        "level": level,
+    }
 
 
 def _number(value: Any) -> float | None:

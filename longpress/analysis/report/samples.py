@@ -48,7 +48,11 @@ class _Contexts:
             return None
         if at not in self._places:
             one = self.maps[at]
-            size = len(one.text) + 6 * one.spans.size + 4 * _kind(one.entries).itemsize * sum(map(len, one.counts.values())) // 3
+            size = (
+                len(one.text)
+                + 6 * one.spans.size
+                + 4 * _kind(one.entries).itemsize * sum(map(len, one.counts.values())) // 3
+            )
             self._places[at] = len(self.held) if size <= self.space else None
             if size <= self.space:
                 self.space -= size
@@ -67,21 +71,33 @@ def samples(
     groups: dict[_Sample, list[tuple[int, Record]]] = {}
     for record, (table, line) in zip(records, keys, strict=True):
         view, named = places[table]
-        groups.setdefault((view, record.task, record.sample_id), []).append((order[view][named[line]], record))
+        groups.setdefault((view, record.task, record.sample_id), []).append(
+            (order[view][named[line]], record)
+        )
     chosen = _chosen(groups, contexts)
     result, answers = [], 0
     for name in sorted(chosen, key=lambda name: (name[0], shown[name[0]].columns.index(name[1]))):
         held = sorted(groups[name], key=lambda pair: pair[0])
-        references = [_cut(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) for one in held[0][1].references]
+        references = [
+            _cut(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False))
+            for one in held[0][1].references
+        ]
         rows = [{"line": line, **_answer(record, contexts.place(record.key))} for line, record in held]
-        result.append({"view": name[0], "task": name[1], "id": name[2], "references": references, "answers": rows})
+        result.append(
+            {"view": name[0], "task": name[1], "id": name[2], "references": references, "answers": rows}
+        )
         answers += len(rows)
     if answers == len(records):
         note = f"All {len(records):,} answers are here."
     else:
         note = f"{answers:,} of {len(records):,} answers are here: the first {len(chosen):,} of {len(groups):,} samples, task by task."
     left = contexts.left_out
-    return result, contexts.held, note + (f" {left} context{'s are' if left > 1 else ' is'} left out for want of space." if left else "")
+    return (
+        result,
+        contexts.held,
+        note
+        + (f" {left} context{'s are' if left > 1 else ' is'} left out for want of space." if left else ""),
+    )
 
 
 def _chosen(groups: Mapping[_Sample, Sequence[tuple[int, Record]]], contexts: _Contexts) -> list[_Sample]:
@@ -92,7 +108,12 @@ def _chosen(groups: Mapping[_Sample, Sequence[tuple[int, Record]]], contexts: _C
     mapped = {name: any(one.key in contexts.of_key for _, one in held) for name, held in groups.items()}
     for names in of_task.values():
         names.sort(key=lambda name: (not mapped[name], len(name[2]), name[2]))
-    rounds = [names[at] for at in range(max(map(len, of_task.values()))) for names in of_task.values() if at < len(names)]
+    rounds = [
+        names[at]
+        for at in range(max(map(len, of_task.values())))
+        for names in of_task.values()
+        if at < len(names)
+    ]
     chosen: list[_Sample] = []
     answers = 0
     for name in rounds:
@@ -107,7 +128,13 @@ def _answer(record: Record, place: int | None) -> dict[str, Any]:
     failed = record.error is not None
     score = "failed" if failed else MISSING if record.score is None else f"{100 * record.score:.1f}"
     text = (record.error or "").strip().rsplit("\n", 1)[-1] if failed else record.prediction
-    return {"score": score, "failed": failed, "answer": _cut(text), "context": place, "key": None if place is None else record.key}
+    return {
+        "score": score,
+        "failed": failed,
+        "answer": _cut(text),
+        "context": place,
+        "key": None if place is None else record.key,
+    }
 
 
 def _places(
@@ -124,9 +151,15 @@ def _places(
         labels: dict[tuple[str, str], str] = {}
         for press in {key[0] for key in held}:
             texts = sorted({key[1] for key in held if key[0] == press})
-            labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
+            labels |= {
+                (press, text): label
+                for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)
+            }
         named = {
-            key: (line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1, key[6]), line_budget(key[0], key[2], key[3], key[5]))
+            key: (
+                line_label(key[0], labels[key[:2]], key[4] and len(modes) > 1, key[6]),
+                line_budget(key[0], key[2], key[3], key[5]),
+            )
             for key in held
         }
         result[table] = (numbers[table], named)
@@ -143,11 +176,16 @@ _LINE = columns(*LINE)
 
 def _context(kept: KeptMap) -> dict[str, Any]:
     """What the page shades: text, token spans and counts, in JavaScript's units (UTF-16) and byte order."""
-    units = np.concatenate([[0], np.cumsum([1 + (ord(character) > 0xFFFF) for character in kept.text])]).astype("<u4")
+    units = np.concatenate(
+        [[0], np.cumsum([1 + (ord(character) > 0xFFFF) for character in kept.text])]
+    ).astype("<u4")
     last, kind = len(kept.text), _kind(kept.entries)
-    counts = {key: _bytes(values.clip(0, np.iinfo(kind).max).astype(kind)) for key, values in kept.counts.items()}
+    counts = {
+        key: _bytes(values.clip(0, np.iinfo(kind).max).astype(kind)) for key, values in kept.counts.items()
+    }
     evidence = {
-        name: [[int(units[min(start, last)]), int(units[min(end, last)])] for start, end in one] for name, one in kept.evidence.items()
+        name: [[int(units[min(start, last)]), int(units[min(end, last)])] for start, end in one]
+        for name, one in kept.evidence.items()
     }
     spans = _bytes(units[kept.spans.clip(0, last)].ravel())
     return {
@@ -171,4 +209,8 @@ def _bytes(numbers: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]} […{len(text) - CHARACTERS:,} more characters]"
+    return (
+        text
+        if len(text) <= CHARACTERS
+        else f"{text[:CHARACTERS]} […{len(text) - CHARACTERS:,} more characters]"
+    )

@@ -1,6 +1,7 @@
 """Samples of a cell summed by context, and the samples that two cells have in common: what every error bar and test is computed from.
 
-Samples that ask about one context are not independent: they form a cluster, and clusters are what is resampled and counted.
+Samples that ask about one context are not independent: they form a cluster, and clusters are what is
+resampled and counted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Clusters(NamedTuple):
         n: samples.
         n_effective: samples of equal weight worth as much, (sum w)^2 / sum w^2 (Kish 1965).
         binary: whether every value is 0 or 1.
-        sign: whether every value is -1, 0 or 1, and every sample its own cluster of weight 1 (an exact test is a sign test).
+        sign: whether every value is -1, 0 or 1, and every sample its own cluster of weight 1 (an exact test
+            is a sign test).
         informative: clusters whose mean is not the most frequent one.
         bounded: whether the values are scores in [0, 1] or differences of such.
         gain: weighted mean of the values' positive parts,
@@ -71,7 +73,9 @@ class Clusters(NamedTuple):
         return self.informative >= FEW and len(self.sums) >= LEAST
 
 
-def cluster(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, bounded: bool = True) -> Clusters:
+def cluster(
+    values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, bounded: bool = True
+) -> Clusters:
     """Sum samples by cluster.
 
     Args:
@@ -121,13 +125,21 @@ def joint(cells: Sequence[Clusters], shares: Sequence[float]) -> Clusters:
     """Differences of several tasks as one list of effects that sum to the difference of the average."""
     if len(cells) == 1:
         return cells[0]
-    sums = np.concatenate([share * cell.sums / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
-    weights = np.concatenate([share * cell.weights / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)])
+    sums = np.concatenate(
+        [share * cell.sums / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)]
+    )
+    weights = np.concatenate(
+        [share * cell.weights / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)]
+    )
     informative = sum(cell.informative for cell in cells)
-    return Clusters(sums, weights, sum(cell.n for cell in cells), math.nan, False, False, informative, cells[0].bounded)
+    return Clusters(
+        sums, weights, sum(cell.n for cell in cells), math.nan, False, False, informative, cells[0].bounded
+    )
 
 
-def pair(ids: ArrayLike, hashes: ArrayLike, baseline_ids: ArrayLike, baseline_hashes: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+def pair(
+    ids: ArrayLike, hashes: ArrayLike, baseline_ids: ArrayLike, baseline_hashes: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Places of the common samples in two lists of samples, each without repeats.
 
     Args:
@@ -140,9 +152,12 @@ def pair(ids: ArrayLike, hashes: ArrayLike, baseline_ids: ArrayLike, baseline_ha
         Two arrays of indices, in the order of the sample ids.
 
     Raises:
-        ValueError: a common sample had different prompts, so that the difference would not be the press's doing.
+        ValueError: a common sample had different prompts, so that the difference would not be the press's
+            doing.
     """
-    common, left, right = np.intersect1d(np.asarray(ids), np.asarray(baseline_ids), assume_unique=True, return_indices=True)
+    common, left, right = np.intersect1d(
+        np.asarray(ids), np.asarray(baseline_ids), assume_unique=True, return_indices=True
+    )
     other = np.asarray(hashes)[left] != np.asarray(baseline_hashes)[right]
     if other.any():
         raise ValueError(

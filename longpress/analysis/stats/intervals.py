@@ -1,19 +1,25 @@
 """Error bars of means and of paired differences: pure functions over numpy arrays, scores in [0, 1], differences in [-1, 1].
 
-Standard errors follow Miller 2024 (arXiv 2411.00640) with the correction C/(C-1) for C clusters. Intervals hold 95 %:
+Standard errors follow Miller 2024 (arXiv 2411.00640) with the correction C/(C-1) for C clusters. Intervals
+hold 95 %:
 
-- 0/1 scores: Wilson 1927; with clusters or weights the number of samples is divided by the design effect (Korn and Graubard 1998).
-- other scores, and differences: seeded bootstrap over clusters, bias corrected and accelerated (Efron 1987), widened for few clusters
-  as a t interval is (Hesterberg 2015, "What teachers should know about the bootstrap", expanded percentiles).
-- of fewer than `clusters.LEAST` clusters, or where fewer than `clusters.FEW` differ from the most frequent value (one sample, 500 of
-  500 right, a press that changes two answers) neither sees the tail: Wilson on the mean with one observation per cluster. Among scores
-  in [0, 1] of one mean 0/1 scores vary most, so this is never too narrow for want of variance; of differences, gains and losses are
-  bounded so one by one and combined by squares (Zou and Donner 2008, MOVER), which for no change at all gives the score interval of
+- 0/1 scores: Wilson 1927; with clusters or weights the number of samples is divided by the design effect
+  (Korn and Graubard 1998).
+- other scores, and differences: seeded bootstrap over clusters, bias corrected and accelerated (Efron 1987),
+  widened for few clusters as a t interval is (Hesterberg 2015, "What teachers should know about the
+  bootstrap", expanded percentiles).
+- of fewer than `clusters.LEAST` clusters, or where fewer than `clusters.FEW` differ from the most frequent
+  value (one sample, 500 of 500 right, a press that changes two answers) neither sees the tail: Wilson on the
+  mean with one observation per cluster. Among scores in [0, 1] of one mean 0/1 scores vary most, so this is
+  never too narrow for want of variance; of differences, gains and losses are bounded so one by one and
+  combined by squares (Zou and Donner 2008, MOVER), which for no change at all gives the score interval of
   Tango 1998.
 
-- values without bounds (`bounded=False`: log-likelihoods, divergences): the same bootstrap, else Student's t on the means of clusters.
+- values without bounds (`bounded=False`: log-likelihoods, divergences): the same bootstrap, else Student's t
+  on the means of clusters.
 
-Standard errors stay what the formula gives (0 where all are equal, NaN for one cluster); the interval is what to read there.
+Standard errors stay what the formula gives (0 where all are equal, NaN for one cluster); the interval is what
+to read there.
 """
 
 from __future__ import annotations
@@ -64,7 +70,9 @@ class Difference(NamedTuple):
     losses: int
 
 
-def estimate(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, seed: int = 0) -> Estimate:
+def estimate(
+    values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, seed: int = 0
+) -> Estimate:
     """Mean of scores in [0, 1], its clustered standard error and 95 % interval; see `clusters.cluster` for the arguments.
 
     Raises:
@@ -73,17 +81,23 @@ def estimate(values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike
     samples = cluster(values, weights, ids)
     if (samples.sums < 0).any():
         raise ValueError("scores must lie in [0, 1]")
-    low, high = score_interval(samples, None if samples.binary or not samples.resampled else bootstrap([samples], seed)[0])
+    low, high = score_interval(
+        samples, None if samples.binary or not samples.resampled else bootstrap([samples], seed)[0]
+    )
     return Estimate(samples.n, len(samples.sums), samples.mean, samples.standard_error, low, high)
 
 
 def difference(
-    values: ArrayLike, baseline: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, seed: int = 0
+    values: ArrayLike,
+    baseline: ArrayLike,
+    weights: ArrayLike | None = None,
+    ids: ArrayLike | None = None,
+    seed: int = 0,
 ) -> Difference:
     """Paired difference `values - baseline` of scores of the same samples in the same order; see `clusters.pair` and `clusters.cluster`.
 
-    The p-value is that of the exact McNemar test where every difference is -1, 0 or 1 and every sample its own cluster, and of a
-    test that flips the signs of clusters otherwise (exact up to 12 differing clusters).
+    The p-value is that of the exact McNemar test where every difference is -1, 0 or 1 and every sample its
+    own cluster, and of a test that flips the signs of clusters otherwise (exact up to 12 differing clusters).
 
     Raises:
         ValueError: see `clusters.cluster`; or the two have different lengths.
@@ -96,7 +110,9 @@ def difference(
     p_value = float(p_values([samples], seed)[0])
     wins, worse = int((x > y).sum()), int((x < y).sum())
     mean, error = samples.mean, samples.standard_error
-    return Difference(samples.n, len(samples.sums), mean, error, low, high, p_value, wins, len(x) - wins - worse, worse)
+    return Difference(
+        samples.n, len(samples.sums), mean, error, low, high, p_value, wins, len(x) - wins - worse, worse
+    )
 
 
 def score_interval(samples: Clusters, replicates: Array | None) -> tuple[float, float]:
@@ -147,13 +163,16 @@ def wilson(mean: ArrayLike, n: ArrayLike) -> tuple[Any, Any]:
     centre = (p + Z**2 / (2 * size)) / (1 + Z**2 / size)
     half = Z / (1 + Z**2 / size) * np.sqrt(np.maximum(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
     # at 0 and 1 the bound is exact; rounding must not move it
-    return np.where(p <= 0, 0.0, np.maximum(centre - half, 0)), np.where(p >= 1, 1.0, np.minimum(centre + half, 1))
+    return np.where(p <= 0, 0.0, np.maximum(centre - half, 0)), np.where(
+        p >= 1, 1.0, np.minimum(centre + half, 1)
+    )
 
 
 def bootstrap(cells: Sequence[Clusters], seed: int = 0, resamples: int = RESAMPLES) -> Array:
     """Means of resampled clusters, (cells, resamples). Cells of as many clusters share their resamples, which is fast.
 
-    Give different seeds to cells whose replicates will be added up (the tasks of an average), so that they are independent.
+    Give different seeds to cells whose replicates will be added up (the tasks of an average), so that they
+    are independent.
     """
     result = np.empty((len(cells), resamples))
     for count in sorted({len(cell.sums) for cell in cells}):
@@ -166,7 +185,9 @@ def bootstrap(cells: Sequence[Clusters], seed: int = 0, resamples: int = RESAMPL
             size = min(step, resamples - start)
             drawn = generator.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
             counts = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(float).T
-            result[rows, start : start + size] = (sums @ counts) / (weights[:, :1] * count if even else weights @ counts)
+            result[rows, start : start + size] = (sums @ counts) / (
+                weights[:, :1] * count if even else weights @ counts
+            )
     return result
 
 
@@ -178,7 +199,9 @@ def percentiles(replicates: Array, samples: Clusters) -> tuple[float, float]:
     bias = NormalDist().inv_cdf(min(max(below, 0.01), 0.99))
     half = math.sqrt(count / (count - 1)) * _quantile(count)
     shifted = np.array([bias - half, bias + half])
-    low, high = np.quantile(replicates, [_normal(float(z)) for z in bias + shifted / (1 - acceleration * shifted)])
+    low, high = np.quantile(
+        replicates, [_normal(float(z)) for z in bias + shifted / (1 - acceleration * shifted)]
+    )
     return float(low), float(high)
 
 
@@ -193,16 +216,19 @@ def macro(
 ) -> tuple[float, float, float, float]:
     """A weighted mean over tasks with its own error: sqrt(sum of share^2 SE^2), that is sqrt(sum SE^2) / T for a plain mean.
 
-    The interval is a bootstrap stratified by task. Tasks that a bootstrap cannot see (see the module) have a Wilson interval of
-    their weighted sum, so that thirteen times 500 of 500 has the interval of 6500 of 6500 and not one of width 0; values
-    without bounds have their own intervals combined by squares. The three add by squares.
+    The interval is a bootstrap stratified by task. Tasks that a bootstrap cannot see (see the module) have a
+    Wilson interval of their weighted sum, so that thirteen times 500 of 500 has the interval of 6500 of 6500
+    and not one of width 0; values without bounds have their own intervals combined by squares. The three add
+    by squares.
 
     Args:
         cells: (T,) samples of the tasks; a standard error that is NaN makes the result's NaN.
-        lows: (T,) lower ends of their intervals, `highs` (T,) the upper ends; of a single task they are the result.
+        lows: (T,) lower ends of their intervals, `highs` (T,) the upper ends; of a single task they are the
+            result.
         highs: see `lows`.
         shares: (T,) weight of each task; they sum to 1.
-        replicates: (R,) sums of share x bootstrap mean over the `inside` tasks, drawn independently; None if there is none.
+        replicates: (R,) sums of share x bootstrap mean over the `inside` tasks, drawn independently; None if
+            there is none.
         inside: (T,) whether a task is part of `replicates`.
         paired: whether the values are differences.
 
@@ -224,7 +250,9 @@ def macro(
     if replicates is not None and drawn.any():
         spread = float(np.sqrt(np.square(a * e)[drawn].sum()))
         # resampled means vary by (C-1)/C too little: scaled to the standard error
-        low, high = (np.quantile(replicates, [0.025, 0.975]) - float((a * m)[drawn].sum())) * max(1.0, spread / float(replicates.std()))
+        low, high = (np.quantile(replicates, [0.025, 0.975]) - float((a * m)[drawn].sum())) * max(
+            1.0, spread / float(replicates.std())
+        )
         below, above = below + low**2, above + high**2
     return mean, error, mean - math.sqrt(below), mean + math.sqrt(above)
 
@@ -232,7 +260,8 @@ def macro(
 def _few_differ(cells: Sequence[Clusters], shares: Array, paired: bool) -> tuple[float, float]:
     """How far below and above its mean the interval of a weighted sum reaches, from one observation per cluster.
 
-    Gains and losses are bounded one by one, and combined by squares (Zou and Donner 2008); of a score there are gains only.
+    Gains and losses are bounded one by one, and combined by squares (Zou and Donner 2008); of a score there
+    are gains only.
     """
     sizes = np.array([_kish(cell.weights) for cell in cells])
     below, above = _stratified_wilson(shares, np.array([cell.gain for cell in cells]), sizes)
@@ -245,9 +274,10 @@ def _few_differ(cells: Sequence[Clusters], shares: Array, paired: bool) -> tuple
 def _stratified_wilson(shares: Array, means: Array, sizes: Array) -> tuple[float, float]:
     """How far Wilson's interval of a weighted sum of proportions reaches below and above it.
 
-    The sum counts for as many samples as its variance says, as a clustered mean does (Korn and Graubard 1998). In that variance each
-    proportion is drawn towards the average by Z^2 samples, as Wilson's draws one towards a half: none is certain at 0 or 1, and where all
-    are alike the interval is that of all samples together.
+    The sum counts for as many samples as its variance says, as a clustered mean does (Korn and Graubard
+    1998). In that variance each proportion is drawn towards the average by Z^2 samples, as Wilson's draws one
+    towards a half: none is certain at 0 or 1, and where all are alike the interval is that of all samples
+    together.
     """
     a = shares / shares.sum()
     mean = float(a @ means)

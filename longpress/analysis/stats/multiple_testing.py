@@ -33,10 +33,14 @@ def adjust_differences(
     for line in dict.fromkeys(line for line, _ in single):
         for name, share in shares.items():
             if all((line, task) in single for task in share):
-                joint[line, f"\0{name}"] = clusters.joint([single[line, task] for task in share], list(share.values()))
+                joint[line, f"\0{name}"] = clusters.joint(
+                    [single[line, task] for task in share], list(share.values())
+                )
     for family in (single, joint):
         p = significance.p_values(list(family.values()), seed)
-        for key, raw, holm, bh in zip(family, p, significance.holm(p), significance.benjamini_hochberg(p), strict=True):
+        for key, raw, holm, bh in zip(
+            family, p, significance.holm(p), significance.benjamini_hochberg(p), strict=True
+        ):
             rows[key].update(p_value=float(raw), p_holm=float(holm), p_bh=float(bh))
 
 
@@ -49,13 +53,17 @@ def adjust_leads(
 ) -> None:
     """Fill in `lead` and `p_lead` of the best line of each budget, against the second best on their common samples.
 
-    Presses that keep more than the ratio allows (`SLACK`: they remove something else than entries) do not run for best.
+    Presses that keep more than the ratio allows (`SLACK`: they remove something else than entries) do not run
+    for best.
     """
     blocks: dict[Any, list[int]] = {}
     for at, line in enumerate(lines):
         if line[0] != BASELINE:
             blocks.setdefault(line[2:], []).append(at)
-    for columns in ({task: {task: 1.0} for _, task in cells}, {f"\0{name}": share for name, share in shares.items()}):
+    for columns in (
+        {task: {task: 1.0} for _, task in cells},
+        {f"\0{name}": share for name, share in shares.items()},
+    ):
         races: dict[tuple[int, str], Clusters] = {}
         for column, share in columns.items():
             for block in blocks.values():
@@ -80,7 +88,10 @@ def exceeds(kept_fraction: float, ratio: float | None) -> bool:
 
 
 def _within(
-    rows: Mapping[tuple[int, str], dict[str, Any]], block: Sequence[int], column: str, lines: Sequence[tuple[Any, ...]]
+    rows: Mapping[tuple[int, str], dict[str, Any]],
+    block: Sequence[int],
+    column: str,
+    lines: Sequence[tuple[Any, ...]],
 ) -> list[int]:
     """The lines of a budget that have a score and meet the budget; all that have a score where none does."""
     known = [at for at in block if not math.isnan(rows.get((at, column), {}).get("score", math.nan))]
@@ -110,7 +121,9 @@ def _behind(
         if at != best and all(one.n for one in apart):
             gaps[at] = clusters.joint(apart, list(share.values()))
     p = significance.holm(significance.p_values(list(gaps.values()), seed))
-    found = {best: (0.0, 1.0)} | {at: (gap.mean, float(adjusted)) for (at, gap), adjusted in zip(gaps.items(), p, strict=True)}
+    found = {best: (0.0, 1.0)} | {
+        at: (gap.mean, float(adjusted)) for (at, gap), adjusted in zip(gaps.items(), p, strict=True)
+    }
     for at, (gap, adjusted) in found.items():
         for name in {column, *share} if len(share) == 1 else {column}:
             rows[at, name].update(behind=gap, p_behind=adjusted)

@@ -1,6 +1,7 @@
 """P-values of paired differences, adjusted for their number, and non-inferiority: pure functions over numpy arrays.
 
-Exact McNemar where differences are -1, 0 or 1 and samples independent, permutations of signs of clusters otherwise.
+Exact McNemar where differences are -1, 0 or 1 and samples independent, permutations of signs of clusters
+otherwise.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def mcnemar(wins: ArrayLike, losses: ArrayLike) -> Array:
 def sign_flips(effects: Sequence[Array], seed: int = 0, flips: int = FLIPS) -> Array:
     """Two-sided p-values of permutation tests that flip signs of independent effects; zeros do not matter.
 
-    All 2^k assignments for k <= 12 effects other than 0, else `flips` random ones and the observed one (Phipson and Smyth 2010).
+    All 2^k assignments for k <= 12 effects other than 0, else `flips` random ones and the observed one
+    (Phipson and Smyth 2010).
 
     Args:
         effects: per test, the (C,) summed differences of its clusters.
@@ -55,11 +57,15 @@ def sign_flips(effects: Sequence[Array], seed: int = 0, flips: int = FLIPS) -> A
     """
     kept = [effect[effect != 0] for effect in effects]
     result = np.ones(len(kept))
-    lengths = [len(effect) if len(effect) <= _EXACT else 1 << (len(effect) - 1).bit_length() for effect in kept]
+    lengths = [
+        len(effect) if len(effect) <= _EXACT else 1 << (len(effect) - 1).bit_length() for effect in kept
+    ]
     for length in sorted(set(lengths) - {0}):
         rows = [row for row, other in enumerate(lengths) if other == length]
         width = max(len(kept[row]) for row in rows)
-        padded = np.stack([np.pad(kept[row], (0, width - len(kept[row]))) for row in rows], axis=1)  # (width, tests)
+        padded = np.stack(
+            [np.pad(kept[row], (0, width - len(kept[row]))) for row in rows], axis=1
+        )  # (width, tests)
         observed = np.abs(padded.sum(axis=0)) - 1e-9 * np.abs(padded).sum(axis=0)
         if width <= _EXACT:
             signs = 1.0 - 2 * (np.arange(1 << width)[:, None] >> np.arange(width) & 1)
@@ -70,17 +76,23 @@ def sign_flips(effects: Sequence[Array], seed: int = 0, flips: int = FLIPS) -> A
         step = max(1, _CHUNK // max(width, len(rows)))
         for start in range(0, total, step):
             size = min(step, total - start)
-            bits = np.unpackbits(np.frombuffer(generator.bytes(size * ((width + 7) // 8)), dtype=np.uint8).reshape(size, -1), axis=1)
+            bits = np.unpackbits(
+                np.frombuffer(generator.bytes(size * ((width + 7) // 8)), dtype=np.uint8).reshape(size, -1),
+                axis=1,
+            )
             hits += (np.abs((1.0 - 2.0 * bits[:, :width]) @ padded) >= observed).sum(axis=0)
         result[rows] = (hits + 1) / (total + 1)
     return result
 
 
-def samples_needed(mean: float, error: float, clusters: int, samples: int, power: float = 0.8, level: float = 0.05) -> float:
+def samples_needed(
+    mean: float, error: float, clusters: int, samples: int, power: float = 0.8, level: float = 0.05
+) -> float:
     """Samples from which on a two-sided paired test at `level` would find a mean difference with probability `power`.
 
-    n ((z_{1 - level/2} + z_power) SE / |mean|)^2, as the standard error falls with the root of the samples. The difference is taken as
-    seen, so the number is as uncertain as it is. Below `FEWEST` clusters no test of signs reaches 5 %.
+    n ((z_{1 - level/2} + z_power) SE / |mean|)^2, as the standard error falls with the root of the samples.
+    The difference is taken as seen, so the number is as uncertain as it is. Below `FEWEST` clusters no test
+    of signs reaches 5 %.
 
     Args:
         mean: difference seen.

@@ -1,10 +1,11 @@
 """What compression costs, from records alone: seconds beside the prefill, seconds per token, and bytes.
 
-One prefill serves all presses of a run, and its time includes what they observed; `prefill_seconds` here is the rest: the prefill that a
-model without presses would need. A press's own time is what it observes in the prefill plus, per ratio, selecting and applying; extra
-passes over the context (KVzip and kin) are part of selecting and shared by the ratios of a run. Rows are decoded in batches, so
-`seconds_per_token` is a row's share of its batch. `peak_cache_bytes` is the cache of one answer at its largest: context, question and
-what was written.
+One prefill serves all presses of a run, and its time includes what they observed; `prefill_seconds` here is
+the rest: the prefill that a model without presses would need. A press's own time is what it observes in the
+prefill plus, per ratio, selecting and applying; extra passes over the context (KVzip and kin) are part of
+selecting and shared by the ratios of a run. Rows are decoded in batches, so `seconds_per_token` is a row's
+share of its batch. `peak_cache_bytes` is the cache of one answer at its largest: context, question and what
+was written.
 """
 
 from __future__ import annotations
@@ -30,9 +31,35 @@ SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "overhead",
 """Columns that are medians over samples: a machine that pauses now and then does not move them."""
 MEASURED = (*SIZES, *SECONDS[:3], "decode_seconds", "new_tokens")
 COLUMNS = (
-    *("model", "benchmark", "press", "press_parameters", "compression_ratio", "budget_tokens", "threshold", "query_aware", "prefill", "n"),
-    *("context_tokens", "prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token"),
-    *("full_cache_bytes", "cache_bytes", "peak_cache_bytes", "benchmark_version", "dtype", "revision", "benchmark_parameters"),
+    *(
+        "model",
+        "benchmark",
+        "press",
+        "press_parameters",
+        "compression_ratio",
+        "budget_tokens",
+        "threshold",
+        "query_aware",
+        "prefill",
+        "n",
+    ),
+    *(
+        "context_tokens",
+        "prefill_seconds",
+        "observe_seconds",
+        "compress_seconds",
+        "overhead",
+        "seconds_per_token",
+    ),
+    *(
+        "full_cache_bytes",
+        "cache_bytes",
+        "peak_cache_bytes",
+        "benchmark_version",
+        "dtype",
+        "revision",
+        "benchmark_parameters",
+    ),
 )
 """Columns of the frame, per sample; `overhead` is (observe_seconds + compress_seconds) / prefill_seconds."""
 
@@ -44,12 +71,23 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
     frame = pd.DataFrame([read(record) for record in records if record.error is None], columns=names)
     numbers = [*MEASURED, "compression_ratio", "budget_tokens", "threshold"]
     frame[numbers] = frame[numbers].astype(float)
-    prefill = [*TABLE, "query_aware", "context_id", "prefill_seconds"]  # equal to the last digit only for the very same pass
-    observed = frame.drop_duplicates([*prefill, "press", "press_parameters"]).groupby(prefill)["observe_seconds"].sum()
+    prefill = [
+        *TABLE,
+        "query_aware",
+        "context_id",
+        "prefill_seconds",
+    ]  # equal to the last digit only for the very same pass
+    observed = (
+        frame.drop_duplicates([*prefill, "press", "press_parameters"])
+        .groupby(prefill)["observe_seconds"]
+        .sum()
+    )
     total = observed.rename("observed").reset_index()
     frame = frame.merge(total, on=prefill)
     frame["prefill_seconds"] -= frame.pop("observed")
-    frame["overhead"] = (frame["observe_seconds"] + frame["compress_seconds"]) / frame["prefill_seconds"].replace(0, np.nan)
+    frame["overhead"] = (frame["observe_seconds"] + frame["compress_seconds"]) / frame[
+        "prefill_seconds"
+    ].replace(0, np.nan)
     frame["seconds_per_token"] = frame["decode_seconds"] / frame["new_tokens"].replace(0, np.nan)
     lines = frame.groupby([*TABLE, *LINE], dropna=False, sort=False)
     table = lines[list(SIZES)].mean()
@@ -62,10 +100,22 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
         for press, found in texts.items()
         for text, label in zip(found, differing([json.loads(text) for text in found]), strict=True)
     }
-    table["press_parameters"] = [labels[key] for key in zip(table["press"], table["press_parameters"], strict=True)]
+    table["press_parameters"] = [
+        labels[key] for key in zip(table["press"], table["press_parameters"], strict=True)
+    ]
     table["budget_tokens"] = table["budget_tokens"].astype("Int64")
     table["first"] = table["press"] != BASELINE
-    order = [*TABLE, "first", "press", "press_parameters", "query_aware", "prefill", "compression_ratio", "budget_tokens", "threshold"]
+    order = [
+        *TABLE,
+        "first",
+        "press",
+        "press_parameters",
+        "query_aware",
+        "prefill",
+        "compression_ratio",
+        "budget_tokens",
+        "threshold",
+    ]
     return table.sort_values(order).reindex(columns=list(COLUMNS)).reset_index(drop=True)
 
 
@@ -80,16 +130,39 @@ def _grid(part: pd.DataFrame) -> Grid:
     lines: dict[str, dict[str, pd.Series]] = {}
     for _, row in part.iterrows():
         label = line_label(row["press"], row["press_parameters"], row["query_aware"] and told, row["prefill"])
-        lines.setdefault(label, {})[line_budget(row["press"], row["compression_ratio"], row["budget_tokens"], row["threshold"])] = row
-    budgets = sorted({budget for found in lines.values() for budget in found} - {"", MISSING}, key=lambda text: (" " in text, text))
-    head = ["press", "prefill s", "observe s", "select s", "share", "ms/token", "cache MiB", *(f"after {budget}" for budget in budgets)]
+        lines.setdefault(label, {})[
+            line_budget(row["press"], row["compression_ratio"], row["budget_tokens"], row["threshold"])
+        ] = row
+    budgets = sorted(
+        {budget for found in lines.values() for budget in found} - {"", MISSING},
+        key=lambda text: (" " in text, text),
+    )
+    head = [
+        "press",
+        "prefill s",
+        "observe s",
+        "select s",
+        "share",
+        "ms/token",
+        "cache MiB",
+        *(f"after {budget}" for budget in budgets),
+    ]
     rows = []
     for label, found in lines.items():
         several = pd.DataFrame(list(found.values()))
-        mean = several[["prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token"]].mean()
+        mean = several[
+            ["prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token"]
+        ].mean()
         share = MISSING if "" in found else _number(100 * mean["overhead"], "{:.1f} %")
-        texts = [_number(mean[name], "{:.2f}") for name in ("prefill_seconds", "observe_seconds", "compress_seconds")]
-        texts += [share, _number(1000 * mean["seconds_per_token"], "{:.1f}"), _mebibytes(several["full_cache_bytes"].mean())]
+        texts = [
+            _number(mean[name], "{:.2f}")
+            for name in ("prefill_seconds", "observe_seconds", "compress_seconds")
+        ]
+        texts += [
+            share,
+            _number(1000 * mean["seconds_per_token"], "{:.1f}"),
+            _mebibytes(several["full_cache_bytes"].mean()),
+        ]
         rows.append([label, *texts, *(_after(found.get(budget)) for budget in budgets)])
     return head, rows
 

@@ -1,6 +1,7 @@
 """How far presses move the model, from records alone: means, error bars and paired differences of the measures in `FIDELITY`.
 
-Negative log-likelihoods and divergences are in nats per token, lower is closer to the full cache; agreement is a share, higher is closer.
+Negative log-likelihoods and divergences are in nats per token, lower is closer to the full cache; agreement
+is a share, higher is closer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from longpress.analysis.tables.scores import POINTS, TABLE, averages, scores
 
 RENAMED = {"score": "value", "metric": "measure"}
 COLUMNS = (
-    *("model", "benchmark", "benchmark_version", "task", "aggregate", "press", "press_parameters", "compression_ratio", "budget_tokens"),
+    *(
+        "model",
+        "benchmark",
+        "benchmark_version",
+        "task",
+        "aggregate",
+        "press",
+        "press_parameters",
+        "compression_ratio",
+        "budget_tokens",
+    ),
     *(
         "threshold",
         "prefill",
@@ -38,7 +49,16 @@ COLUMNS = (
         "delta",
         "delta_se",
     ),
-    *("delta_ci_low", "delta_ci_high", "p_value", "p_holm", "n_common", "dtype", "revision", "benchmark_parameters"),
+    *(
+        "delta_ci_low",
+        "delta_ci_high",
+        "p_value",
+        "p_holm",
+        "n_common",
+        "dtype",
+        "revision",
+        "benchmark_parameters",
+    ),
 )
 """Columns of the frame, as in `scores`; `delta` is the paired difference to the full cache, `p_holm` adjusted within a measure."""
 
@@ -58,7 +78,10 @@ def fidelity(records: Sequence[Record], seed: int = 0) -> pd.DataFrame:
 def write(folder: Path, frame: pd.DataFrame) -> None:
     """Write `fidelity.csv`, `fidelity.parquet` and `fidelity.md`; nothing from an empty frame."""
     if len(frame):
-        write_whole(folder / "fidelity.csv", lambda path: frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n"))
+        write_whole(
+            folder / "fidelity.csv",
+            lambda path: frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n"),
+        )
         write_whole(folder / "fidelity.parquet", lambda path: frame.to_parquet(path, index=False))
         write_whole(folder / "fidelity.md", lambda path: path.write_text(markdown(frame), encoding="utf-8"))
 
@@ -91,7 +114,9 @@ def _grid(part: pd.DataFrame) -> Grid:
         start = [label, line_budget(press, ratio, budget, threshold) or MISSING]
         cells = {row["measure"]: _cell(row) for row in of_line}
         kept = f"{100 * of_line[0]['kept_fraction']:.1f} %"
-        rows.append([*start, kept, str(of_line[0]["n"]), *(cells.get(measure, MISSING) for measure in FIDELITY)])
+        rows.append(
+            [*start, kept, str(of_line[0]["n"]), *(cells.get(measure, MISSING) for measure in FIDELITY)]
+        )
     return ["press", "budget", "kept", "n", *FIDELITY], rows
 
 

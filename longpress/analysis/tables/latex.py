@@ -1,8 +1,9 @@
 r"""Tables for papers: LaTeX with booktabs, the full cache first, then one block per budget.
 
-The file compiles alone, and inside a paper that has `\usepackage{booktabs}` and `\usepackage{graphicx}` (rotated heads, tables fitted to
-the line) where `\input{table.tex}` stands. A number is bold only where it is the best of its block and the paired difference to the
-runner-up is significant after Holm's adjustment; an asterisk marks a significant difference to the full cache.
+The file compiles alone, and inside a paper that has `\usepackage{booktabs}` and `\usepackage{graphicx}`
+(rotated heads, tables fitted to the line) where `\input{table.tex}` stands. A number is bold only where it is
+the best of its block and the paired difference to the runner-up is significant after Holm's adjustment; an
+asterisk marks a significant difference to the full cache.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def escape(text: str) -> str:
 def _by_budget(view: View) -> list[str]:
     """A row per press, a column per budget: the first average, or the only task."""
     lines = sorted((line for line in view.lines if not line.is_baseline), key=_order)
-    budgets, presses = list(dict.fromkeys(line.budget for line in lines)), sorted({line.press for line in lines})
+    budgets, presses = (
+        list(dict.fromkeys(line.budget for line in lines)),
+        sorted({line.press for line in lines}),
+    )
     if len(budgets) < 2 or len(presses) < 2:
         return []
     column = view.columns[0]
@@ -82,12 +86,16 @@ def _by_budget(view: View) -> list[str]:
             whole = rf"\multicolumn{{{len(budgets)}}}{{c}}{{{_cell(line.cells.get(column))}}}"
             body += [rf"{escape(line.press)} & {whole} \\", r"\midrule"]
     body += [
-        " & ".join([escape(press), *(_cell(cells.get((press, budget)), mark=True) for budget in budgets)]) + r" \\" for press in presses
+        " & ".join([escape(press), *(_cell(cells.get((press, budget)), mark=True) for budget in budgets)])
+        + r" \\"
+        for press in presses
     ]
-    over = (
-        rf" & \multicolumn{{{len(budgets)}}}{{c}}{{{view.budget_heading if view.budget_heading == 'budget' else 'compression ratio'}}} \\"
-    )
-    heads = [over, rf"\cmidrule(lr){{2-{1 + len(budgets)}}}", " & ".join(["press", *map(escape, budgets)]) + r" \\"]
+    over = rf" & \multicolumn{{{len(budgets)}}}{{c}}{{{view.budget_heading if view.budget_heading == 'budget' else 'compression ratio'}}} \\"
+    heads = [
+        over,
+        rf"\cmidrule(lr){{2-{1 + len(budgets)}}}",
+        " & ".join(["press", *map(escape, budgets)]) + r" \\",
+    ]
     caption = f"{escape(view.title)}: {escape(column)} (0 to 100) with standard error; {MARKS}."
     return [_environment(caption, f"l *{{{len(budgets)}}}{{r}}", heads, body)]
 
@@ -104,9 +112,17 @@ def _scores(view: View) -> list[str]:
     pages = [list(blocks.values())] if len(lines) <= PAGE else [[block] for block in blocks.values()]
     many = len(columns) >= ROTATED_FROM
     names = [rf"\rotatebox{{70}}{{{escape(column)}}}" if many else escape(column) for column in columns]
-    heads = [*_grouped(view, tasks), " & ".join(["press", view.budget_heading, "kept", "$n$", *names]) + r" \\"]
+    heads = [
+        *_grouped(view, tasks),
+        " & ".join(["press", view.budget_heading, "kept", "$n$", *names]) + r" \\",
+    ]
     rules = f"ll rr *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
-    errors = [line.cells[task]["se"] for line in lines for task in tasks if task in line.cells and line.cells[task]["se"] > 0]
+    errors = [
+        line.cells[task]["se"]
+        for line in lines
+        for task in tasks
+        if task in line.cells and line.cells[task]["se"] > 0
+    ]
     said = f"standard errors of tasks up to {max(errors):.1f}" if many and errors else "with standard errors"
     said = said if errors else "in brackets 95\\,\\% intervals"
     caption = f"{escape(view.title)}. Scores (0 to 100), {said}; kept: measured share of the full cache; $n$: samples per task; {MARKS}."
@@ -116,8 +132,18 @@ def _scores(view: View) -> list[str]:
         for block in [full, *page]:
             body += [r"\midrule"] if body and block else []
             for line in block:
-                cells = [_cell(line.cells.get(name), error=not many or name in view.averages, mark=bool(line.budget)) for name in columns]
-                start = [escape(line.press), escape(line.budget) or "--", escape(line.kept), escape(line.samples)]
+                cells = [
+                    _cell(
+                        line.cells.get(name), error=not many or name in view.averages, mark=bool(line.budget)
+                    )
+                    for name in columns
+                ]
+                start = [
+                    escape(line.press),
+                    escape(line.budget) or "--",
+                    escape(line.kept),
+                    escape(line.samples),
+                ]
                 body.append(" & ".join([*start, *cells]) + r" \\")
         tables.append(_environment(caption, rules, heads, body))
     return tables
@@ -134,8 +160,20 @@ def _cost(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def _environment(caption: str, rules: str, heads: Sequence[str], body: Sequence[str]) -> str:
     rows = [r"\toprule", *heads, r"\midrule", *body, r"\bottomrule"]
     tabular = "\n".join([rf"\begin{{tabular}}{{{rules}}}", *rows, r"\end{tabular}"])
-    fitted = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{tabular}%\n}}"  # shrinks, never stretches
-    return "\n".join([r"\begin{table}[p]", r"\centering", r"\small", rf"\caption{{{caption}}}", r"\smallskip", fitted, r"\end{table}", ""])
+    # shrinks, never stretches
+    fitted = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{tabular}%\n}}"
+    return "\n".join(
+        [
+            r"\begin{table}[p]",
+            r"\centering",
+            r"\small",
+            rf"\caption{{{caption}}}",
+            r"\smallskip",
+            fitted,
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def _grouped(view: View, tasks: Sequence[str]) -> list[str]:
@@ -180,5 +218,9 @@ def _cell(row: Mapping[str, Any] | None, *, error: bool = True, mark: bool = Fal
     elif error:
         score += rf"{{\scriptsize\,[{row['ci_low']:.1f}, {row['ci_high']:.1f}]}}"
     more = mark and exceeds(row["kept_fraction"], row["compression_ratio"])
-    marks = ("*" if mark and row["p_holm"] < SIGNIFICANT else "") + (r"\ddagger" if more else "") + (r"\dagger" if row["n_failed"] else "")
+    marks = (
+        ("*" if mark and row["p_holm"] < SIGNIFICANT else "")
+        + (r"\ddagger" if more else "")
+        + (r"\dagger" if row["n_failed"] else "")
+    )
     return score + (f"$^{{{marks}}}$" if marks else "")

@@ -60,14 +60,25 @@ def views(frame: pd.DataFrame) -> list[View]:
         for row in part.to_dict("records"):
             of_line.setdefault(repr([row[name] for name in LINE]), []).append(row)
         lines = [_line(rows, len(modes) > 1) for rows in of_line.values()]
-        result.append(View(_title(keys, frame, modes), columns, named, _groups(tasks, shares, headings(keys["benchmark"])), lines, names))
+        result.append(
+            View(
+                _title(keys, frame, modes),
+                columns,
+                named,
+                _groups(tasks, shares, headings(keys["benchmark"])),
+                lines,
+                names,
+            )
+        )
     return result
 
 
 def line_label(press: str, parameters: str, aware: bool, prefill: str) -> str:
     """How a press is called in tables; `parameters` as `differing` gives them."""
     label = "full cache" if press == BASELINE else press + (f" ({parameters})" if parameters else "")
-    return label + (" (query-aware)" if aware else "") + ("" if prefill == "shared" else f" (prefill {prefill})")
+    return (
+        label + (" (query-aware)" if aware else "") + ("" if prefill == "shared" else f" (prefill {prefill})")
+    )
 
 
 def line_budget(press: str, ratio: float | None, budget: float | None, threshold: float | None) -> str:
@@ -82,7 +93,10 @@ def line_budget(press: str, ratio: float | None, budget: float | None, threshold
 
 def _line(rows: Sequence[Mapping[str, Any]], tell_mode: bool) -> Line:
     press, parameters, ratio, budget, aware, threshold, prefill = (rows[0][name] for name in LINE)
-    label, limit = line_label(press, parameters, aware and tell_mode, prefill), line_budget(press, ratio, budget, threshold)
+    label, limit = (
+        line_label(press, parameters, aware and tell_mode, prefill),
+        line_budget(press, ratio, budget, threshold),
+    )
     single = [row for row in rows if not row["aggregate"]]
     cells = {row["task"]: row for row in [*(row for row in rows if row["aggregate"]), *single]}
     known = [row["kept_fraction"] for row in single if not math.isnan(row["kept_fraction"])]
@@ -113,6 +127,8 @@ def _groups(
         if not held or (name not in named and len(held) < 2) or len(held) == len(tasks):
             continue
         start = tasks.index(held[0])
-        if list(tasks[start : start + len(held)]) == held and not any(set(held) & set(other) for _, other in groups):
+        if list(tasks[start : start + len(held)]) == held and not any(
+            set(held) & set(other) for _, other in groups
+        ):
             groups.append((name, held))
     return sorted(groups, key=lambda group: tasks.index(group[1][0]))

@@ -11,7 +11,15 @@ import pandas as pd
 
 from longpress.analysis.records import BASELINE
 
-LINE = ("press", "press_parameters", "compression_ratio", "budget_tokens", "query_aware", "threshold", "prefill")
+LINE = (
+    "press",
+    "press_parameters",
+    "compression_ratio",
+    "budget_tokens",
+    "query_aware",
+    "threshold",
+    "prefill",
+)
 """Columns that name a line of a table."""
 ABSENT = {"compression_ratio": -1.0, "budget_tokens": -1.0, "threshold": -math.inf}
 """What stands in a line's key for a budget of another kind."""
@@ -20,15 +28,23 @@ ABSENT = {"compression_ratio": -1.0, "budget_tokens": -1.0, "threshold": -math.i
 def lines_of(frame: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Lines as shown (parameters as a compact label) and as keyed (missing budgets as `ABSENT`), the full cache first."""
     unique = frame[list(LINE)].drop_duplicates().fillna(ABSENT)
-    keys = sorted(unique.itertuples(index=False, name=None), key=lambda key: (key[0] != BASELINE, key[4], *key[:4], *key[5:]))
+    keys = sorted(
+        unique.itertuples(index=False, name=None),
+        key=lambda key: (key[0] != BASELINE, key[4], *key[:4], *key[5:]),
+    )
     labels: dict[tuple[str, str], str] = {}
     for press in {key[0] for key in keys}:
         texts = sorted({key[1] for key in keys if key[0] == press})
-        labels |= {(press, text): label for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)}
+        labels |= {
+            (press, text): label
+            for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True)
+        }
     shown = []
     for press, text, ratio, budget, aware, threshold, prefill in keys:
         numbers = math.nan if ratio < 0 else ratio, None if budget < 0 else int(budget), aware
-        shown.append((press, labels[press, text], *numbers, math.nan if math.isinf(threshold) else threshold, prefill))
+        shown.append(
+            (press, labels[press, text], *numbers, math.nan if math.isinf(threshold) else threshold, prefill)
+        )
     return shown, keys
 
 
@@ -37,7 +53,11 @@ def differing(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
     flat = [dict(_flatten(one)) for one in parameters]
     keys = sorted({key for one in flat for key in one})
     varying = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
-    return [", ".join(f"{key}={one[key]}" for key in varying if key in one) or ("" if len(flat) < 2 else "default") for one in flat]
+    return [
+        ", ".join(f"{key}={one[key]}" for key in varying if key in one)
+        or ("" if len(flat) < 2 else "default")
+        for one in flat
+    ]
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,9 @@
 """Tables of scores for people and for papers, from records alone: `python -m longpress.analysis.tables.write DIR…` needs no model.
 
-Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html` into the first folder, where fidelity was
-measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints the tables. Where matplotlib is installed, plots too (see
-`longpress.analysis.plots.draw`). Several folders are merged: a record that stands in more than one counts once.
+Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html` into the first
+folder, where fidelity was measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints the
+tables. Where matplotlib is installed, plots too (see `longpress.analysis.plots.draw`). Several folders are
+merged: a record that stands in more than one counts once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False)
         The frame of `scores`.
 
     Raises:
-        ValueError: a folder has no records, or cannot be read or written; or records cannot stand in one table.
+        ValueError: a folder has no records, or cannot be read or written; or records cannot stand in one
+            table.
     """
     records = read(folders)
     frame = scores(records)
@@ -58,9 +60,19 @@ def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False)
 @exit_code
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = Parser(prog="python -m longpress.analysis.tables.write", description="Rebuild the tables from records; needs no model.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the tables")
-    parser.add_argument("--margin", type=points, default=MARGIN, help="points of loss that count as lossless (default: %(default)s)")
+    parser = Parser(
+        prog="python -m longpress.analysis.tables.write",
+        description="Rebuild the tables from records; needs no model.",
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the tables"
+    )
+    parser.add_argument(
+        "--margin",
+        type=points,
+        default=MARGIN,
+        help="points of loss that count as lossless (default: %(default)s)",
+    )
     parser.add_argument("--no-plots", action="store_true", help="write no plots (they need matplotlib)")
     given = parser.parse_args(arguments)
     report(given.folders, given.margin, plots=not given.no_plots)
@@ -70,8 +82,12 @@ def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str, ma
     """Each file whole or not at all, whatever other processes write at the same time."""
     grids = cost_grids(spent)
     files: dict[str, Callable[[Path], Any]] = {
-        "scores.csv": lambda path: frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n", encoding="utf-8"),
-        "costs.csv": lambda path: spent.to_csv(path, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8"),
+        "scores.csv": lambda path: frame.to_csv(
+            path, index=False, float_format="%.10g", lineterminator="\n", encoding="utf-8"
+        ),
+        "costs.csv": lambda path: spent.to_csv(
+            path, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8"
+        ),
         "scores.parquet": lambda path: frame.to_parquet(path, index=False),
         "table.md": lambda path: path.write_text(markdown(frame, grids, margin), encoding="utf-8"),
         "table.tex": lambda path: path.write_text(latex(views(frame), grids), encoding="utf-8"),
@@ -82,5 +98,6 @@ def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str, ma
 
 
 if __name__ == "__main__":
-    gc.disable()  # what the command reads lives to its end: the collector would only walk it all again and again
+    # what the command reads lives to its end: the collector would only walk it all again and again
+    gc.disable()
     command(main)

@@ -1,6 +1,7 @@
 """The jobs of a multirun as Ray tasks: `hydra/launcher=ray`, on this machine or on a cluster with a shared file system.
 
-Hydra's own Ray plugin needs a cloudpickle that submitit and joblib have left behind. Importing this module needs neither Ray nor torch.
+Hydra's own Ray plugin needs a cloudpickle that submitit and joblib have left behind. Importing this module
+needs neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ class OnRay(Launcher):
     """One Ray task per job.
 
     Attributes:
-        address: of a Ray cluster, "auto" for the one this machine belongs to, None to start one here for the time of the sweep.
-        job: options of every task, as `ray.remote` takes them: num_cpus, num_gpus, memory in bytes, max_retries, resources, …
+        address: of a Ray cluster, "auto" for the one this machine belongs to, None to start one here for the
+            time of the sweep.
+        job: options of every task, as `ray.remote` takes them: num_cpus, num_gpus, memory in bytes,
+            max_retries, resources, …
     """
 
     def __init__(self, address: str | None, job: DictConfig) -> None:
@@ -54,14 +57,18 @@ class OnRay(Launcher):
         try:
             shared = ray.put((self.context, self.composed, self.task, Singleton.get_state(), str(Path.cwd())))
             remote = ray.remote(**self.job)(_run) if self.job else ray.remote(_run)
-            tasks = [remote.remote(shared, list(job), initial_job_idx + at) for at, job in enumerate(job_overrides)]
+            tasks = [
+                remote.remote(shared, list(job), initial_job_idx + at) for at, job in enumerate(job_overrides)
+            ]
             done: list[JobReturn] = ray.get(tasks)
         finally:
             ray.shutdown()
         return done
 
 
-def _run(shared: tuple[HydraContext, DictConfig, TaskFunction, Any, str], overrides: list[str], number: int) -> JobReturn:
+def _run(
+    shared: tuple[HydraContext, DictConfig, TaskFunction, Any, str], overrides: list[str], number: int
+) -> JobReturn:
     """One job, in a process of Ray's."""
     context, composed, task, singletons, folder = shared
     os.chdir(folder)
@@ -72,5 +79,9 @@ def _run(shared: tuple[HydraContext, DictConfig, TaskFunction, Any, str], overri
         config.hydra.job.id, config.hydra.job.num = f"{config.hydra.job.name}_{number}", number
     HydraConfig.instance().set_config(config)
     return run_job(
-        hydra_context=context, config=config, task_function=task, job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir"
+        hydra_context=context,
+        config=config,
+        task_function=task,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
     )

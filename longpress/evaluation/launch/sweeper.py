@@ -38,11 +38,15 @@ class Folding(Sweeper):
         """Called by Hydra before `sweep`."""
         self.context, self.composed = hydra_context, config
         task = partial(_in_a_sweep, task_function)
-        self.engine = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task, config=config)
+        self.engine = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Print the plan, then run every job; exit with 2 for a job that cannot be run (none starts then), with 1 if any failed."""
-        overrides = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(arguments)
+        overrides = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
+            arguments
+        )
         jobs = fold(overrides, self.folded)
         try:
             planned = self._plan(jobs)
@@ -52,11 +56,18 @@ class Folding(Sweeper):
         if planned:
             return []
         results = self.engine.launch(jobs, initial_job_idx=0)
-        failed = [(job, result) for job, result in zip(jobs, results, strict=True) if result.status != JobStatus.COMPLETED]
+        failed = [
+            (job, result)
+            for job, result in zip(jobs, results, strict=True)
+            if result.status != JobStatus.COMPLETED
+        ]
         for job, result in failed:
             print(f"error: job {' '.join(job)}: {result._return_value}", file=sys.stderr)
         if failed:
-            print(f"error: {len(failed)} of {len(jobs)} jobs failed; the same command runs what is missing", file=sys.stderr)
+            print(
+                f"error: {len(failed)} of {len(jobs)} jobs failed; the same command runs what is missing",
+                file=sys.stderr,
+            )
             sys.exit(1)
         return results
 
@@ -96,14 +107,18 @@ def fold(overrides: Sequence[Override], folded: frozenset[str]) -> list[list[str
     for override in overrides:
         key = override.get_key_element()
         if not override.is_sweep_override():
-            choices[key] = [f"{key}={override.get_value_element_as_str()}" if not override.is_delete() else f"{key}"]
+            choices[key] = [
+                f"{key}={override.get_value_element_as_str()}" if not override.is_delete() else f"{key}"
+            ]
             continue
         if not override.is_discrete_sweep():
             raise ValueError(f"{override.input_line} lists no values; give them separated by commas")
         if key in folded:
             values = override.sweep_iterator(Transformer.identity)
             parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
-            choices[key] = [f"{key}=[{','.join(dict.fromkeys(map(Override._get_value_element_as_str, parts)))}]"]
+            choices[key] = [
+                f"{key}=[{','.join(dict.fromkeys(map(Override._get_value_element_as_str, parts)))}]"
+            ]
         else:
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
     return [list(job) for job in itertools.product(*choices.values())]
@@ -112,8 +127,8 @@ def fold(overrides: Sequence[Override], folded: frozenset[str]) -> list[list[str
 def _in_a_sweep(task: TaskFunction, config: DictConfig) -> Any:
     """Run a job; one that exits with an error fails alone, instead of ending the process that runs the others.
 
-    A signal ends all of them (exit code 128 + its number); a launcher that has queued the job again ends its process itself, with a
-    negative code (submitit after a time limit or preemption).
+    A signal ends all of them (exit code 128 + its number); a launcher that has queued the job again ends its
+    process itself, with a negative code (submitit after a time limit or preemption).
     """
     try:
         return task(config)
@@ -121,5 +136,7 @@ def _in_a_sweep(task: TaskFunction, config: DictConfig) -> Any:
         if isinstance(end.code, int) and not 0 <= end.code <= 128:
             raise
         if end.code:
-            raise RuntimeError(f"ended with exit code {end.code}; its message stands above, or in the launcher's log") from None
+            raise RuntimeError(
+                f"ended with exit code {end.code}; its message stands above, or in the launcher's log"
+            ) from None
         return None

@@ -1,6 +1,7 @@
 """Real kvpress presses, unchanged, through the adapter: what a sweep keeps must be what kvpress itself leaves in the cache.
 
-Run where kvpress is installed: `PYTHONPATH=. python tests/support/peer/adapter.py`; prints a line per press, exit code 1 if one differs.
+Run where kvpress is installed: `PYTHONPATH=. python tests/support/peer/adapter.py`; prints a line per press,
+exit code 1 if one differs.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def ours(model, press) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     found = []
     for ratio in RATIOS:
         layers = []
-        for selection, stored in zip(adapted.select(evidence, ratio), prefilled.prefill.cache.layers, strict=True):
+        for selection, stored in zip(
+            adapted.select(evidence, ratio), prefilled.prefill.cache.layers, strict=True
+        ):
             keys, values = adapted.apply(stored.keys, stored.values, selection)
             real = torch.arange(keys.shape[2]) < selection.counts[..., None]
             layers.append((keys[real], values[real]))
@@ -89,7 +92,9 @@ def ours(model, press) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
 
 def rows(entries: torch.Tensor) -> torch.Tensor:
     """Entries (n, d) in an order that does not depend on how they were kept."""
-    return entries[torch.argsort(entries.double() @ torch.linspace(1, 2, entries.shape[-1], dtype=torch.float64))]
+    return entries[
+        torch.argsort(entries.double() @ torch.linspace(1, 2, entries.shape[-1], dtype=torch.float64))
+    ]
 
 
 def main() -> int:
@@ -100,7 +105,9 @@ def main() -> int:
         for ratio, layers in zip(RATIOS, mine, strict=True):
             pairs = zip(theirs(model, press, ratio), layers, strict=True)
             same = all(
-                a.shape == b.shape and torch.allclose(rows(a), rows(b), atol=1e-6) for t, o in pairs for a, b in zip(t, o, strict=True)
+                a.shape == b.shape and torch.allclose(rows(a), rows(b), atol=1e-6)
+                for t, o in pairs
+                for a, b in zip(t, o, strict=True)
             )
             wrong += not same
             print(f"{type(press).__name__:<24} {ratio:<5} {'equal' if same else 'DIFFERS'}")

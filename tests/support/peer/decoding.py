@@ -1,9 +1,10 @@
 """Running kvpress presses that compress while decoding, under forced tokens, and noting every compression; needs kvpress.
 
-The context's first `PREFILL` tokens are read, then `QUESTION` tokens at once, then the rest one by one, with the positions they have in
-the text whatever was dropped. After every pass that shortened the cache or masked other entries, and after the last one, the kept
-positions are recorded as a case whose length is the number of tokens seen so far. Where heads are masked, kvpress overwrites masked
-keys, so that a scorer of keys sees the overwritten ones at the next compression.
+The context's first `PREFILL` tokens are read, then `QUESTION` tokens at once, then the rest one by one, with
+the positions they have in the text whatever was dropped. After every pass that shortened the cache or masked
+other entries, and after the last one, the kept positions are recorded as a case whose length is the number of
+tokens seen so far. Where heads are masked, kvpress overwrites masked keys, so that a scorer of keys sees the
+overwritten ones at the next compression.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,9 @@ def decode(model: PreTrainedModel, press: BasePress, ids: Tensor) -> tuple[list[
     """Feed `ids` under `press`; CAM's coin is replaced by "heads if its chance is at least one half"."""
     layers = attention_layers(model)
     cache = DynamicCache()
-    history = Run([torch.empty(0)] * len(layers), [torch.empty(0)] * len(layers), cache, model, changes_keys=False)
+    history = Run(
+        [torch.empty(0)] * len(layers), [torch.empty(0)] * len(layers), cache, model, changes_keys=False
+    )
     lengths = [0] * len(layers)
 
     def note(module: Any, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -64,9 +67,15 @@ def decode(model: PreTrainedModel, press: BasePress, ids: Tensor) -> tuple[list[
                 positions = torch.arange(seen, seen + chunk.shape[1])[None]
                 model.model(input_ids=chunk, position_ids=positions, past_key_values=cache)
                 seen += chunk.shape[1]
-                shortened = any(layer.keys.shape[2] < length for layer, length in zip(cache.layers, lengths, strict=True))
+                shortened = any(
+                    layer.keys.shape[2] < length for layer, length in zip(cache.layers, lengths, strict=True)
+                )
                 masks, before = [layer.masked_key_indices for layer in layers], masks
-                if shortened or step == len(chunks) - 1 or any(now is not old for now, old in zip(masks, before, strict=True)):
+                if (
+                    shortened
+                    or step == len(chunks) - 1
+                    or any(now is not old for now, old in zip(masks, before, strict=True))
+                ):
                     moments.append(Moment(seen, step, history.kept()))
     finally:
         for hook in hooks:
@@ -75,7 +84,12 @@ def decode(model: PreTrainedModel, press: BasePress, ids: Tensor) -> tuple[list[
 
 
 def record_decoding(
-    goldens: Goldens, recipes: dict[str, Recipe], family: str, load: Callable[[], PreTrainedModel], shake: Callable[[Any], Any], ids: Tensor
+    goldens: Goldens,
+    recipes: dict[str, Recipe],
+    family: str,
+    load: Callable[[], PreTrainedModel],
+    shake: Callable[[Any], Any],
+    ids: Tensor,
 ) -> None:
     """Record every compression of the recipes, and the final values where values are merged."""
     model, copy = load(), shake(load())
@@ -95,4 +109,6 @@ def record_decoding(
             if unstable := int((moment.kept != second.kept).sum()):
                 goldens.details[case]["unstable"] = unstable
         if isinstance(press, CAMPress):
-            goldens.arrays[" ".join(map(str, ("values", label, family, moments[-1].seen, 0.0)))] = history.stored("values")
+            goldens.arrays[" ".join(map(str, ("values", label, family, moments[-1].seen, 0.0)))] = (
+                history.stored("values")
+            )

@@ -1,6 +1,7 @@
 """Recorded decisions of kvpress, read without kvpress: which positions it keeps on models that every environment can rebuild.
 
-A file holds boolean masks packed to bits, loose arrays, and one JSON text that says what every row is. Nothing is pickled.
+A file holds boolean masks packed to bits, loose arrays, and one JSON text that says what every row is.
+Nothing is pickled.
 """
 
 import json
@@ -31,11 +32,13 @@ class Goldens(Mapping[Case, NDArray[numpy.bool_]]):
 
     Attributes:
         masks: The masks.
-        details: What else is known of a case. `unstable`: how many positions change when every weight moves by about one rounding error;
-            a comparison may differ in that many. `tied`: kvpress chose among equal scores, so only the scores of what it keeps are
-            determined. Others are named in the recording script.
+        details: What else is known of a case. `unstable`: how many positions change when every weight moves
+            by about one rounding error; a comparison may differ in that many. `tied`: kvpress chose among
+            equal scores, so only the scores of what it keeps are determined. Others are named in the
+            recording script.
         arrays: Loose arrays by name, as re-rotated keys.
-        metadata: Origin, versions, `presses` (label to class and parameters), `failures` (label, family, length, error text).
+        metadata: Origin, versions, `presses` (label to class and parameters), `failures` (label, family,
+            length, error text).
     """
 
     masks: dict[Case, NDArray[numpy.bool_]] = field(default_factory=dict)
@@ -79,10 +82,19 @@ def save_goldens(goldens: Goldens, path: Path) -> None:
     entries = []
     for case, mask in goldens.masks.items():
         stack = rows.setdefault(_shape_name(mask.shape), [])
-        entries.append({"case": list(case), "shape": list(mask.shape), "row": len(stack), **goldens.details.get(case, {})})
+        entries.append(
+            {
+                "case": list(case),
+                "shape": list(mask.shape),
+                "row": len(stack),
+                **goldens.details.get(case, {}),
+            }
+        )
         stack.append(numpy.packbits(mask))
     arrays = {**goldens.arrays, **{name: numpy.stack(stack) for name, stack in rows.items()}}
-    numpy.savez_compressed(path, metadata=numpy.array(json.dumps({**goldens.metadata, "entries": entries})), **arrays)
+    numpy.savez_compressed(
+        path, metadata=numpy.array(json.dumps({**goldens.metadata, "entries": entries})), **arrays
+    )
 
 
 def _shape_name(shape: tuple[int, ...]) -> str:

@@ -1,6 +1,7 @@
 """Presses of kvpress that load trained weights, given made-up ones in their place; needs kvpress.
 
-Only the loading is replaced, by the methods that kvpress has for it; what is done with the weights is kvpress's own.
+Only the loading is replaced, by the methods that kvpress has for it; what is done with the weights is
+kvpress's own.
 """
 
 import tempfile
@@ -31,7 +32,13 @@ def shapes(model: PreTrainedModel) -> tuple[int, int, int, int, int]:
     """Layers, query heads, key-value heads, head size and hidden size."""
     config = model.config
     head_dim = model.model.layers[0].self_attn.head_dim
-    return config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, head_dim, config.hidden_size
+    return (
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        head_dim,
+        config.hidden_size,
+    )
 
 
 class QFilter(QFilterPress):
@@ -77,7 +84,9 @@ class KVzap(KVzapPress):
         """Make the surrogate model up."""
         layers, _, kv_heads, _, hidden = shapes(model)
         width = None if self.model_type == "linear" else weights.KVZAP_HIDDEN
-        self.kvzap_model = KVzapModel(KVzapConfig(input_dim=hidden, output_dim=kv_heads, n_modules=layers, hidden_dim=width))
+        self.kvzap_model = KVzapModel(
+            KVzapConfig(input_dim=hidden, output_dim=kv_heads, n_modules=layers, hidden_dim=width)
+        )
         self.kvzap_model.load_state_dict(weights.kvzap_state(self.model_type, layers, hidden, kv_heads))
 
 
@@ -90,7 +99,9 @@ class FastKVzip(FastKVzipPress):
         group = heads // kv_heads
         self.gates = []
         for index, state in enumerate(weights.gate_states(layers, hidden, kv_heads, group)):
-            gate = FastKVzipGate(index, hidden, kv_heads, group, torch.float32, weights.GATE_DIMENSION, weights.GATE_SINKS)
+            gate = FastKVzipGate(
+                index, hidden, kv_heads, group, torch.float32, weights.GATE_DIMENSION, weights.GATE_SINKS
+            )
             gate.load_state_dict(state)
             self.gates.append(gate)
 

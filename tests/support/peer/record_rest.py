@@ -33,38 +33,65 @@ from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 OLD_QUERIES = "known wrong: buffered queries are rotated as if they stood at the current step"
 
 PRESSES = {
-    "AdaKV(KVzap(model_type=mlp))": Recipe(lambda ratio: AdaKVPress(made_up.KVzap(ratio, model_type="mlp")), note="weights.kvzap_state"),
-    "AdaKV(Compactor)": Recipe(lambda ratio: AdaKVPress(CompactorPress(ratio)), seed=0, note="draws as LeverageScore, once a layer"),
+    "AdaKV(KVzap(model_type=mlp))": Recipe(
+        lambda ratio: AdaKVPress(made_up.KVzap(ratio, model_type="mlp")), note="weights.kvzap_state"
+    ),
+    "AdaKV(Compactor)": Recipe(
+        lambda ratio: AdaKVPress(CompactorPress(ratio)), seed=0, note="draws as LeverageScore, once a layer"
+    ),
     "Merging(ExpectedAttention(epsilon=0.01))": Recipe(
-        lambda ratio: MergingPress(ExpectedAttentionPress(ratio, epsilon=1e-2)), stores=on_llama, array="values"
+        lambda ratio: MergingPress(ExpectedAttentionPress(ratio, epsilon=1e-2)),
+        stores=on_llama,
+        array="values",
     ),
     "Merging(KVzap(model_type=mlp))": Recipe(
-        lambda ratio: MergingPress(made_up.KVzap(ratio, model_type="mlp")), note="weights.kvzap_state", stores=on_llama, array="values"
+        lambda ratio: MergingPress(made_up.KVzap(ratio, model_type="mlp")),
+        note="weights.kvzap_state",
+        stores=on_llama,
+        array="values",
     ),
 }
 RESTORING = {
     "RestoreKV": Recipe(made_up.RestoreKV, tokenizer="plain", note="weights.save_restorekv"),
     "RestoreKV(kvzip_plus_normalization=True)": Recipe(
-        partial(made_up.RestoreKV, kvzip_plus_normalization=True), tokenizer="plain", note="weights.save_restorekv"
+        partial(made_up.RestoreKV, kvzip_plus_normalization=True),
+        tokenizer="plain",
+        note="weights.save_restorekv",
     ),
 }
 DECODING = {
-    "Decoding(QFilter)": Recipe(lambda ratio: DecodingPress(made_up.QFilter(), compression_interval=8, target_size=64)),
+    "Decoding(QFilter)": Recipe(
+        lambda ratio: DecodingPress(made_up.QFilter(), compression_interval=8, target_size=64)
+    ),
     "Decoding(AdaKV(SnapKV))": Recipe(
-        lambda ratio: DecodingPress(AdaKVPress(SnapKVPress(window_size=4)), compression_interval=16, target_size=64), note=OLD_QUERIES
+        lambda ratio: DecodingPress(
+            AdaKVPress(SnapKVPress(window_size=4)), compression_interval=16, target_size=64
+        ),
+        note=OLD_QUERIES,
     ),
     "Decoding(AdaKV(ExpectedAttention(epsilon=0.01)))": Recipe(
-        lambda ratio: DecodingPress(AdaKVPress(ExpectedAttentionPress(epsilon=1e-2)), compression_interval=16, target_size=64),
+        lambda ratio: DecodingPress(
+            AdaKVPress(ExpectedAttentionPress(epsilon=1e-2)), compression_interval=16, target_size=64
+        ),
         note="known wrong: future positions begin at the buffer's length",
     ),
     "CAM(TOVA)": Recipe(
-        lambda ratio: CAMPress(TOVAPress(), compression_interval=8, target_size=64, hidden_states_buffer_size=1), note="coin: chance >= 0.5"
+        lambda ratio: CAMPress(
+            TOVAPress(), compression_interval=8, target_size=64, hidden_states_buffer_size=1
+        ),
+        note="coin: chance >= 0.5",
     ),
     "CAM(StreamingLLM)": Recipe(
-        lambda ratio: CAMPress(StreamingLLMPress(), compression_interval=8, target_size=64), note="ties: equal scores; coin: chance >= 0.5"
+        lambda ratio: CAMPress(StreamingLLMPress(), compression_interval=8, target_size=64),
+        note="ties: equal scores; coin: chance >= 0.5",
     ),
     "CAM(AdaKV(SnapKV))": Recipe(
-        lambda ratio: CAMPress(AdaKVPress(SnapKVPress(window_size=1)), compression_interval=1, target_size=64, hidden_states_buffer_size=0),
+        lambda ratio: CAMPress(
+            AdaKVPress(SnapKVPress(window_size=1)),
+            compression_interval=1,
+            target_size=64,
+            hidden_states_buffer_size=0,
+        ),
         note="coin: chance >= 0.5",
     ),
 }

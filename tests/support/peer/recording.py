@@ -41,13 +41,15 @@ class Recipe:
         eager: Whether it needs the attention probabilities of the model.
         ratios: Ratios to run.
         changes_keys: Whether it changes keys, so that entries are found by their values.
-        zeroes_channels: Whether it zeroes channels of keys; which ones it leaves is recorded as the label "LABEL channels".
+        zeroes_channels: Whether it zeroes channels of keys; which ones it leaves is recorded as the label
+            "LABEL channels".
         seed: Seed of torch's global random state, set right before the context is read.
         tokenizer: Which tokenizer the press finds by the model's name, "template" or "plain".
         context: What is fed, from the usual token ids.
         stores: The cases of which an array is stored as "ARRAY LABEL FAMILY LENGTH RATIO".
-        array: Which one: "keys" or "values" of the compressed cache (layers, heads, kept, d), in order of position, or "scores"
-            (layers, heads, length), as the press's attribute `recorded_scores` gives them.
+        array: Which one: "keys" or "values" of the compressed cache (layers, heads, kept, d), in order of
+            position, or "scores" (layers, heads, length), as the press's attribute `recorded_scores` gives
+            them.
         note: What a reader of the numbers should know.
     """
 
@@ -67,9 +69,16 @@ class Recipe:
 def describe(press: Any) -> Any:
     """Class and parameters of a press, without its ratio, as JSON values."""
     if isinstance(press, BasePress):
-        given = {name: describe(value) for name, value in vars(press).items() if not name.startswith("_") and name != "compression_ratio"}
+        given = {
+            name: describe(value)
+            for name, value in vars(press).items()
+            if not name.startswith("_") and name != "compression_ratio"
+        }
         own = next(kind for kind in type(press).__mro__ if kind.__module__.startswith("kvpress."))
-        return {"class": own.__name__, **{name: value for name, value in given.items() if value is not NotImplemented}}
+        return {
+            "class": own.__name__,
+            **{name: value for name, value in given.items() if value is not NotImplemented},
+        }
     if isinstance(press, list | tuple):
         return [describe(item) for item in press]
     return press if isinstance(press, str | int | float | bool | None) else NotImplemented
@@ -116,7 +125,14 @@ class Run:
         stack = []
         for index, layer in enumerate(self.cache.layers):
             heads = getattr(layer, name)[0]
-            stack.append(torch.stack([rows[torch.tensor(self.positions(index, head)).argsort()] for head, rows in enumerate(heads)]))
+            stack.append(
+                torch.stack(
+                    [
+                        rows[torch.tensor(self.positions(index, head)).argsort()]
+                        for head, rows in enumerate(heads)
+                    ]
+                )
+            )
         return torch.stack(stack).numpy()
 
 
@@ -141,10 +157,14 @@ def attention_layers(model: PreTrainedModel) -> list[Any]:
 
 
 @torch.no_grad()
-def run(model: PreTrainedModel, press: BasePress, ids: Tensor, changes_keys: bool = False, seed: int | None = None) -> Run:
+def run(
+    model: PreTrainedModel, press: BasePress, ids: Tensor, changes_keys: bool = False, seed: int | None = None
+) -> Run:
     """Prefill `ids` under `press`."""
     layers = attention_layers(model)
-    cache = DynamicCache()  # without a configuration, so that no layer drops entries beyond its window by itself
+    cache = (
+        DynamicCache()
+    )  # without a configuration, so that no layer drops entries beyond its window by itself
     keys: list[Tensor] = []
     values: list[Tensor] = []
 
@@ -181,7 +201,10 @@ def window_ties(press: BasePress, length: int) -> bool:
         inner = inner.presses[0] if isinstance(inner, ComposedPress) else getattr(inner, "press", None)
         if inner is None:
             return False
-    return not isinstance(press, ChunkKVPress) and max(1, int(length * (1 - inner.compression_ratio))) < inner.window_size
+    return (
+        not isinstance(press, ChunkKVPress)
+        and max(1, int(length * (1 - inner.compression_ratio))) < inner.window_size
+    )
 
 
 class TieWatch:
@@ -204,20 +227,31 @@ class TieWatch:
         return scores
 
 
-def record_case(goldens: Goldens, case: Case, recipe: Recipe, model: PreTrainedModel, shaken_model: PreTrainedModel, ids: Tensor) -> None:
+def record_case(
+    goldens: Goldens,
+    case: Case,
+    recipe: Recipe,
+    model: PreTrainedModel,
+    shaken_model: PreTrainedModel,
+    ids: Tensor,
+) -> None:
     """Run one case on the model and on its shaken copy, and put down what is kept, or why it fails."""
     press = recipe.make(case.ratio)
     describe_once(goldens, case.label, recipe, press)
     try:
         watch = TieWatch(press)
         result = run(model, press, recipe.context(ids), recipe.changes_keys, recipe.seed)
-        again = run(shaken_model, recipe.make(case.ratio), recipe.context(ids), recipe.changes_keys, recipe.seed)
+        again = run(
+            shaken_model, recipe.make(case.ratio), recipe.context(ids), recipe.changes_keys, recipe.seed
+        )
         masks = [(case, result.kept(), again.kept())]
         if recipe.zeroes_channels:
             masks.append((case._replace(label=f"{case.label} channels"), result.channels(), again.channels()))
         if recipe.stores(case):
             scores = recipe.array == "scores"
-            array = torch.stack(list(press.recorded_scores)).numpy() if scores else result.stored(recipe.array)
+            array = (
+                torch.stack(list(press.recorded_scores)).numpy() if scores else result.stored(recipe.array)
+            )
             goldens.arrays[" ".join(map(str, (recipe.array, *case)))] = array
     except Exception as error:  # a failure of kvpress is a finding, to be recorded like any other
         note_failure(goldens, case, error)
@@ -244,14 +278,23 @@ def describe_once(goldens: Goldens, label: str, recipe: Recipe, press: BasePress
 def note_failure(goldens: Goldens, case: Case, error: Exception) -> None:
     """Put down that kvpress cannot run the case."""
     text = str(error).splitlines()[0] if str(error) else ""
-    failure = {"label": case.label, "family": case.family, "length": case.length, "error": f"{type(error).__name__}: {text}"}
+    failure = {
+        "label": case.label,
+        "family": case.family,
+        "length": case.length,
+        "error": f"{type(error).__name__}: {text}",
+    }
     if failure not in goldens.metadata["failures"]:
         goldens.metadata["failures"].append(failure)
         print(*failure.values(), sep=" | ")
 
 
 def record_recipes(
-    goldens: Goldens, recipes: dict[str, Recipe], family: str, load: Callable[[str], PreTrainedModel], contexts: Sequence[Tensor]
+    goldens: Goldens,
+    recipes: dict[str, Recipe],
+    family: str,
+    load: Callable[[str], PreTrainedModel],
+    contexts: Sequence[Tensor],
 ) -> None:
     """Run all recipes at their ratios on one model, given a function that loads it with an attention implementation."""
     for attention in ("sdpa", "eager"):
@@ -260,7 +303,9 @@ def record_recipes(
             for label, recipe in recipes.items():
                 if recipe.eager == (attention == "eager"):
                     for ratio in recipe.ratios:
-                        record_case(goldens, Case(label, family, ids.shape[1], ratio), recipe, model, copy, ids)
+                        record_case(
+                            goldens, Case(label, family, ids.shape[1], ratio), recipe, model, copy, ids
+                        )
 
 
 def new_goldens() -> Goldens:

@@ -1,6 +1,7 @@
 """Made-up learned weights and texts, in the formats in which the real ones are published, equal in every environment.
 
-Presses that need trained weights are compared on these; a recording names the function and the arguments are the model's shapes.
+Presses that need trained weights are compared on these; a recording names the function and the arguments are
+the model's shapes.
 """
 
 import json
@@ -28,7 +29,9 @@ def query_statistics(layers: int, heads: int, head_dim: int) -> tuple[Tensor, Te
     """Mean (layers, query heads, d) and covariance (layers, query heads, d, d) of queries, for ExpectedAttentionStats."""
     mean = frozen_normal("query_mean", (layers, heads, head_dim))
     along = frozen_normal("query_cov", (layers, heads, head_dim))
-    covariance = along.unsqueeze(-1) * along.unsqueeze(-2)  # products only, so that no sum depends on the machine
+    covariance = along.unsqueeze(-1) * along.unsqueeze(
+        -2
+    )  # products only, so that no sum depends on the machine
     covariance.diagonal(dim1=-2, dim2=-1).add_(0.5)
     return mean, covariance
 
@@ -36,7 +39,9 @@ def query_statistics(layers: int, heads: int, head_dim: int) -> tuple[Tensor, Te
 def budget_curve(layers: int, kv_heads: int) -> NDArray[numpy.float32]:
     """Prune rates (99, layers, heads) of LU-KV: row i is for the ratio (i + 1) / 100, and heads differ by up to 0.3 around it."""
     ratios = numpy.arange(1, 100, dtype=numpy.float32)[:, None, None] / numpy.float32(100)
-    offsets = (frozen_uniform("budget_curve", (1, layers, kv_heads)).numpy() - numpy.float32(0.5)) * numpy.float32(0.6)
+    offsets = (
+        frozen_uniform("budget_curve", (1, layers, kv_heads)).numpy() - numpy.float32(0.5)
+    ) * numpy.float32(0.6)
     return numpy.clip(ratios + offsets, numpy.float32(0), numpy.float32(0.99))
 
 
@@ -49,10 +54,16 @@ def kvzap_state(kind: str, layers: int, hidden: int, kv_heads: int) -> dict[str,
     """State of a KVzap model, `kind` "linear" or "mlp" (`KVZAP_HIDDEN` wide), by the published parameter names."""
     state = {}
     for layer in range(layers):
-        sizes = {"": (kv_heads, hidden)} if kind == "linear" else {"0.": (KVZAP_HIDDEN, hidden), "2.": (kv_heads, KVZAP_HIDDEN)}
+        sizes = (
+            {"": (kv_heads, hidden)}
+            if kind == "linear"
+            else {"0.": (KVZAP_HIDDEN, hidden), "2.": (kv_heads, KVZAP_HIDDEN)}
+        )
         for part, (rows, columns) in sizes.items():
             name = f"layers.{layer}.{part}"
-            state[f"{name}weight"] = frozen_normal(f"kvzap {kind} {name}weight", (rows, columns)) / columns**0.5
+            state[f"{name}weight"] = (
+                frozen_normal(f"kvzap {kind} {name}weight", (rows, columns)) / columns**0.5
+            )
             state[f"{name}bias"] = frozen_normal(f"kvzap {kind} {name}bias", (rows,)) * 0.1
     return state
 
@@ -71,7 +82,9 @@ def gate_states(layers: int, hidden: int, kv_heads: int, group: int) -> list[dic
         state = {name: frozen_normal(f"gate {layer} {name}", shape) for name, shape in shapes.items()}
         for side in "qk":
             state[f"{side}_proj.weight"] *= hidden**-0.5
-            state[f"{side}_norm.weight"] = ones(GATE_DIMENSION) + 0.1 * frozen_normal(f"gate {layer} {side}", (GATE_DIMENSION,))
+            state[f"{side}_norm.weight"] = ones(GATE_DIMENSION) + 0.1 * frozen_normal(
+                f"gate {layer} {side}", (GATE_DIMENSION,)
+            )
         states.append(state)
     return states
 
@@ -88,10 +101,18 @@ def save_restorekv(folder: Path, layers: int, hidden: int) -> None:
         name = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
         tensors[f"{name}.lora_A.weight"] = frozen_normal(f"{name} A", (ADAPTER_RANK, hidden)) / hidden**0.5
         tensors[f"{name}.lora_B.weight"] = frozen_normal(f"{name} B", (hidden, ADAPTER_RANK)) * 0.3
-    config = {"peft_type": "LORA", "r": ADAPTER_RANK, "lora_alpha": 2 * ADAPTER_RANK, "target_modules": ["o_proj"], "bias": "none"}
+    config = {
+        "peft_type": "LORA",
+        "r": ADAPTER_RANK,
+        "lora_alpha": 2 * ADAPTER_RANK,
+        "target_modules": ["o_proj"],
+        "bias": "none",
+    }
     save_file({"restore_embeddings": restore_embeddings(hidden)}, folder / "restore_embeddings.safetensors")
     save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM", "inference_mode": True}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "task_type": "CAUSAL_LM", "inference_mode": True})
+    )
 
 
 def calibration_texts(count: int = 50, length: int = 300) -> list[str]:
