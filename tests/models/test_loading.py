@@ -173,7 +173,6 @@ def test_window_is_the_trained_length_times_the_factor():
         **{key: value for key, value in TINY.items() if key != "head_dim"},
         pad_token_id=0,
         max_position_embeddings=131072,
-        # fmt: skip
         original_max_position_embeddings=4096,
         rope_parameters={**long, "factor": 32.0},
     )

@@ -1,0 +1,66 @@
+"""How contexts are read and answers are decoded, whatever is asked: the options of a pipeline.
+
+Importing this module needs no torch. Every field is an option of a run as well (see
+`longpress.evaluation.options`), so it is declared here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+OFFLOAD = ("auto", "always", "never")
+"""The choices of `offload`."""
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of options: its default, and the sentence that `--help` prints beside it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """How a pipeline reads contexts and decodes answers.
+
+    Raises:
+        ValueError: an option has a value that is not allowed; says which are.
+    """
+
+    prefill_chunk: int | None = option(
+        None,
+        "tokens that the shared prefill reads at a time (exact; bounds activation memory); null: all at once",
+    )
+    compress_every: int | None = option(
+        None,
+        "compress after every so many tokens while the context is read, so that the peak of the cache shrinks; "
+        "each variant then reads the context by itself; null: compress once the context is read",
+    )
+    max_batch_gb: float = option(2.0, "bound on the memory of one decode batch, GiB")
+    max_context_gb: float = option(
+        2.5,
+        "bound on the caches of the contexts whose answers are decoded together, GiB; one context may exceed it",
+    )
+    offload: str = option(
+        "auto",
+        "caches lie in host memory: auto: where a context does not fit the GPU (slow, exact); always; never",
+    )
+    fidelity: bool = option(
+        False, "measure how far each press moves the model along known answers, too (fidelity.csv)"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what is not allowed."""
+        for name in ("prefill_chunk", "compress_every"):
+            size = getattr(self, name)
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+                raise ValueError(f"{name}={size!r} must be a positive number of tokens, or null")
+        for name in ("max_batch_gb", "max_context_gb"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
+                raise ValueError(f"{name}={size!r} must be a positive number of GiB")
+        if self.offload not in OFFLOAD:
+            raise ValueError(
+                f"offload={self.offload!r} must be 'auto' (caches lie in host memory where a context does not "
+                "fit the GPU), 'always' or 'never'"
+            )
