@@ -8,12 +8,12 @@ PEER := .venv-kvpress
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo bench bench-gpu test test-slow test-latex test-browser test-cluster check format
+.PHONY: help setup demo bench bench-gpu test test-slow test-latex test-browser test-cluster check format docs wheel
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-setup: $(VENV)/.installed ## create .venv and install everything that demo and test need
+setup: $(VENV)/.installed ## create .venv and install everything that demo, test and docs need
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "longpress needs Python 3.11 or newer")'
@@ -24,14 +24,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup ## a sweep on the embedded model: five presses, three ratios, RULER needles at 1k tokens
-	$(BIN)/python evaluate.py experiment=demo
+	$(BIN)/longpress run experiment=demo
 
 bench: setup $(PEER)/.installed ## measure longpress beside kvpress and the machine's limit: half an hour, writes results/speed/
-	$(BIN)/python -m bench --peer $(PEER)/bin/python
+	$(BIN)/longpress bench --peer $(PEER)/bin/python
 
 bench-gpu: setup $(PEER)/.installed ## the same on a GPU of 80 GB: Llama 3.1 8B and 3.2 1B with random weights, 4k to 128k tokens
 	for shape in llama-3.1-8b llama-3.2-1b; do \
-	  $(BIN)/python -m bench --peer $(PEER)/bin/python --peer-presses 2 --model $$shape --device cuda --dtype bfloat16 --wide \
+	  $(BIN)/longpress bench --peer $(PEER)/bin/python --peer-presses 2 --model $$shape --device cuda --dtype bfloat16 --wide \
 	    --lengths 4096 32768 131072 --growth 0 --out results/speed-$$shape || exit 1; \
 	done
 
@@ -60,6 +60,13 @@ test-cluster: setup ## run sweeps on a one-node Slurm and a Ray that the tests s
 	command -v slurmctld && command -v munged || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[slurm,ray,joblib]'
 	$(BIN)/python -m pytest -m cluster
+
+docs: setup ## build the documentation into build/docs; a warning is an error
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+
+wheel: setup ## build dist/longpress-*.whl, which installs the command and the packages
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .

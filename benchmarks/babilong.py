@@ -1,7 +1,8 @@
 """BABILong: facts of the bAbI tasks hidden in book text; where things and people are, who gave what to whom.
 
 Source: Kuratov et al. 2024, arXiv 2406.10149; booydar/babilong at 7a6efee (Apache-2.0): prompts.py,
-metrics.py, run_model_on_babilong.py. Differs: the answer is scored twice, see `BabilongBenchmark.score`;
+metrics.py, run_model_on_babilong.py.
+Differs: the answer is scored twice, see `BabilongBenchmark.score`;
 supporting facts are found again in the text (qa1, qa4, qa5).
 
 Rows have the columns input, question, target: a local folder with `<length>/<task>.jsonl` (or .json,

@@ -1,7 +1,8 @@
 """HELMET: recall, retrieval-augmented answers and many-shot classification, at five lengths, from the suite's own data files.
 
 Source: Yen et al. 2024, arXiv 2410.02694; princeton-nlp/HELMET at 4526dfb (MIT): data.py, utils.py,
-model_utils.py, configs/*.yaml. Differs: of the seven categories these three; questions are drawn by
+model_utils.py, configs/*.yaml.
+Differs: of the seven categories these three; questions are drawn by
     `random.Random(seed)`, officially by the state that earlier data sets left behind; trec, banking77,
     clinic150 and nlu are read from local files instead of the hub's script data sets.
 

@@ -1,7 +1,8 @@
 """LongBench and LongBench-E: 21 tasks in English, Chinese and code: questions, summaries, few-shot examples, retrieval, completion.
 
 Source: Bai et al. 2023, arXiv 2308.14508; THUDM/LongBench at 2e00731 (MIT): LongBench/{pred,eval,metrics}.py,
-config/*.json. Differs: the answer prefix ("Answer:") opens the assistant's turn (`assistant_prefix=false`
+config/*.json.
+Differs: the answer prefix ("Answer:") opens the assistant's turn (`assistant_prefix=false`
     leaves it in the user's, as the suite does with chat models), and the code to complete of repobench-p is
     the only question that a cut may shorten.
 

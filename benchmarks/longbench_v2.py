@@ -1,7 +1,8 @@
 """LongBench v2: 503 hard questions with four choices about texts of 8 thousand to 2 million words.
 
 Source: Bai et al. 2024, arXiv 2412.15204; THUDM/LongBench at 2e00731 (MIT): prompts/0shot.txt, pred.py,
-result.py. Differs: greedy (the suite samples at temperature 0.1, so that its runs differ from each other);
+result.py.
+Differs: greedy (the suite samples at temperature 0.1, so that its runs differ from each other);
     failed answers count as wrong, where the suite leaves them out; without chain of thought, which takes two
     calls.
 

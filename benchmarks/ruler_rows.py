@@ -1,7 +1,8 @@
 """RULER rows that were made elsewhere: the official `validation.jsonl`, old and new, and the prepared set on the hub.
 
 Source: row keys of NVIDIA/RULER scripts/data/synthetic/*.py at c3f5e3b; columns of the hub set
-simonjegou/ruler. Differs: the hub set leaves the space between question and answer prefix at the end of the
+simonjegou/ruler.
+Differs: the hub set leaves the space between question and answer prefix at the end of the
 question; it is moved back to the prefix.
 """
 

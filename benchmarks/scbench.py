@@ -1,7 +1,8 @@
 """SCBench: twelve tasks that ask several things about one long context, turn after turn or as independent requests.
 
 Source: Li et al. 2024, arXiv 2412.10319; microsoft/MInference scbench/ at fb56c91 (MIT): eval_utils.py,
-run_scbench.py, compute_scores.py. Differs: earlier turns with their golden answers stand as text before the
+run_scbench.py, compute_scores.py.
+Differs: earlier turns with their golden answers stand as text before the
     question, in one user message, where the original renders them as messages of a chat; the cut also leaves
     room for the longest history; see scbench_metrics.py for the scores.
 

@@ -12,9 +12,10 @@ from transformers import DynamicCache
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.observation import attention_modules, cache_keyword, decoder_of, observing, window_of
+from kvcache.hooks.prefill import observing
+from kvcache.modules import attention_modules, cache_keyword, decoder_of, window_of
 from kvcache.projections import head_size, kv_heads
-from kvcache.storage import Kept, Storage
+from kvcache.storage import KVView
 
 # fmt: off
 TESTED = frozenset((
@@ -144,14 +145,8 @@ def _with_our_cache(model: nn.Module, ids: Tensor) -> Tensor:
             decoder(input_ids=ids[:, :PREFIX], use_cache=True, **{keyword: full})
         layers = []
         for stored, module in zip(full.layers, attention_modules(model), strict=True):
-            window = window_of(module)
-            held = stored.keys.shape[2]  # type: ignore[union-attr]
-            positions = (
-                None if window is None else torch.arange(PREFIX - held, PREFIX, device=ids.device)[None]
-            )
-            layers.append(
-                CompressedLayer([Kept(Storage(stored.keys[0], stored.values[0], positions, window))], PREFIX)
-            )  # type: ignore[index]
+            kept = KVView.of_full_layer(stored.keys[0], stored.values[0], PREFIX, window_of(module))  # type: ignore[index]
+            layers.append(CompressedLayer([kept], PREFIX))
         at = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
         output = decoder(
             input_ids=ids[:, PREFIX:], position_ids=at, use_cache=True, **{keyword: CompressedCache(layers)}

@@ -16,11 +16,12 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from kvcache.cache import Block, CompressedLayer
-from kvcache.decode_hooks import follow
+from kvcache.hooks.decode_hooks import ForwardPass, run_decode_hooks
 from kvcache.logits import cap_of, capped, sinks_of, softmax
 from kvcache.matmul import fast, product
-from kvcache.observation import Witness, attention_modules, block_size, decoder_of, rotary_factors, window_of
-from kvcache.storage import Storage
+from kvcache.modules import attention_modules, decoder_of, window_of
+from kvcache.observation import AttentionInputs, AttentionProbe, block_size
+from kvcache.storage import KVStorage
 
 NAME = "longpress"
 """Name of the registered attention implementation."""
@@ -47,7 +48,7 @@ def attention_forward(
     *,
     scaling: float,
     ragged: CompressedLayer | None = None,
-    witness: Witness | None = None,
+    attention_probe: AttentionProbe | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: query (R, H * G, n, d), key and value (R, H, *, d) to ((R, n, H * G, d), None).
@@ -60,12 +61,12 @@ def attention_forward(
         attention_mask: always None: with this implementation transformers builds no mask.
         scaling: factor on the logits.
         ragged: the cache layer to read instead of key and value.
-        witness: to be told what the function was called with.
+        attention_probe: to be told what the function was called with.
         kwargs: what models pass on; see `_check`.
     """
     _check(module, kwargs)
-    if witness is not None:
-        witness.queries, witness.scaling = query[:, :, -2:].detach().clone(), scaling
+    if attention_probe is not None:
+        attention_probe.queries, attention_probe.scaling = query[:, :, -2:].detach().clone(), scaling
     cap, sinks = cap_of(module), sinks_of(module)
     if ragged is not None:
         return _ragged(query, ragged, scaling, cap, sinks).transpose(1, 2).contiguous(), None
@@ -115,13 +116,13 @@ def attending(model: nn.Module) -> Iterator[None]:
         if index < len(layers) and isinstance(layers[index], CompressedLayer):
             layers[index].armed = True
             return args, kwargs | {"ragged": layers[index]}
-        return args, kwargs | {"witness": Witness()}
+        return args, kwargs | {"attention_probe": AttentionProbe()}
 
     def act(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         layer = kwargs.get("ragged")
-        if layer is not None and any(layer.followers):
-            hidden = args[0] if args else kwargs["hidden_states"]
-            follow(layer, decoder, module, hidden, *rotary_factors(module, args, kwargs))
+        if layer is not None and any(layer.decode_hooks):
+            inputs = AttentionInputs.of_call(module, args, kwargs)
+            run_decode_hooks(layer, ForwardPass(decoder, module, inputs))
 
     decoder = decoder_of(model)
     hooks = [module.register_forward_pre_hook(offer, with_kwargs=True) for module in modules]
@@ -346,7 +347,7 @@ def _many_tokens(
 
 def _shared(
     query: Tensor,
-    storage: Storage,
+    storage: KVStorage,
     keys: Tensor,
     values: Tensor,
     bias: Tensor | None,
@@ -370,6 +371,9 @@ def _shared(
         (H, G, m, d) and, in float32, (H, G, m).
     """
     heads, group, many, _ = query.shape
+    if keys.shape[1] == 0:  # a layer of which nothing is kept: fused attention would end the process
+        nothing = query.new_zeros(heads, group, many, values.shape[-1])
+        return nothing, torch.full(nothing.shape[:3], float("-inf"), device=query.device)
     if storage.channels is not None:
         query = query.gather(-1, storage.channels[:, None, None].expand(-1, group, many, -1))
     if bias is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from kvcache.storage import Kept, Storage
+from kvcache.storage import KVStorage, KVView
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,12 @@ class Block:
     """
 
     start: int
-    rows: list[Kept]
+    rows: list[KVView]
     bias: Tensor | None
     has_empty_head: bool
 
     @property
-    def storage(self) -> Storage:
+    def storage(self) -> KVStorage:
         """That all rows read."""
         return self.rows[0].storage
 
@@ -47,7 +47,7 @@ class Block:
         return self.start + len(self.rows)
 
     @classmethod
-    def of(cls, start: int, rows: list[Kept]) -> Self:
+    def of(cls, start: int, rows: list[KVView]) -> Self:
         """Rows of one storage."""
         if all(row.counts is None for row in rows):
             return cls(start, rows, None, False)
@@ -67,7 +67,7 @@ class Block:
         return replace(self, start=start, rows=[self.rows[row] for row in inside], bias=bias)
 
 
-def blocks_of(rows: Sequence[Kept]) -> list[Block]:
+def blocks_of(rows: Sequence[KVView]) -> list[Block]:
     """One block per run of neighbouring rows with the same storage."""
     runs = [list(run) for _, run in groupby(rows, key=lambda row: id(row.storage))]
     starts = accumulate((len(run) for run in runs), initial=0)
@@ -87,10 +87,10 @@ class CompressedLayer(CacheLayerMixin):
 
     def __init__(
         self,
-        rows: Sequence[Kept],
+        rows: Sequence[KVView],
         next_position: int | Sequence[int],
         capacity: int = 0,
-        followers: Sequence[Any] | None = None,
+        decode_hooks: Sequence[Any] | None = None,
     ) -> None:
         """Rows over stored entries.
 
@@ -98,12 +98,11 @@ class CompressedLayer(CacheLayerMixin):
             rows: what each row keeps of its context.
             next_position: at which the tokens after the context continue, one for all rows or one each.
             capacity: tokens of tail to reserve; the tail grows by itself beyond it.
-            followers: per row the `kvcache.decode_hooks.Follower` that acts while its answer is written, or
-                None.
+            decode_hooks: per row what acts while its answer is written (`kvcache.hooks.decode_hooks`), or None.
         """
-        self.followers: list[Any] = [None] * len(rows) if followers is None else list(followers)
-        self.notes = [row.notes for row in rows]
-        self.held: dict[int, list[Any]] | None = None
+        self.decode_hooks: list[Any] = [None] * len(rows) if decode_hooks is None else list(decode_hooks)
+        self.entry_metadata = [row.entry_metadata for row in rows]
+        self.held_passes: dict[int, list[Any]] | None = None
         self.blocks = blocks_of(rows)
         first = rows[0].storage
         self.device, self.dtype = first.device, first.read_dtype
@@ -184,7 +183,10 @@ class CompressedLayer(CacheLayerMixin):
                 blocks.append(block.moved(start, inside))
                 start += len(inside)
         self.blocks, self.start, self.lengths = blocks, self.start[index], self.lengths[index]
-        self.followers, self.notes = [self.followers[row] for row in rows], [self.notes[row] for row in rows]
+        self.decode_hooks, self.entry_metadata = (
+            [self.decode_hooks[row] for row in rows],
+            [self.entry_metadata[row] for row in rows],
+        )
         remaining = self.lengths.tolist()
         self.longest, self.even = max(remaining), len(set(remaining)) == 1
         self.tail_keys, self.tail_values = self.tail_keys[index], self.tail_values[index]
@@ -192,8 +194,8 @@ class CompressedLayer(CacheLayerMixin):
     def join(self, other: CompressedLayer) -> None:
         """Take over the rows of another layer, behind the own ones."""
         moved = [block.moved(block.start + self.rows) for block in other.blocks]
-        self.blocks, self.followers = [*self.blocks, *moved], [*self.followers, *other.followers]
-        self.notes = [*self.notes, *other.notes]
+        self.blocks, self.decode_hooks = [*self.blocks, *moved], [*self.decode_hooks, *other.decode_hooks]
+        self.entry_metadata = [*self.entry_metadata, *other.entry_metadata]
         for name in ("tail_keys", "tail_values"):
             mine, theirs = getattr(self, name), getattr(other, name)
             new = mine.new_zeros(
@@ -204,7 +206,7 @@ class CompressedLayer(CacheLayerMixin):
         self.start = torch.cat((self.start, other.start))
         self.set_lengths([*self.lengths.tolist(), *other.lengths.tolist()])
 
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[KVView]:
         """What each row keeps in storage, its tail apart."""
         return [row for block in self.blocks for row in block.rows]
 
@@ -225,14 +227,14 @@ class CompressedLayer(CacheLayerMixin):
         )
         return keys[None], values[None], valid, positions
 
-    def replace_row(self, row: int, kept: Kept) -> None:
+    def replace_row(self, row: int, kept: KVView) -> None:
         """Give a row entries of its own in the place of what it stored and of its tail; other rows see no difference."""
         at = next(at for at, block in enumerate(self.blocks) if row < block.stop)
         block = self.blocks[at]
         before, after = list(range(row - block.start)), list(range(row - block.start + 1, len(block.rows)))
         parts = [block.moved(block.start, before)] if before else []
         parts += [Block.of(row, [kept]), *([block.moved(row + 1, after)] if after else [])]
-        self.blocks[at : at + 1], self.notes[row] = parts, kept.notes
+        self.blocks[at : at + 1], self.entry_metadata[row] = parts, kept.entry_metadata
         lengths = self.lengths.tolist()
         self.start = self.start.clone()
         self.start[row] += lengths[row]

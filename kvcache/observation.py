@@ -1,28 +1,26 @@
-"""Watching a prefill: after each layer's attention, what a press may look at."""
+"""What a press may look at: one layer, in the moment after its attention read the context."""
 
 from __future__ import annotations
 
-import inspect
 import zlib
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kvcache.logits import cap_of, capped, sinks_of, softmax
 from kvcache.projections import head_size, keys_before_rope, kv_heads, queries_before_rope, query_heads
-from kvcache.rotary import Layout, Rotary, find_layout, read
+from kvcache.rotary import Layout, Rotary, find_layout, read, rotary_factors
 
 Result = TypeVar("Result")
 
 QUERY_BLOCK = 256
-"""Queries per step where attention of all queries is summed, so that nothing of size T x T exists,"""
+"""Queries per step where the attention of all queries is summed, so that nothing of size T x T exists."""
 
 LOGITS = 2**26
-"""fewer where they meet so many keys that there would be more logits than this at once."""
+"""Most attention logits held at once in such a step: where they meet many keys, it has fewer queries."""
 
 
 class Scorer(Protocol):
@@ -36,7 +34,7 @@ class Scorer(Protocol):
 
 
 @dataclass
-class Witness:
+class AttentionProbe:
     """What the attention function was called with, where it is ours: the truth that recomputed queries are compared with.
 
     Attributes:
@@ -46,6 +44,36 @@ class Witness:
 
     queries: Tensor | None = None
     scaling: float = 0.0
+
+
+class AttentionInputs(NamedTuple):
+    """What an attention module was called with.
+
+    Attributes:
+        hidden: (B, n, D) hidden states of n tokens, after the layer's input norm.
+        cos: (B or 1, n, *) rotary factors of their positions.
+        sin: like cos.
+    """
+
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of_call(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
+        """From the arguments that a forward hook is given.
+
+        Raises:
+            ValueError: the module gets no rotary factors.
+        """
+        return cls(args[0] if args else kwargs["hidden_states"], *rotary_factors(module, args, kwargs))
+
+    @classmethod
+    def joined(cls, parts: Sequence[AttentionInputs]) -> Self:
+        """Those of several calls, one behind the other."""
+        if len(parts) == 1:
+            return cls(*parts[0])
+        return cls(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -66,7 +94,7 @@ class LayerObservation:
         fingerprints: per batch row, 32-bit content hash of the context's token ids, for seeded randomness.
         token_ids: (B, T) of the context; None where the model was given embeddings.
         question: number of tokens at the end of the context that are a question, where one is read with it.
-        witness: what the attention function was called with, where that is known.
+        attention_probe: what the attention function was called with, where that is known.
         whole: the observation of which this one is a part.
     """
 
@@ -81,9 +109,32 @@ class LayerObservation:
     fingerprints: tuple[int, ...]
     token_ids: Tensor | None = None
     question: int = 0
-    witness: Witness | None = field(default=None, repr=False, compare=False)
+    attention_probe: AttentionProbe | None = field(default=None, repr=False, compare=False)
     whole: LayerObservation | None = field(default=None, repr=False, compare=False)
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def build(
+        cls,
+        module: nn.Module,
+        inputs: AttentionInputs,
+        keys: Tensor,
+        values: Tensor,
+        rope: Callable[[Tensor], tuple[Tensor, Tensor]],
+        **known: Any,
+    ) -> Self:
+        """The observation of a layer: the only place where one is made, be it in a prefill or while decoding.
+
+        Args:
+            module: the attention module.
+            inputs: what it was called with, of all tokens that are looked at.
+            keys: (B, H, T, d) as cached.
+            values: (B, H, T, d) as cached.
+            rope: the layer's rotary embedding, see the attribute.
+            known: other attributes, as far as they are known; `fingerprints` must be.
+        """
+        index: Any = module.layer_idx
+        return cls(index, module, inputs.hidden, keys, values, inputs.cos, inputs.sin, rope, **known)
 
     @property
     def tokens(self) -> int:
@@ -111,8 +162,8 @@ class LayerObservation:
     @property
     def scale(self) -> float:
         """Factor on the attention logits, 1/sqrt(d) in most models."""
-        if self.witness is not None and self.witness.queries is not None:
-            return self.witness.scaling
+        if self.attention_probe is not None and self.attention_probe.queries is not None:
+            return self.attention_probe.scaling
         return float(getattr(self.module, "scaling", head_size(self.module) ** -0.5))
 
     def once(self, name: Hashable, compute: Callable[[], Result]) -> Result:
@@ -231,7 +282,7 @@ class LayerObservation:
             last = self.hidden[:, -n:]
             cos, sin = self.cos[:, -n:], self.sin[:, -n:]
             found = find_layout(keys_before_rope(self.module, last), self.keys[:, :, -n:], cos, sin)
-            true = self.witness.queries if self.witness is not None else None
+            true = self.attention_probe.queries if self.attention_probe is not None else None
             if found is not None and true is not None and true.shape[2] >= n:
                 again = Rotary(self.rope, found).turn(
                     queries_before_rope(self.module, last), *read(found, cos, sin)
@@ -255,197 +306,3 @@ def _close(found: Tensor, wanted: Tensor) -> bool:
 def block_size(rows: int, length: int, most: int = QUERY_BLOCK) -> int:
     """Queries per step, where each of `rows` heads meets `length` keys: at most `most`, and at most `LOGITS` logits in all."""
     return max(1, min(most, LOGITS // (rows * max(1, length))))
-
-
-def decoder_of(model: nn.Module) -> nn.Module:
-    """The stack of decoder layers inside `model` (the text model of a multimodal one)."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    if not hasattr(decoder, "layers"):
-        raise ValueError(
-            f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama or Qwen have one"
-        )
-    return decoder
-
-
-def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """The self-attention module of every decoder layer, in order."""
-    modules = [layer.self_attn for layer in decoder_of(model).layers if hasattr(layer, "self_attn")]  # type: ignore[union-attr]
-    if not modules:
-        raise ValueError(
-            f"{type(model).__name__} has no layer with `self_attn`, where longpress looks for a KV cache; use a model as Llama or Qwen"
-        )
-    return modules
-
-
-def cache_keyword(module: nn.Module) -> str:
-    """Name of the argument that carries the cache: `past_key_values`, since transformers 5.24 `cache`."""
-    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
-
-
-def window_of(module: nn.Module) -> int | None:
-    """Tokens that a sliding-window attention sees, None for full attention."""
-    if kind_of(module) not in (None, "sliding_attention"):  # EXAONE 4 names the window in all of its modules
-        return None
-    if hasattr(module, "sliding_window"):
-        return module.sliding_window  # type: ignore[return-value]
-    config: Any = module.config
-    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-
-
-def kind_of(module: nn.Module) -> str | None:
-    """The kind of an attention where a model has several: as "full_attention" or "sliding_attention"; else None."""
-    config: Any = module.config
-    kinds = getattr(config, "layer_types", None)
-    return kinds[module.layer_idx] if kinds else None
-
-
-def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
-    """Whether this layer is not compressed: a sliding-window layer already forgets, so presses leave it as it is.
-
-    A model in which every layer has a window that covers the whole context behaves as one with full attention
-    and is compressed as such.
-
-    Raises:
-        ValueError: every layer has a window shorter than the context, so nothing could be compressed.
-    """
-    window = window_of(module)
-    if window is None:
-        return False
-    windows = [window_of(other) for other in attention_modules(model)]
-    if None in windows:
-        return True
-    if window < tokens:
-        raise ValueError(
-            f"every layer of {type(model).__name__} attends within a sliding window of {window} tokens, fewer than the context's {tokens}: "
-            "there is nothing left for a press to compress; use contexts within the window or a model with full-attention layers"
-        )
-    return False
-
-
-@contextmanager
-def observing(
-    model: nn.Module,
-    on_layer: Callable[[LayerObservation, Any], None],
-    on_end: Callable[[Any], None] | None = None,
-) -> Iterator[None]:
-    """Inside, every prefill (a forward pass on an empty cache) is watched; decoding steps call nothing.
-
-    `on_layer(observation, cache)` is called after each compressible layer's attention, `on_end(cache)` after
-    the pass. Hidden states are kept for one layer at a time.
-
-    Raises:
-        ValueError: a batch with padding (contexts of different lengths cannot share a prefill).
-    """
-    decoder = decoder_of(model)
-    modules = attention_modules(model)
-    prefill: dict[str, Any] = {}
-    parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-
-    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        prefill.clear()
-        parts.clear()
-        cache = _cache(kwargs)
-        past = 0 if cache is None else cache.get_seq_length()
-        inputs = args[0] if args else kwargs.get("input_ids")
-        inputs = kwargs["inputs_embeds"] if inputs is None else inputs
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
-            raise ValueError(
-                "padded batches cannot be compressed together: give one context at a time, or contexts of equal length without padding"
-            )
-        if past == 0:
-            rows = inputs.detach().cpu().float().numpy()
-            fingerprints = tuple(zlib.crc32(row.tobytes()) for row in rows)
-            prefill.update(
-                tokens=inputs.shape[1], ids=inputs if inputs.dim() == 2 else None, fingerprints=fingerprints
-            )
-
-    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        cache = _cache(kwargs)
-        if not prefill or cache is None:
-            return
-        prefill["cache"] = cache
-        if is_left_whole(model, module, prefill["tokens"]):
-            return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        cos, sin = rotary_factors(module, args, kwargs)
-        index: int = module.layer_idx  # type: ignore[assignment]
-        seen = parts.setdefault(index, [])
-        seen.append((hidden, cos, sin))
-        if sum(part[0].shape[1] for part in seen) < prefill["tokens"]:
-            return
-        hidden, cos, sin = (
-            tensors[0] if len(seen) == 1 else torch.cat(tensors, 1)
-            for tensors in zip(*parts.pop(index), strict=True)
-        )
-        stored, rope = cache.layers[index], rope_of(decoder, module, hidden)
-        known = prefill["fingerprints"], prefill["ids"]
-        with torch.no_grad():
-            witness = kwargs.get("witness")
-            if witness is not None and witness.queries is None:
-                raise ValueError(
-                    f"{type(module).__name__} does not call the attention function that longpress registers; it is not supported"
-                )
-            on_layer(
-                LayerObservation(
-                    index, module, hidden, stored.keys, stored.values, cos, sin, rope, *known, witness=witness
-                ),
-                cache,
-            )
-
-    def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if "cache" in prefill and on_end is not None:
-            with torch.no_grad():
-                on_end(prefill["cache"])
-        prefill.clear()
-        parts.clear()
-
-    with ExitStack() as stack:
-        hooks = [
-            decoder.register_forward_pre_hook(begin, with_kwargs=True),
-            decoder.register_forward_hook(end, with_kwargs=True),
-        ]
-        hooks += [module.register_forward_hook(watch, with_kwargs=True) for module in modules]
-        for hook in hooks:
-            stack.callback(hook.remove)
-        yield
-
-
-def _cache(kwargs: dict[str, Any]) -> Any:
-    cache = kwargs.get("cache")
-    return kwargs.get("past_key_values") if cache is None else cache
-
-
-def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """(cos, sin) that an attention module was called with.
-
-    Raises:
-        ValueError: it was not called with such a pair.
-    """
-    found = (
-        kwargs["position_embeddings"]
-        if "position_embeddings" in kwargs
-        else args[1]
-        if len(args) > 1
-        else None
-    )
-    if not (isinstance(found, tuple) and len(found) == 2):
-        raise ValueError(
-            f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary embedding only"
-        )
-    return found
-
-
-def rope_of(decoder: nn.Module, module: nn.Module, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The model's own rotary embedding for any positions; Gemma3 and OLMo3 keep one per kind of layer."""
-    embedding: Any = decoder.rotary_emb
-    kind = kind_of(module)
-    per_kind = kind is not None and hasattr(embedding, f"{kind}_inv_freq")
-    sample = like[:1, :1].clone()  # a view would keep all hidden states alive
-
-    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-        at = positions[None].to(sample.device)  # layers may lie on other devices than the embedding
-        cos, sin = embedding(sample, at, kind) if per_kind else embedding(sample, at)
-        return cos.to(positions.device), sin.to(positions.device)
-
-    return rope

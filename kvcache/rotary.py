@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from kvcache.modules import kind_of
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,50 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -
         crossed = torch.cat((-turned[..., size // 2 :], turned[..., : size // 2]), dim=-1)
     turned = turned * cos + crossed * sin
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """(cos, sin) that an attention module was called with.
+
+    Raises:
+        ValueError: it was not called with such a pair.
+    """
+    found = (
+        kwargs["position_embeddings"]
+        if "position_embeddings" in kwargs
+        else args[1]
+        if len(args) > 1
+        else None
+    )
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise ValueError(
+            f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary embedding only"
+        )
+    return found
+
+
+def rope_of(
+    decoder: nn.Module, module: nn.Module, like: Tensor, start: int = 0
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The model's own rotary embedding, for any positions; Gemma3 and OLMo3 keep one per kind of layer.
+
+    Args:
+        decoder: the stack of layers, which owns the embedding.
+        module: the attention module of the layer.
+        like: (B, n, D) hidden states, for dtype and device.
+        start: position from which the given ones are counted.
+
+    Returns:
+        Positions (n,) to (cos, sin), each (1, n, *).
+    """
+    embedding: Any = decoder.rotary_emb
+    kind = kind_of(module)
+    per_kind = kind is not None and hasattr(embedding, f"{kind}_inv_freq")
+    sample = like[:1, :1].clone()  # a view would keep all hidden states alive
+
+    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
+        at = (positions + start)[None].to(sample.device)  # layers may lie on other devices than the embedding
+        cos, sin = embedding(sample, at, kind) if per_kind else embedding(sample, at)
+        return cos.to(positions.device), sin.to(positions.device)
+
+    return rope

@@ -16,7 +16,7 @@ HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
-class Storage:
+class KVStorage:
     """Context entries of one layer in memory, possibly read by several variants.
 
     Attributes:
@@ -101,7 +101,7 @@ class Storage:
             if part is not None
         )
 
-    def quantised(self, bits: int, counts: Tensor | None, movable: bool) -> Storage:
+    def quantised(self, bits: int, counts: Tensor | None, movable: bool) -> KVStorage:
         """The same entries in `bits` bits a number.
 
         Args:
@@ -125,7 +125,7 @@ class Storage:
         packed = pack(keys, bits, not movable, counts), pack(values, bits, False, counts)
         return replace(self, stored_keys=packed[0], stored_values=packed[1], bits=bits, reader=None)
 
-    def offloaded(self) -> Storage:
+    def offloaded(self) -> KVStorage:
         """The same entries in host memory, read on the device where they were; positions and channels stay there."""
         if self.reader is not None:
             return self
@@ -136,13 +136,13 @@ class Storage:
             reader=self.device,
         )
 
-    def at_hand(self) -> Storage:
+    def at_hand(self) -> KVStorage:
         """The same entries as the model reads them, to be read several times over."""
         return replace(
             self, stored_keys=self.keys, stored_values=self.values, bits=None, dtype=None, reader=None
         )
 
-    def moved(self, keys: Tensor, values: Tensor, at: Tensor, positions: Tensor | None) -> Storage:
+    def moved(self, keys: Tensor, values: Tensor, at: Tensor, positions: Tensor | None) -> KVStorage:
         """Entries at `at` (H, n) of those stored, movable ones, and of new ones (H, m, d) behind them, which are quantised now."""
 
         def chosen(stored: Tensor | Packed, new: Tensor) -> Tensor | Packed:
@@ -188,7 +188,7 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class KVView:
     """What one variant keeps in one layer: of every head the first `counts` entries of a storage, or those of a mask.
 
     Attributes:
@@ -196,14 +196,47 @@ class Kept:
         counts: (H,) kept entries per head; None: all of the storage, in every head.
         keep: (H, K) bool, the entries kept of a storage that variants share, `counts` in each head; None: the
             first.
-        notes: (H, K, m) what a follower is told of each stored entry, None for nothing; see
-            `BasePress.notes`.
+        entry_metadata: (H, K, m) what a decode hook is told of each stored entry, None for nothing; see
+            `BasePress.entry_metadata`.
     """
 
-    storage: Storage
+    storage: KVStorage
     counts: Tensor | None = None
     keep: Tensor | None = None
-    notes: Tensor | None = None
+    entry_metadata: Tensor | None = None
+
+    @classmethod
+    def of_entries(
+        cls,
+        keys: Tensor,
+        values: Tensor,
+        counts: Tensor,
+        positions: Tensor,
+        window: int | None,
+        entry_metadata: Tensor | None = None,
+    ) -> Self:
+        """Entries (H, K, d) stored for one variant alone, of which head h keeps the first `counts[h]`.
+
+        Args:
+            keys: (H, K, d); channels that are 0 throughout a head are not stored.
+            values: (H, K, d).
+            counts: (H,).
+            positions: (H, K) in the context, stored where the layer attends within a sliding window.
+            window: the layer's sliding window or None.
+            entry_metadata: see the attribute.
+        """
+        where = positions if window is not None else None
+        storage = KVStorage.without_zero_channels(keys, values, where, window)
+        everything = bool((counts == keys.shape[1]).all())
+        return cls(storage, None if everything else counts, entry_metadata=entry_metadata)
+
+    @classmethod
+    def of_full_layer(cls, keys: Tensor, values: Tensor, tokens: int, window: int | None) -> Self:
+        """All entries (H, T', d) of a layer, where they lie; one with a sliding window may hold the last T' < T only."""
+        positions = (
+            None if window is None else torch.arange(tokens - keys.shape[1], tokens, device=keys.device)[None]
+        )
+        return cls(KVStorage(keys, values, positions, window))
 
     def entries(self) -> list[int]:
         """Kept entries per head."""
@@ -221,8 +254,8 @@ class Kept:
             )
         return total
 
-    def quantised(self, bits: int, movable: bool) -> Kept:
-        """The same entries in `bits` bits a number; see `Storage.quantised`."""
+    def quantised(self, bits: int, movable: bool) -> KVView:
+        """The same entries in `bits` bits a number; see `KVStorage.quantised`."""
         return replace(self, storage=self.storage.quantised(bits, self.counts, movable))
 
     def exists(self) -> Tensor:
@@ -268,7 +301,7 @@ class Kept:
         return keys, values, padding, positions
 
 
-def offloaded(kept: Sequence[Kept]) -> list[Kept]:
+def offloaded(kept: Sequence[KVView]) -> list[KVView]:
     """The same with storages in host memory; those that several share are still shared."""
     storages = {id(one.storage): one.storage for one in kept}
     moved = {identity: storage.offloaded() for identity, storage in storages.items()}

@@ -1,7 +1,8 @@
 """AdaKV: let the heads of a layer compete for its budget.
 
 All scores of a layer are ranked together; each head is sure of its best `alpha_safeguard` share of the even
-budget. Source: Feng et al. 2024, arXiv 2407.11550.
+budget.
+Source: Feng et al. 2024, arXiv 2407.11550.
 Differs: head-wise budgets are real: entries leave memory instead of being masked.
 Cost: one sort over all entries of a layer.
 """
@@ -9,15 +10,18 @@ Cost: one sort over all entries of a layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvcache.selection import Selection, budget
+from kvcache.budget import Budget
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
+from presses.support.checks import check_share
 from presses.wrapper import ScoreWrapperPress
 
 
@@ -35,21 +39,21 @@ class AdaKVPress(ScoreWrapperPress):
     compression_ratio: float | None = None  # type: ignore[assignment]
     alpha_safeguard: float = 0.2
 
-    layer_by_layer: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1]."""
         super().__post_init__()
-        if not 0 <= self.alpha_safeguard <= 1:
-            raise ValueError(
-                f"alpha_safeguard={self.alpha_safeguard} must lie in [0, 1]: it is a share of the even budget"
-            )
+        check_share(of="the even budget", alpha_safeguard=self.alpha_safeguard)
 
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """The best entries over all heads of a layer, `H * budget(T, ratio)` of them."""
+    @property
+    def traits(self) -> Traits:
+        """The heads of a layer compete, whatever other layers hold."""
+        return replace(super().traits, selects_by_layer=True)
+
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
+        """The best entries over all heads of a layer, `H * budget.entries(T)` of them."""
         return [
-            self._select(scores, budget(scores.shape[-1], ratio))
-            for scores in self.press.scores_at(evidence, ratio)
+            self._select(scores, budget.entries(scores.shape[-1]))
+            for scores in self.press.scores_at(evidence, budget)
         ]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:

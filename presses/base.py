@@ -1,7 +1,7 @@
-"""What a press is: it observes each layer in the prefill, selects what stays for a ratio, and applies the selection to the cache.
+"""What a press is: it observes each layer in the prefill, selects what stays for a budget, and applies the selection to the cache.
 
 The three steps are apart because one prefill serves a whole sweep: hidden states of all layers would not fit,
-so looking happens in the hook; what was seen does not depend on the ratio, so one look serves every ratio;
+so looking happens in the hook; what was seen does not depend on the budget, so one look serves every budget;
 selecting with all layers at hand makes per-layer, per-head and global budgets the same kind of thing.
 """
 
@@ -12,101 +12,133 @@ from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from kvcache.compressing import Framing, Prefill, compressing
-from kvcache.decode_hooks import Follower
-from kvcache.devices import moved, together
+from kvcache.budget import Budget, check_ratio
+from kvcache.cache import CompressedLayer
+from kvcache.compress import FullLayer, Target, compress, removes
+from kvcache.hooks.decode_hooks import DecodeHook
+from kvcache.hooks.prefill import Prefill, PromptTokens
+from kvcache.hooks.with_press import compressing
+from kvcache.modules import attention_modules, window_of
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, Threshold, budget, gather
+from kvcache.selection import Selection, gather
+from kvcache.traits import Traits
 
 
 class BasePress(ABC):
-    """A compression method. Subclasses are frozen dataclasses whose fields are the paper's hyperparameters (and the CLI's options)."""
+    """A compression method.
+
+    Subclasses are frozen dataclasses, whose fields are the paper's hyperparameters and the command's options.
+
+    Raises:
+        TypeError: a subclass overrides `apply` or `decode_hook` without stating its `traits`.
+    """
 
     compression_ratio: float
-    """Fraction of entries removed, used by `with press(model)`; a sweep passes ratios of its own."""
+    """Fraction of entries removed, used by `with press(model)`; a sweep passes budgets of its own."""
 
-    lossless: ClassVar[bool] = False
-    """Whether the press keeps everything, so that a sweep runs it once, at ratio 0."""
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Refuse a class whose traits would be those of another: a sweep would treat it wrongly, without a word."""
+        super().__init_subclass__(**given)
+        for verb, trait in (("apply", "only_selects=False"), ("decode_hook", "acts_while_decoding=True")):
+            if verb in cls.__dict__ and "traits" not in cls.__dict__:
+                raise TypeError(f"{cls.__name__} overrides {verb}, so let it define traits too, with {trait}")
 
-    whole_context: ClassVar[bool] = False
-    """Whether the method itself passes over the whole cached context again, or moves its positions."""
-
-    @property
-    def needs_whole_context(self) -> bool:
-        """Whether this press or one inside it cannot compress a context chunk by chunk while it is being read."""
-        return self.whole_context or any(press.needs_whole_context for press in self._inside())
-
-    def has(self, attribute: str) -> bool:
-        """Whether an attribute is set on this press or on one inside it."""
-        return bool(getattr(self, attribute)) or any(press.has(attribute) for press in self._inside())
-
-    holds_hidden: ClassVar[bool] = False
-    """Whether what the press observes holds the hidden states of every layer until it selects."""
-
-    adds_entries: ClassVar[bool] = False
-    """Whether entries of the press's own join the cache: then a selection spans more than the context's."""
-
-    layer_by_layer: ClassVar[bool] = False
-    """Whether `select` needs of a layer only its scores (B, H, T) and no other layer, so that it may act while decoding too."""
+    def __post_init__(self) -> None:
+        """Refuse a ratio outside [0, 1)."""
+        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
 
     @property
-    def own_budget(self) -> bool:
-        """Whether a field of the press sets its budget: then every ratio above 0 means that budget, and a sweep runs the press once."""
-        return False
+    def traits(self) -> Traits:
+        """What kind of method the press is; stated wherever it differs from the defaults of `Traits`."""
+        return Traits()
 
-    @property
-    def claims_ratio(self) -> bool:
-        """Whether at ratio r no more than 1 - r of the full cache's bytes are left.
-
-        Else the ratio is of something else, as the press's docstring says, and only the measured
-        `kept_fraction` tells what is left.
-        """
-        return True
+    # -- observe, probe, select, apply ------------------------------------------------------------------------
 
     @abstractmethod
     def observe(self, layer: LayerObservation) -> Any:
-        """What the press wants to remember of a layer: ratio-free, small, no hidden states. Called once per layer and context."""
+        """What the press wants to remember of a layer: ratio-free, small, no hidden states.
+
+        Called once per layer and context.
+        """
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
-        """Look again with passes over the cached context, once for all ratios; by default nothing more is needed."""
+        """Look again with passes over the cached context, once for all budgets; by default nothing more is needed."""
         return evidence
 
     @abstractmethod
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """Which entries stay at `ratio`, one selection per observed layer, given the evidence of all of them."""
-
-    @property
-    def has_threshold(self) -> bool:
-        """Whether entries can be chosen by the score they reach instead of by a ratio."""
-        return False
-
-    def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
-        """Which entries reach the threshold, one selection per observed layer; only where `has_threshold`."""
-        raise ValueError(
-            f"press {self.name} has no threshold: what it keeps is not decided by one score per entry; give it a ratio"
-        )
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
+        """Which entries stay, one selection per observed layer, given the evidence of all of them."""
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-        """Kept keys and values (B, H, K, d) in the order of `selection.positions`, from full ones (B, H, T, d). New tensors."""
+        """Kept keys and values (B, H, K, d) in the order of `selection.positions`, from full ones (B, H, T, d).
+
+        Returns new tensors.
+        """
         return gather(keys, selection.positions), gather(values, selection.positions)
 
-    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
-        """A new object that acts on one layer of one row while its answer is written; None (the default): the row only grows.
+    # -- what the engine may ask ------------------------------------------------------------------------------
 
-        Called once per row and compressed layer; the prefill is shared all the same.
+    @property
+    def budget(self) -> Budget:
+        """The press's own: that of its ratio, or the one that another of its fields sets."""
+        return Budget.fixed() if self.traits.has_fixed_budget else Budget(ratio=self.compression_ratio)
+
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
+        """Fewest and most entries the press may keep of a context; a run stops if a measured count lies outside.
+
+        Where the budget gives no number (a threshold), anything from nothing to everything.
         """
+        if not budget.has_count:
+            return 0, layers * heads * tokens
+        exact = layers * heads * budget.entries(tokens)
+        return exact, exact
+
+    def next_position(self, selections: Sequence[Selection]) -> int:
+        """Position at which tokens after the context continue.
+
+        The context's length, unless keys are given new positions.
+        """
+        return selections[0].keep.shape[-1]
+
+    def evidence_bytes(self, heads: int, hidden: int) -> int:
+        """Most bytes that the press remembers of one token in one layer until it selects.
+
+        By default three tensors of float32 scores.
+
+        Args:
+            heads: H.
+            hidden: D, for presses that hold hidden states.
+        """
+        return 12 * heads + (4 * hidden if self.traits.keeps_hidden_states else 0)
+
+    # -- while decoding ---------------------------------------------------------------------------------------
+
+    def acts_while_decoding(self, budget: Budget) -> bool:
+        """Whether the press has a decode hook at that budget: not where everything is to be kept."""
+        return self.traits.acts_while_decoding and not budget.keeps_everything
+
+    def decode_hook(self, budget: Budget) -> DecodeHook:
+        """A new object that acts on one layer of one row while its answer is written.
+
+        Called once per row and compressed layer, if the press acts while decoding; the prefill is shared all
+        the same.
+        """
+        raise NotImplementedError(f"press {self.name} does not act while decoding")
+
+    def entry_metadata(self, evidence: Any) -> Tensor | None:
+        """(B, H, T, m) what the decode hook is to know of each entry, from what was observed in the layer; None: nothing."""
         return None
 
-    def notes(self, seen: Any) -> Tensor | None:
-        """What the follower is to know of each entry, (B, H, T, m), from what was observed in the layer; by default nothing."""
-        return None
+    # -- learned presses --------------------------------------------------------------------------------------
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
-        """Write into `folder` what the press then loads with `weights=folder`, learned from texts; for methods with a published recipe.
+        """Write into `folder` what the press then loads with `weights=folder`, learned from texts.
+
+        For methods with a published recipe.
 
         Args:
             model: whose weights they will be.
@@ -120,23 +152,14 @@ class BasePress(ABC):
             f"press {self.name} has no recipe: it learns nothing, or its authors publish only the result"
         )
 
-    @property
-    def gathers(self) -> bool:
-        """Whether `apply` only picks entries, so that variants may share memory."""
-        return type(self).apply is BasePress.apply
-
-    def next_position(self, selections: Sequence[Selection]) -> int:
-        """Position at which tokens after the context continue: the context's length, unless keys are given new positions."""
-        return selections[0].keep.shape[-1]
-
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
-        """Fewest and most entries the press may keep of a context; a run stops if a measured budget lies outside."""
-        exact = layers * heads * budget(tokens, ratio)
-        return exact, exact
+    # -- identity ---------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """Name of the press in the catalogue: that of its file (without `_press`, which names of standard modules carry)."""
+        """Name of the press in the catalogue: that of its file.
+
+        Without `_press`, which is added to names of standard modules.
+        """
         return type(self).__module__.rsplit(".", 1)[-1].removesuffix("_press")
 
     def parameters(self) -> dict[str, Any]:
@@ -153,25 +176,23 @@ class BasePress(ABC):
             *(value.identity() if isinstance(value, BasePress) else value for _, value in self._options()),
         )
 
-    def _inside(self) -> list[BasePress]:
-        return [value for _, value in self._options() if isinstance(value, BasePress)]
-
     def _options(self) -> list[tuple[str, Any]]:
-        return [
-            (field.name, getattr(self, field.name))
-            for field in fields(self)
-            if field.name != "compression_ratio"
-        ]  # type: ignore[arg-type]
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        return [(name, getattr(self, name)) for name in names if name != "compression_ratio"]
 
-    def __call__(self, model: nn.Module, framing: Framing | None = None) -> AbstractContextManager[nn.Module]:
+    # -- by itself: `with press(model)` -----------------------------------------------------------------------
+
+    def __call__(
+        self, model: nn.Module, prompt_tokens: PromptTokens | None = None
+    ) -> AbstractContextManager[nn.Module]:
         """`with press(model): model(ids, past_key_values=cache)` compresses the cache of that prefill.
 
         Args:
             model: of transformers.
-            framing: the prompt around the context; only presses that let the model read on (`probe`) make use
-                of it.
+            prompt_tokens: the prompt around the context; only presses that let the model read on (`probe`)
+                make use of it.
         """
-        return compressing(model, self, framing)
+        return compressing(model, self, prompt_tokens)
 
     def forward_hook(self, layer: LayerObservation, prefill: Prefill) -> None:
         """Runs after the attention of `layer`, in the prefill only."""
@@ -187,27 +208,20 @@ class BasePress(ABC):
         Raises:
             ValueError: the press moves positions, but some layers (with sliding windows) keep theirs.
         """
-        if not prefill.layers or self.compression_ratio == 0:
-            return
-        evidence = together(self.probe(prefill, prefill.evidence))
-        selections = self.select(evidence, self.compression_ratio)
-        position = self.next_position(selections)
-        check_positions(self, position, selections, len(prefill.layers) == len(prefill.cache.layers))
-        for index, selection, seen in zip(prefill.layers, selections, evidence, strict=True):
-            full = prefill.cache.layers[index]
-            selection, notes = moved((selection, self.notes(seen)), full.keys.device)
-            prefill.replace(index, *self.apply(full.keys, full.values, selection), selection, position, notes)
+        if prefill.layers and removes(self, self.budget):
+            evidence = self.probe(prefill, prefill.evidence)
+            self._compress_layers(prefill, prefill.layers, evidence, prefill.observes_all_layers)
 
-
-def check_positions(
-    press: BasePress, position: int, selections: Sequence[Selection], all_layers: bool
-) -> None:
-    """Refuse to move positions in a model where some layers are left whole.
-
-    Raises:
-        ValueError: such a press on such a model.
-    """
-    if position != selections[0].keep.shape[-1] and not all_layers:
-        raise ValueError(
-            f"{press.name} gives kept keys new positions, which this model's sliding-window layers, left whole, cannot follow"
-        )
+    def _compress_layers(
+        self, prefill: Prefill, indices: Sequence[int], evidence: Sequence[Any], all_layers: bool
+    ) -> None:
+        """Put what the press keeps, at its own budget, in the place of the full entries of some layers."""
+        cached, modules = prefill.cache.layers, attention_modules(prefill.model)
+        layers = [
+            FullLayer(index, cached[index].keys, cached[index].values, window_of(modules[index]))
+            for index in indices
+        ]
+        compression = compress(self, evidence, layers, [Target(self.budget)], all_layers=all_layers)
+        _, next_position = compression.choices[self.budget]
+        for layer, (rows,) in compression:
+            cached[layer.index] = CompressedLayer(rows, next_position)

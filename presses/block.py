@@ -5,8 +5,9 @@ kept so far, and the best of both stay.
 Source: Park et al. 2025 (KeyDiff), arXiv 2504.15364; kvpress 0.5.5.
 Differs: works with every scorer: it sees the kept tokens and the block with their own hidden states,
 positions and rotations, head by head where it looks at hidden states (kvpress joins slices of different
-tokens). Hidden states are those of a full prefill. Cost: the scorer once per block and ratio; the hidden
-states of all layers are held until then if the scorer looks at them.
+tokens). Hidden states are those of a full prefill.
+Cost: the scorer once per block and ratio; the hidden states of all layers are held until then if the scorer
+looks at them.
 """
 
 from __future__ import annotations
@@ -14,26 +15,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget, gather
-from presses.chunk import part
+from kvcache.selection import Selection, gather
+from kvcache.traits import Traits
 from presses.keydiff import KeyDiffPress
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.wrapper import ScoreWrapperPress
-
-
-class _Watching(LayerObservation):
-    """Notes in its memo whether anyone looks at hidden states."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "hidden":
-            object.__getattribute__(self, "_memo")["hidden states read"] = True
-        return object.__getattribute__(self, name)
 
 
 @dataclass(frozen=True)
@@ -50,35 +43,37 @@ class BlockPress(ScoreWrapperPress):
     compression_ratio: float | None = None  # type: ignore[assignment]
     block_size: int = 128
 
-    holds_hidden: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Refuse empty blocks."""
         super().__post_init__()
-        if self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} must be at least 1 token")
+        check_least(1, "token", block_size=self.block_size)
+
+    @property
+    def traits(self) -> Traits:
+        """Hidden states are kept where the press inside looks at them."""
+        return replace(super().traits, keeps_hidden_states=self.press.traits.reads_hidden_states)
 
     def observe(self, layer: LayerObservation) -> LayerObservation:
         """The layer itself, without its hidden states if the press inside does not look at them."""
-        sample = part(layer, 0, min(8, layer.tokens))
-        watched = _Watching(**{name: getattr(sample, name) for name in LayerObservation.__dataclass_fields__})
-        self.press.observe(watched)
-        reads_hidden = "hidden states read" in watched._memo
-        return replace(layer, hidden=layer.hidden if reads_hidden else layer.hidden[:, :, :0], _memo={})
+        hidden = layer.hidden if self.press.traits.reads_hidden_states else layer.hidden[:, :, :0]
+        return replace(layer, hidden=hidden, _memo={})
 
-    def select(self, evidence: Sequence[LayerObservation], ratio: float) -> list[Selection]:
-        """What is left after the last block, `budget(T, ratio)` entries per head."""
-        return [self._stream(layer, ratio) for layer in evidence]
+    def entry_metadata(self, evidence: LayerObservation) -> None:
+        """Nothing: the press inside has looked at single blocks only."""
 
-    def _stream(self, layer: LayerObservation, ratio: float) -> Selection:
-        kept = budget(layer.tokens, ratio)
+    def select(self, evidence: Sequence[LayerObservation], budget: Budget) -> list[Selection]:
+        """What is left after the last block, `budget.entries(T)` entries per head."""
+        return [self._stream(layer, budget) for layer in evidence]
+
+    def _stream(self, layer: LayerObservation, budget: Budget) -> Selection:
+        kept = budget.entries(layer.tokens)
         positions = torch.arange(layer.tokens, device=layer.keys.device).expand(layer.keys.shape[:3])
         chosen = positions[..., :kept]
         for start in range(kept, layer.tokens, self.block_size):
             seen = torch.cat(
                 (chosen, positions[..., start : start + self.block_size]), dim=-1
             )  # (B, H, m), rising
-            best = Selection.top(self._score(layer, seen, ratio), kept)
+            best = Selection.top(self._score(layer, seen, budget), kept)
             chosen = seen.gather(-1, best.positions)
         return Selection(
             torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=chosen.device).scatter_(
@@ -86,20 +81,20 @@ class BlockPress(ScoreWrapperPress):
             )
         )
 
-    def _score(self, layer: LayerObservation, seen: Tensor, ratio: float) -> Tensor:
+    def _score(self, layer: LayerObservation, seen: Tensor, budget: Budget) -> Tensor:
         """(B, H, m) scores of the entries at `seen`, as if there were no others."""
         if not layer.hidden.shape[-1]:
             return self._scores(
                 replace(layer, keys=gather(layer.keys, seen), values=gather(layer.values, seen), _memo={}),
                 seen,
-                ratio,
+                budget,
             )
         heads = [
-            self._scores(_at(layer, seen[:, head]), seen, ratio)[:, head] for head in range(seen.shape[1])
+            self._scores(_at(layer, seen[:, head]), seen, budget)[:, head] for head in range(seen.shape[1])
         ]
         return torch.stack(heads, dim=1)
 
-    def _scores(self, layer: LayerObservation, seen: Tensor, ratio: float) -> Tensor:
+    def _scores(self, layer: LayerObservation, seen: Tensor, budget: Budget) -> Tensor:
         after = int(seen[0, 0, -1]) + 1 - seen.shape[-1]
 
         def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +102,7 @@ class BlockPress(ScoreWrapperPress):
 
         fingerprints = tuple(zlib.crc32(str(after).encode(), row) for row in layer.fingerprints)
         return self.press.scores_at(
-            [self.press.observe(replace(layer, rope=rope, fingerprints=fingerprints, _memo={}))], ratio
+            [self.press.observe(replace(layer, rope=rope, fingerprints=fingerprints, _memo={}))], budget
         )[0]
 
 

@@ -8,22 +8,27 @@ Source: Qin et al. 2025, "CAKE: Cascading and Adaptive KV Cache Eviction with La
 2503.12491; authors' repository antgroup/cakekv, cake/model/modify_llama.py.
 Differs: budgets are set once all layers are read, which gives the sizes that the cascade ends with. τ₁ and τ₂
 are tuned per model by the authors; 1 here. The window's attention is averaged over the query heads of a
-group. Cost: one attention of `window_size` queries per layer.
+group.
+Cost: one attention of `window_size` queries per layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, apportion, budget, check_ratio
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
-from presses.scorer import mean_over_group, pin
+from presses.support.budgets import apportion
+from presses.support.checks import check_kernel, check_least
+from presses.support.scores import mean_over_group
+from presses.support.windows import smoothed, votes_of_window, with_window
 
 
 @dataclass(frozen=True)
@@ -49,32 +54,29 @@ class CAKEPress(BasePress):
 
     def __post_init__(self) -> None:
         """Refuse a ratio outside [0, 1), an empty window, an even kernel and temperatures that are not positive."""
-        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
-        if self.window_size < 1 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            given = f"window_size={self.window_size}, kernel_size={self.kernel_size}"
-            raise ValueError(
-                f"{given}: the window must have at least 1 token, and the kernel must be odd and positive"
-            )
+        super().__post_init__()
+        check_least(1, "token", window_size=self.window_size)
+        check_kernel(self.kernel_size)
         if self.tau1 <= 0 or self.tau2 <= 0:
             raise ValueError(f"tau1={self.tau1} and tau2={self.tau2} must be positive: they are temperatures")
 
+    @property
+    def traits(self) -> Traits:
+        """Attention of the window."""
+        return replace(super().traits, window_queries=self.window_size)
+
     def observe(self, layer: LayerObservation) -> tuple[Tensor, Tensor]:
         """Scores (B, H, T) in float32, and the layer's preference (B,)."""
-        window = self.window_size if layer.tokens > self.window_size else max(1, layer.tokens // 2)
-        attention = layer.window_attention(window)[
-            ..., : layer.tokens - window
-        ].float()  # (B, H * G, w, T - w)
+        attention = votes_of_window(layer, self.window_size).float()  # (B, H * G, w, T - w)
         scores = mean_over_group(attention.mean(2) + self.gamma * variance(attention, 2), layer.group)
-        if scores.shape[-1]:
-            scores = functional.avg_pool1d(scores, self.kernel_size, stride=1, padding=self.kernel_size // 2)
-        scores = pin(functional.pad(scores, (0, window)), last=window)
+        scores = with_window(smoothed(scores, self.kernel_size), layer.tokens)
         return scores, preference(attention, self.tau1, self.tau2)
 
-    def select(self, evidence: Sequence[tuple[Tensor, Tensor]], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[tuple[Tensor, Tensor]], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as the layer's share of the preferences gives."""
         preferences = torch.stack([seen for _, seen in evidence], dim=1).tolist()  # (B, L)
         tokens = evidence[0][0].shape[-1]
-        even = budget(tokens, ratio)
+        even = budget.entries(tokens)
         shares = [
             apportion(row, even * len(evidence), min(even, self.window_size), tokens) for row in preferences
         ]

@@ -3,12 +3,13 @@
 Every `compression_interval` passes the `target_size` best positions stay, by the mean of any scorer over the
 heads. Of the others the best, as many as there were passes, are merged: with probability A_i / mean A (at
 most 1), A the attention received since the prefill and the mean that of the next `merge_budget` kept entries,
-each of these takes up an equal share of the value. Keys stay as they are. Source: Zhang et al. 2024, "CaM:
-Cache Merging for Memory-efficient LLMs Inference", openreview LCTmppB165; kvpress 0.5.5 (intervals). Differs:
-coins are drawn by seed, layer and position (kvpress: from the global random state). Values are summed in
-float32. Heads that keep different numbers after the prefill decide each for itself. Otherwise as decoding;
-`compression_interval=1` is the paper's method. Cost: as decoding, and the attention of one query per layer,
-row and pass.
+each of these takes up an equal share of the value. Keys stay as they are.
+Source: Zhang et al. 2024, "CaM: Cache Merging for Memory-efficient LLMs Inference", openreview LCTmppB165;
+kvpress 0.5.5 (intervals).
+Differs: coins are drawn by seed, layer and position (kvpress: from the global random state). Values are
+summed in float32. Heads that keep different numbers after the prefill decide each for itself. Otherwise as
+decoding; `compression_interval=1` is the paper's method.
+Cost: as decoding, and the attention of one query per layer, row and pass.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvcache.decode_hooks import DecodingObservation, Follower
-from kvcache.selection import Selection, Threshold, gather
-from presses.decoding import DecodingPress, ScoreFollower
-from presses.scorer import ScorerPress, mean_over_group
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodeHook, DecodingObservation
+from kvcache.selection import Selection, gather
+from kvcache.traits import Traits
+from presses.decoding import DecodingPress
+from presses.scorer import ScorerPress
+from presses.support.checks import check_least
+from presses.support.eviction import ScoreEviction
+from presses.support.scores import mean_over_group
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,10 @@ class Merged(Selection):
     shares: Tensor
 
 
-class MergingFollower(ScoreFollower):
+class MergingEviction(ScoreEviction):
     """Scores, evicts and merges."""
+
+    only_selects = False
 
     def __init__(
         self,
@@ -50,16 +58,16 @@ class MergingFollower(ScoreFollower):
         merge_budget: int,
         seed: int,
     ) -> None:
-        """As `ScoreFollower`; an evicted value is merged into `merge_budget` entries at most."""
+        """As `ScoreEviction`; an evicted value is merged into `merge_budget` entries at most."""
         super().__init__(press, interval, target, buffer_size)
         self.merge_budget, self.seed = merge_budget, seed
         self.received = torch.empty(0)  # (1, H, K) attention since the prefill
 
-    def held_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
+    def state_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
         """The last tokens, and the attention that every entry received, in float32."""
-        return super().held_bytes(entries, tokens, token_bytes) + 4 * entries
+        return super().state_bytes(entries, tokens, token_bytes) + 4 * entries
 
-    def follow(self, layer: DecodingObservation) -> Selection | None:
+    def after_pass(self, layer: DecodingObservation) -> Selection | None:
         """The best positions, and what becomes of the others, when it is time."""
         assert layer.valid is not None
         self.remember(layer)
@@ -136,16 +144,20 @@ class CAMPress(DecodingPress):
     def __post_init__(self) -> None:
         """Refuse an empty merge budget, and presses whose heads compete: here they decide together."""
         super().__post_init__()
-        if self.merge_budget < 1:
-            raise ValueError(f"merge_budget={self.merge_budget} must be at least 1 entry")
-        if self.press.layer_by_layer:
+        check_least(1, "entry", merge_budget=self.merge_budget)
+        if self.press.traits.selects_by_layer:
             raise ValueError(
                 f"cam keeps the same positions in all heads, so {self.press.name} is no help; give it the scorer itself"
             )
 
-    def while_decoding(self, ratio: float | Threshold) -> Follower:
+    @property
+    def traits(self) -> Traits:
+        """As decoding."""
+        return super().traits
+
+    def decode_hook(self, budget: Budget) -> DecodeHook:
         """Keeps `target_size` entries at every interval and merges others."""
-        return MergingFollower(
+        return MergingEviction(
             self.press,
             self.compression_interval,
             lambda tokens: self.target_size,

@@ -2,8 +2,9 @@
 
 μ is the mean query behind the sinks, rotated by the mean rotation R over the next `n_future_positions`
 positions; w_t = exp(τ cos(k_t, μ) - max), A = I + Σ_t (w_t + ε) v_t v_tᵀ, score_t = w_t · v_tᵀ A⁻¹ v_t,
-averaged over the query heads of a group. Source: CapKV 2026, arXiv 2604.25975; kvpress 0.5.5 for the cosine
-and R. Differs: computed in float32; contexts within the sinks are kept by position instead of refused.
+averaged over the query heads of a group.
+Source: CapKV 2026, arXiv 2604.25975; kvpress 0.5.5 for the cosine and R.
+Differs: computed in float32; contexts within the sinks are kept by position instead of refused.
 Cost: queries of all tokens once more, two d x d products per value and query head.
 """
 
@@ -17,7 +18,8 @@ from torch.nn import functional
 
 from kvcache.observation import LayerObservation
 from presses.expected_attention import mean_rotation, query_statistics
-from presses.scorer import ScorerPress, pin
+from presses.scorer import ScorerPress
+from presses.support.scores import pin
 
 
 @dataclass(frozen=True)

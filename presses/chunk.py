@@ -8,18 +8,20 @@ Cost: that of the press inside; less where it grows faster than the context.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget
+from kvcache.selection import Selection
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
+from presses.support.checks import check_least
+from presses.support.chunks import entries_of_chunks, part
 from presses.wrapper import ScoreWrapperPress
 
 
@@ -40,8 +42,7 @@ class ChunkPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse empty chunks."""
         super().__post_init__()
-        if self.chunk_length < 1:
-            raise ValueError(f"chunk_length={self.chunk_length} must be at least 1 token")
+        check_least(1, "token", chunk_length=self.chunk_length)
 
     def observe(self, layer: LayerObservation) -> list[Any]:
         """What the press inside observes in each chunk."""
@@ -51,45 +52,27 @@ class ChunkPress(ScoreWrapperPress):
             for start in starts
         ]
 
-    def select(self, evidence: Sequence[list[Any]], ratio: float) -> list[Selection]:
-        """The top `budget(length, ratio)` entries of every chunk and head."""
+    def entry_metadata(self, evidence: list[Any]) -> None:
+        """Nothing: what was seen of single chunks does not tell how entries compare over the whole context."""
+
+    def select(self, evidence: Sequence[list[Any]], budget: Budget) -> list[Selection]:
+        """The top entries of every chunk and head, as many as the chunk's budget gives."""
+        tokens = sum(scores.shape[-1] for scores in self.press.scores_at(evidence[0], budget))
+        budgets = budget.for_chunks(tokens, self.chunk_length)
         chunks = [
-            self.press.scores_at(chunk, ratio) for chunk in zip(*evidence, strict=True)
-        ]  # per chunk, per layer (B, H, length)
+            self._keep(of_layers, of_chunk)
+            for of_layers, of_chunk in zip(zip(*evidence, strict=True), budgets, strict=True)
+        ]
+        return [Selection(torch.cat(of_layer, dim=-1)) for of_layer in zip(*chunks, strict=True)]
+
+    def _keep(self, evidence: Sequence[Any], budget: Budget) -> list[Tensor]:
+        """Per layer (B, H, length): which entries of one chunk stay."""
         return [
-            Selection(torch.cat([_top(scores, ratio) for scores in layer], dim=-1))
-            for layer in zip(*chunks, strict=True)
+            Selection.top(scores, budget.entries(scores.shape[-1])).keep
+            for scores in self.press.scores_at(evidence, budget)
         ]
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """The sum over chunks, each rounded down, but at least one entry."""
-        whole, rest = divmod(tokens, self.chunk_length)
-        exact = (
-            layers * heads * (whole * budget(self.chunk_length, ratio) + (budget(rest, ratio) if rest else 0))
-        )
+        exact = layers * heads * sum(entries_of_chunks(budget, tokens, self.chunk_length))
         return exact, exact
-
-
-def _top(scores: Tensor, ratio: float) -> Tensor:
-    return Selection.top(scores, budget(scores.shape[-1], ratio)).keep
-
-
-def part(layer: LayerObservation, start: int, stop: int) -> LayerObservation:
-    """The positions start:stop of `layer`, as if they were the whole context: what comes after them continues at `stop`."""
-
-    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-        return layer.rope(positions + start)
-
-    return replace(
-        layer,
-        hidden=layer.hidden[:, start:stop],
-        keys=layer.keys[:, :, start:stop],
-        values=layer.values[:, :, start:stop],
-        cos=layer.cos[:, start:stop],
-        sin=layer.sin[:, start:stop],
-        rope=rope,
-        fingerprints=tuple(zlib.crc32(f"{start}:{stop}".encode(), row) for row in layer.fingerprints),
-        token_ids=None if layer.token_ids is None else layer.token_ids[:, start:stop],
-        whole=layer,
-        _memo={},
-    )

@@ -1,7 +1,8 @@
 """Compactor: blend how unusual a key is with what the tokens around attend to.
 
 score_t = b · leverage_t + noncausal_t, both standardised over the context without its first and last tokens,
-which are kept. Source: Chari & Van Durme 2025, arXiv 2507.08143; kvpress 0.5.5 for b = compression ratio.
+which are kept.
+Source: Chari & Van Durme 2025, arXiv 2507.08143; kvpress 0.5.5 for b = compression ratio.
 Differs: as its parts do (presses leverage and non_causal_attention).
 Cost: that of both.
 """
@@ -9,17 +10,20 @@ Cost: that of both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from presses.chunk import part
+from kvcache.traits import Traits
 from presses.leverage import LeverageScorePress
 from presses.non_causal_attention import NonCausalAttnPress
-from presses.scorer import ScorerPress, pin
+from presses.scorer import ScorerPress
+from presses.support.chunks import part
+from presses.support.scores import pin
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class CompactorPress(ScorerPress):
         LeverageScorePress(sketch_dimension=self.sketch_dimension)
         NonCausalAttnPress(chunk_size=self.chunk_size)
 
+    @property
+    def traits(self) -> Traits:
+        """The ratio is a weight in the score, so there is none without a ratio."""
+        return replace(super().traits, takes_threshold=False)
+
     def observe(self, layer: LayerObservation) -> tuple[Tensor, Tensor]:
         """Leverage and non-causal attention (B, H, T), 0 for the tokens that are kept anyway."""
         first, last = self._ends(layer.tokens)
@@ -66,16 +75,17 @@ class CompactorPress(ScorerPress):
         unusual, attended = (functional.pad(inside.score(press), (first, last)) for press in parts)
         return unusual, attended
 
-    def scores_at(self, evidence: Sequence[tuple[Tensor, Tensor]], ratio: float) -> list[Tensor]:
+    def scores_at(self, evidence: Sequence[tuple[Tensor, Tensor]], budget: Budget) -> list[Tensor]:
         """The blend (B, H, T), both ends on top."""
-        weight = ratio if self.blending is None else self.blending
+        tokens = evidence[0][0].shape[-1]
+        weight = budget.removed_share(tokens) if self.blending is None else self.blending
         return [
             pin(weight * unusual + attended, *self._ends(unusual.shape[-1])) for unusual, attended in evidence
         ]
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): the blend at the press's own ratio."""
-        return self.scores_at([self.observe(layer)], self.compression_ratio)[0]
+        return self.scores_at([self.observe(layer)], self.budget)[0]
 
     def _ends(self, tokens: int) -> tuple[int, int]:
         """Tokens kept at the start and at the end of a context."""

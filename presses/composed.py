@@ -1,7 +1,8 @@
 """Composed: two presses one after the other, the second on what the first keeps.
 
 Retained fractions multiply: (1 - r₁)(1 - r₂). For more than two presses, compose again: `ComposedPress(a,
-ComposedPress(b, c))`. Source: kvpress 0.5.5.
+ComposedPress(b, c))`.
+Source: kvpress 0.5.5.
 Differs: what a press observes comes from the full context and is then narrowed to the entries that are left,
 so presses that need hidden states may come second (kvpress gives them keys that no longer fit). Head-wise and
 global budgets may come last, or first where the second press removes channels only.
@@ -17,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcache.compressing import Prefill
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import Prefill
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.snapkv import SnapKVPress
 from presses.think import ThinKPress
-from presses.wrapper import WrapperPress
+from presses.wrapper import WrapperPress, check_adds_nothing
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,33 @@ class ComposedPress(WrapperPress):
     def __post_init__(self) -> None:
         """Refuse what is not a press."""
         super().__post_init__()
+        check_adds_nothing(self.press, self)
         if not isinstance(self.then, BasePress):
             raise ValueError(
                 f"ComposedPress(press, then) takes two presses, got {self.then!r}; nest it for more"
             )
-        if self.then.adds_entries:
+        if self.then.traits.adds_entries:
             raise ValueError(
                 f"{self.then.name} adds entries of its own to the cache, so it cannot come second; use it alone"
             )
 
     @property
-    def claims_ratio(self) -> bool:
-        """Whether one of both does, at the ratio of the whole."""
-        return self.press.claims_ratio or (self.then.claims_ratio and not self.then.compression_ratio)
+    def traits(self) -> Traits:
+        """Those of both: what either does is done, and what both need is needed."""
+        first, second = self.press.traits, self.then.traits
+        return Traits(
+            evicts_in_prefill=first.evicts_in_prefill or second.evicts_in_prefill,
+            acts_while_decoding=first.acts_while_decoding,
+            has_fixed_budget=first.has_fixed_budget,
+            ratio_is_bytes=first.ratio_is_bytes
+            or (second.ratio_is_bytes and not self.then.compression_ratio),
+            only_selects=first.only_selects and second.only_selects,
+            reads_again=first.reads_again or second.reads_again,
+            moves_positions=first.moves_positions,
+            adds_entries=first.adds_entries,
+            window_queries=first.window_queries + second.window_queries,
+            keeps_hidden_states=first.keeps_hidden_states or second.keeps_hidden_states,
+        )
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Any]:
         """What both observe."""
@@ -79,16 +96,20 @@ class ComposedPress(WrapperPress):
         first = self.press.probe(prefill, [seen for seen, _ in evidence])
         return list(zip(first, self.then.probe(prefill, [seen for _, seen in evidence]), strict=True))
 
-    def select(self, evidence: Sequence[tuple[Any, Any]], ratio: float) -> list[Selection]:
+    def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
+        """The first part of the evidence."""
+        return evidence[0]
+
+    def select(self, evidence: Sequence[tuple[Any, Any]], budget: Budget) -> list[Selection]:
         """The second press's selection among what the first keeps.
 
         Raises:
             ValueError: heads keep different numbers, and the second press would choose among them; or it
                 moves positions.
         """
-        firsts = self.press.select([seen for seen, _ in evidence], ratio)
+        firsts = self.press.select([seen for seen, _ in evidence], budget)
         narrowed = [narrow(seen, first) for (_, seen), first in zip(evidence, firsts, strict=True)]
-        seconds = self.then.select(narrowed, self._second_ratio(ratio))
+        seconds = self.then.select(narrowed, self._second_budget(budget))
         if self.then.next_position(seconds) != seconds[0].keep.shape[-1]:
             raise ValueError(
                 f"{self.then.name} moves entries to new positions, so it must come first, or around the composed press"
@@ -110,23 +131,18 @@ class ComposedPress(WrapperPress):
         assert isinstance(selection, Chained)
         return self.then.apply(*self.press.apply(keys, values, selection.first), selection.second)
 
-    @property
-    def gathers(self) -> bool:
-        """Whether neither press changes entries."""
-        return self.press.gathers and self.then.gathers
-
     def next_position(self, selections: Sequence[Selection]) -> int:
         """As the first press does."""
         return self.press.next_position(
             [selection.first for selection in selections if isinstance(selection, Chained)]
         )
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exact where the first press keeps as much in every head, else at most as many as it keeps."""
-        fewest, most = self.press.entries(layers, heads, tokens, ratio)
+        fewest, most = self.press.entry_bounds(layers, heads, tokens, budget)
         per_head, rest = divmod(most, layers * heads)
         if fewest == most and not rest:
-            return self.then.entries(layers, heads, per_head, self._second_ratio(ratio))
+            return self.then.entry_bounds(layers, heads, per_head, self._second_budget(budget))
         return 0, most
 
     def parameters(self) -> dict[str, Any]:
@@ -141,8 +157,10 @@ class ComposedPress(WrapperPress):
         """Presses of different second ratios are different presses."""
         return (super().identity(), self.then.compression_ratio)
 
-    def _second_ratio(self, ratio: float) -> float:
-        return self.then.compression_ratio or ratio
+    def _second_budget(self, budget: Budget) -> Budget:
+        """The second press's own budget where it has one, else that of the first."""
+        has_its_own = self.then.traits.has_fixed_budget or self.then.compression_ratio
+        return self.then.budget if has_its_own else budget
 
 
 def narrow(seen: Any, kept: Selection) -> Any:

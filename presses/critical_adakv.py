@@ -1,7 +1,8 @@
 """CriticalAdaKV: budgets per head as in AdaKV, filled as in CriticalKV.
 
 The scores decide how many entries each head keeps; of these, a first share goes by score, the rest by
-(score_t + ε)·‖v_t W_O‖₁. Source: Feng et al. 2025, arXiv 2502.03805; kvpress 0.5.5 for ε.
+(score_t + ε)·‖v_t W_O‖₁.
+Source: Feng et al. 2025, arXiv 2502.03805; kvpress 0.5.5 for ε.
 Differs: every context of a batch has its own budgets per head; head-wise budgets are real.
 Cost: one output projection of all values, one sort over all entries of a layer, and that of the press inside.
 """
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget
+from kvcache.selection import Selection
 from presses.adakv import AdaKVPress
-from presses.criticalkv import check_first_stage, projected_value_norms
+from presses.support.checks import check_share
+from presses.support.norms import projected_value_norms
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class CriticalAdaKVPress(AdaKVPress):
     def __post_init__(self) -> None:
         """Refuse shares outside [0, 1]."""
         super().__post_init__()
-        check_first_stage(self.first_stage_ratio)
+        check_share(of="the head's budget", first_stage_ratio=self.first_stage_ratio)
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the norms (B, H, T) of projected values."""
@@ -47,11 +50,15 @@ class CriticalAdaKVPress(AdaKVPress):
             "projected value norms", lambda: projected_value_norms(layer)
         )
 
-    def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
-        """As many entries per head as AdaKV keeps, `H * budget(T, ratio)` in all."""
-        scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
+    def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
+        """The first part of the evidence."""
+        return evidence[0]
+
+    def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
+        """As many entries per head as AdaKV keeps, `H * budget.entries(T)` in all."""
+        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
         return [
-            self._fill(one.float(), norms, budget(one.shape[-1], ratio))
+            self._fill(one.float(), norms, budget.entries(one.shape[-1]))
             for one, (_, norms) in zip(scores, evidence, strict=True)
         ]
 

@@ -4,27 +4,28 @@ Two stages: the scorer's top share of the budget is sure; the rest goes by (scor
 averaged over the query heads of a group.
 Source: Feng et al. 2025, arXiv 2502.03805; kvpress 0.5.5 for ε.
 Differs: nothing. Scorers that already multiply by the norm of the value count it twice; give
-expected_attention use_vnorm=false. Cost: one output projection of all values, and that of the press inside.
+expected_attention use_vnorm=false.
+Cost: one output projection of all values, and that of the press inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.projections import output_weight
-from kvcache.selection import Selection, budget
-from presses.scorer import ScorerPress
+from kvcache.selection import Selection
+from kvcache.traits import Traits
+from presses.scorer import ScorerPress, select_top
 from presses.snapkv import SnapKVPress
+from presses.support.checks import check_share
+from presses.support.norms import projected_value_norms
 from presses.wrapper import ScoreWrapperPress
-
-TOKEN_BLOCK = 1024
-"""Tokens projected at a time, so that nothing of size T x D exists per head."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class CriticalKVPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1]."""
         super().__post_init__()
-        check_first_stage(self.first_stage_ratio)
+        check_share(of="the budget", first_stage_ratio=self.first_stage_ratio)
+
+    @property
+    def traits(self) -> Traits:
+        """Weighted scores are scores."""
+        return replace(super().traits, gives_scores=True)
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the norms (B, H, T) of projected values."""
@@ -54,45 +60,24 @@ class CriticalKVPress(ScoreWrapperPress):
             "projected value norms", lambda: projected_value_norms(layer)
         )
 
-    def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> Sequence[Tensor]:
+    def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> Sequence[Tensor]:
         """Weighted scores (B, H, T), those of the first stage on top."""
-        scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
+        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
         return [
-            self._weighted(seen.float(), norms, ratio)
+            self._weighted(seen.float(), norms, budget)
             for seen, (_, norms) in zip(scores, evidence, strict=True)
         ]
 
-    def _weighted(self, scores: Tensor, norms: Tensor, ratio: float) -> Tensor:
-        share = (1 - ratio) * scores.shape[-1] * self.first_stage_ratio
+    def _weighted(self, scores: Tensor, norms: Tensor, budget: Budget) -> Tensor:
+        tokens = scores.shape[-1]
+        share = budget.kept_share(tokens) * tokens * self.first_stage_ratio
         sure = Selection.top(scores, max(1, int(share)) if self.first_stage_ratio else 0)
         return ((scores + self.epsilon) * norms).masked_fill(sure.keep, torch.finfo(torch.float32).max)
 
-    def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
-        """The top `budget(T, ratio)` entries of every head by weighted score."""
-        return [
-            Selection.top(scores, budget(scores.shape[-1], ratio))
-            for scores in self.scores_at(evidence, ratio)
-        ]
+    def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
+        """The first part of the evidence."""
+        return evidence[0]
 
-
-def check_first_stage(share: float) -> None:
-    """Refuse a share of the budget outside [0, 1].
-
-    Raises:
-        ValueError: such a share.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"first_stage_ratio={share} must lie in [0, 1]: it is a share of the budget")
-
-
-def projected_value_norms(layer: LayerObservation) -> Tensor:
-    """(B, H, T) float32: ‖v_t W_O‖₁ of each value, averaged over the query heads of its group."""
-    weights = output_weight(layer.module).unflatten(0, (-1, layer.group))  # (H, G, d, D)
-    blocks = []
-    for values in layer.values.split(TOKEN_BLOCK, dim=2):
-        per_head = [
-            torch.linalg.vector_norm(values @ weights[:, g], ord=1, dim=-1, dtype=torch.float32)
-            for g in range(layer.group)
-        ]
-        blocks.append(torch.stack(per_head).mean(0))
-    return torch.cat(blocks, dim=-1)
+    def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
+        """The top `budget.entries(T)` entries of every head by weighted score."""
+        return [select_top(scores, budget) for scores in self.scores_at(evidence, budget)]

@@ -1,20 +1,23 @@
 """CUR: keep keys and values of large leverage, approximated by their norms.
 
 score_t = share of ‖k_t‖² among its `local_window_size` neighbours times the same share of ‖v_t‖²; the first
-`num_sinks` tokens are kept. Source: Sengupta et al. 2025 (CurDKV), arXiv 2509.15038; kvpress 0.5.5.
+`num_sinks` tokens are kept.
+Source: Sengupta et al. 2025 (CurDKV), arXiv 2509.15038; kvpress 0.5.5.
 Differs: the optional random projection is drawn per seed, layer and context, the same on every device.
-Entries of zero norm count 0. Cost: two norms per entry.
+Entries of zero norm count 0.
+Cost: two norms per entry.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kvcache.observation import LayerObservation
+from kvcache.traits import Traits
 from presses.leverage import gaussian
 from presses.scorer import ScorerPress
 
@@ -53,6 +56,11 @@ class CURPress(ScorerPress):
         if self.num_sinks < 0 or self.local_window_size < 1:
             given = f"num_sinks={self.num_sinks}, local_window_size={self.local_window_size}"
             raise ValueError(f"{given}: sinks must be at least 0, a window at least 1 token")
+
+    @property
+    def traits(self) -> Traits:
+        """Keys and values are all that is looked at."""
+        return replace(super().traits, reads_hidden_states=False)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): shares that sum to 1 over the context, the sinks at 1."""

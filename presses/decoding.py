@@ -9,171 +9,49 @@ Cost: the scorer once per interval, layer and row; the hidden states of the last
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kvcache.decode_hooks import DecodingObservation, Follower
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodeHook
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, Threshold, gather, ratio_for
-from presses.base import BasePress
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
-from presses.wrapper import ScoreWrapperPress, WrapperPress
-
-
-class ScoreFollower(Follower):
-    """Every `interval` passes, or after a pass of at least as many tokens as may stay, the best entries stay, by a scorer."""
-
-    def __init__(
-        self, press: ScorerPress, interval: int, target: Callable[[int], int], buffer_size: int
-    ) -> None:
-        """Act every `interval` passes; `target` gives the entries that stay from the number of tokens of the text so far."""
-        self.press, self.interval, self.target, self.buffer_size = press, interval, target, buffer_size
-        self.passes = 0
-        self.buffer: list[Tensor] = []
-
-    def held_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
-        """The hidden states and rotary factors of the last tokens."""
-        return min(self.buffer_size, tokens) * token_bytes
-
-    def follow(self, layer: DecodingObservation) -> Selection | None:
-        """The best `target` entries of every head, when it is time."""
-        self.remember(layer)
-        target = self.target(layer.next_position)
-        if self.passes < self.interval and layer.hidden.shape[1] < target:
-            return None
-        recent = layer.with_tokens(*self.buffer)
-        self.passes, self.buffer = 0, []
-        return self.choose(recent, target)
-
-    def remember(self, layer: DecodingObservation) -> None:
-        """Count the pass, and hold its tokens for scorers that look at queries."""
-        self.passes += 1
-        new = [
-            layer.hidden,
-            *(factor.expand(1, layer.hidden.shape[1], -1) for factor in (layer.cos, layer.sin)),
-        ]
-        if self.buffer:
-            new = [torch.cat(parts, dim=1) for parts in zip(self.buffer, new, strict=True)]
-        self.buffer = [part[:, -self.buffer_size :] for part in new]
-
-    def choose(self, layer: DecodingObservation, target: int) -> Selection | None:
-        """The best `target` entries of every head; or, where heads compete, on average; None where there are no more."""
-        assert layer.valid is not None
-        counts = layer.valid.sum(-1)
-        if self.press.layer_by_layer:
-            if int(counts.sum()) <= target * counts.numel():
-                return None
-            return self.press.select([self.scores(layer, target)], ratio_for(layer.tokens, target))[0]
-        if bool((counts <= target).all()):
-            return None
-        return Selection.top(self.scores(layer, target), counts.clamp(max=target))
-
-    def scores(self, layer: DecodingObservation, target: int) -> Tensor:
-        """(1, H, K), -inf for padding; where heads keep different numbers, each head is scored on its own entries."""
-        assert layer.valid is not None
-        ratio = max(0.0, 1 - (target + 0.5) / layer.tokens)
-        if bool(layer.valid.all()):
-            return self._score(replace(layer, valid=None, _memo={}), ratio)
-        scores = torch.full(layer.valid.shape, float("-inf"), device=layer.valid.device)
-        for head in range(layer.valid.shape[1]):
-            own = layer.valid[0, head]
-            alone = replace(
-                layer, keys=layer.keys[:, :, own], values=layer.values[:, :, own], valid=None, _memo={}
-            )
-            scores[0, head, own] = self._score(alone, ratio)[0, head].float()
-        return scores
-
-    def _score(self, layer: DecodingObservation, ratio: float) -> Tensor:
-        seen = self.press.observe(layer)
-        scores: Tensor = seen if self.press.layer_by_layer else self.press.scores_at([seen], ratio)[0]
-        if not isinstance(scores, Tensor) or scores.shape != layer.keys.shape[:3]:
-            raise ValueError(
-                f"{self.press.name} does not rank entries by one score each, so it cannot act while decoding; give a scorer"
-            )
-        return scores
-
-
-class ConstantFollower(Follower):
-    """After every pass each head keeps as many entries as there were before the first one, by what is known of them from pass to pass."""
-
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self.known: Tensor | None = None
-        self.counts: Tensor | None = None  # (1, H)
-
-    @abstractmethod
-    def begin(self, layer: DecodingObservation) -> Tensor:
-        """What is known of the entries before the first pass: (1, H, K - n, m)."""
-
-    @abstractmethod
-    def update(self, layer: DecodingObservation, known: Tensor) -> Tensor:
-        """What is known of all entries (1, H, K, m) after a pass; `known` holds zeros for its n tokens, the last entries."""
-
-    @abstractmethod
-    def scores(self, known: Tensor, counts: Tensor, age: Tensor) -> Tensor:
-        """(1, H, K): the highest stay.
-
-        Args:
-            known: (1, H, K, m).
-            counts: (1, H) entries that stay.
-            age: (1, H, K) number of later entries of the head.
-        """
-
-    def follow(self, layer: DecodingObservation) -> Selection:
-        """The best entries of every head, as many as before the first pass."""
-        assert layer.valid is not None
-        n = layer.hidden.shape[1]
-        if self.known is None or self.counts is None:
-            self.known, self.counts = self.begin(layer), (layer.valid.sum(-1) - n).clamp(min=1)
-        known = self.update(layer, functional.pad(self.known, (0, 0, 0, n)))
-        age = layer.valid.flip(-1).cumsum(-1).flip(-1) - 1
-        scores = self.scores(known, self.counts, age).masked_fill(~layer.valid, float("-inf"))
-        selection = Selection(Selection.top(scores, self.counts).keep & layer.valid)
-        self.known = gather(known, selection.positions)
-        return selection
-
-
-def check_scorer(press: BasePress, interval: int, buffer_size: int) -> None:
-    """Refuse what cannot act while decoding.
-
-    Raises:
-        ValueError: a press without scores or with extra passes, or an interval or buffer that is not
-            positive.
-    """
-    if not (hasattr(press, "scores_at") or press.layer_by_layer):
-        raise ValueError(
-            f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; give one as knorm"
-        )
-    if getattr(type(press), "probe", BasePress.probe) not in (BasePress.probe, ScoreWrapperPress.probe):
-        raise ValueError(
-            f"{press.name} needs extra passes over the context, which do not exist while decoding; give a scorer as knorm"
-        )
-    if interval < 1 or buffer_size < 1:
-        raise ValueError(f"compression_interval={interval} and buffer_size={buffer_size} must be at least 1")
+from presses.support.checks import check_least
+from presses.support.eviction import ScoreEviction, check_scorer
+from presses.wrapper import WrapperPress
 
 
 class PrefillLeftWhole(WrapperPress):
-    """A press that keeps the whole context, whatever the ratio, and acts while answers are written."""
+    """A press that keeps the whole context, whatever the budget, and acts while answers are written."""
+
+    @property
+    def traits(self) -> Traits:
+        """Nothing is evicted before the first pass of an answer."""
+        return Traits(evicts_in_prefill=False, acts_while_decoding=True)
+
+    def acts_while_decoding(self, budget: Budget) -> bool:
+        """Unless everything is to be kept."""
+        return not budget.keeps_everything
 
     def observe(self, layer: LayerObservation) -> Tensor:
         """Nothing is scored in the prefill: an empty tensor of shape (B, H, T, 0)."""
         return layer.keys[..., :0]
 
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """Everything, whatever the ratio."""
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
+        """Everything, whatever the budget."""
         return [
             Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence
         ]
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
-        """All entries of the context, whatever the ratio."""
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
+        """All entries of the context, whatever the budget."""
         return layers * heads * tokens, layers * heads * tokens
 
 
@@ -196,8 +74,6 @@ class DecodingPress(PrefillLeftWhole):
     target_size: int = 2048
     buffer_size: int = 256
 
-    lossless: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Refuse a ratio, an empty target, and scorers that need more than a cache."""
         super().__post_init__()
@@ -205,17 +81,20 @@ class DecodingPress(PrefillLeftWhole):
             raise ValueError(
                 f"compression_ratio={self.compression_ratio}: decoding leaves the prefill whole; set target_size"
             )
-        if self.target_size < 1:
-            raise ValueError(f"target_size={self.target_size} must be at least 1 entry")
+        check_least(1, "entry", target_size=self.target_size)
         check_scorer(self.press, self.compression_interval, self.buffer_size)
 
     @property
-    def own_budget(self) -> bool:
+    def traits(self) -> Traits:
         """The budget is `target_size`."""
+        return replace(super().traits, has_fixed_budget=True)
+
+    def acts_while_decoding(self, budget: Budget) -> bool:
+        """Always: the budget is `target_size`."""
         return True
 
-    def while_decoding(self, ratio: float | Threshold) -> Follower:
+    def decode_hook(self, budget: Budget) -> DecodeHook:
         """Keeps `target_size` entries at every interval."""
-        return ScoreFollower(
+        return ScoreEviction(
             self.press, self.compression_interval, lambda tokens: self.target_size, self.buffer_size
         )

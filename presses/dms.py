@@ -1,53 +1,58 @@
 """DMS: remove what scores below a threshold, except for a sliding window of recent tokens.
 
 Source: Łańcucki et al. 2025, arXiv 2506.05345, for the delayed eviction; kvpress 0.5.5, where scores are
-those of KVzap. Differs: no trained eviction heads: the scores are those of any press. Without a threshold,
-the ratio sets it in every layer: heads compete, as in AdaKV without a safeguard. Head-wise budgets are real:
-what is evicted leaves memory, in the prefill and while decoding. With `decoding`, several questions of a
-context are answered as if each were alone. Written tokens are scored pass by pass, on their own, so the press
-inside should score entries one by one (knorm, qfilter, kvzap). Cost: that of the press inside.
+those of KVzap.
+Differs: no trained eviction heads: the scores are those of any press. Without a threshold, the ratio sets it
+in every layer: heads compete, as in AdaKV without a safeguard. Head-wise budgets are real: what is evicted
+leaves memory, in the prefill and while decoding. With `decoding`, several questions of a context are answered
+as if each were alone. Written tokens are scored pass by pass, on their own, so the press inside should score
+entries one by one (knorm, qfilter, kvzap).
+Cost: that of the press inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvcache.decode_hooks import DecodingObservation, Follower
-from kvcache.selection import Selection, Threshold, budget
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodeHook, DecodingObservation
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.knorm import KnormPress
-from presses.scorer import ScorerPress, pin
+from presses.scorer import ScorerPress
+from presses.support.scores import pin
 from presses.wrapper import ScoreWrapperPress
 
 
-class WindowFollower(Follower):
+class DelayedEviction(DecodeHook):
     """Every token that leaves the window goes unless its score reaches the threshold."""
 
-    def __init__(self, press: ScorerPress, threshold: float | None, window: int) -> None:
+    def __init__(self, press: ScorerPress, budget: Budget, threshold: float | None, window: int) -> None:
         """Without a threshold, it is the lowest score that the prefill let stay outside the window."""
-        self.press, self.threshold, self.window = press, threshold, window
+        self.press, self.budget, self.threshold, self.window = press, budget, threshold, window
         self.scores: Tensor | None = None  # (1, H, K)
 
-    def held_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
+    def state_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
         """Scores of all entries, in float32."""
         return 4 * entries
 
     def begin(self, layer: DecodingObservation, age: Tensor) -> Tensor:
         """(1, H, K - n): scores of the context's entries; where they are not known, all of them stay."""
         n = layer.hidden.shape[1]
-        if layer.notes is None:
+        if layer.entry_metadata is None:
             return torch.full_like(layer.keys[:, :, n:, 0], float("inf"), dtype=torch.float32)
-        scores = layer.notes[..., 0].float()
+        scores = layer.entry_metadata[..., 0].float()
         if self.threshold is None:
             outside = scores[(age[..., :-n] >= 0) & (age[..., :-n] >= self.window + n)]
             self.threshold = float(outside.min()) if outside.numel() else float("inf")
         return scores
 
-    def follow(self, layer: DecodingObservation) -> Selection | None:
+    def after_pass(self, layer: DecodingObservation) -> Selection | None:
         """All but the tokens that have left the window with a low score."""
         assert layer.valid is not None
         age = (layer.valid.flip(-1).cumsum(-1).flip(-1) - 1).masked_fill(~layer.valid, -1)  # 0: the newest
@@ -56,7 +61,7 @@ class WindowFollower(Follower):
             raise ValueError(
                 "dms goes on while decoding with a threshold; give it one, or use it alone with a ratio"
             )
-        new = self.press.scores_at([self.press.observe(layer.new_tokens())], 0.5)[0]
+        new = self.press.scores_at([self.press.observe(layer.new_tokens())], self.budget)[0]
         self.scores = scores = torch.cat((known, new.float()), dim=-1)
         keep = layer.valid & ((scores >= self.threshold) | (age < self.window))
         if bool((keep == layer.valid).all()):
@@ -88,57 +93,55 @@ class DMSPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse an empty window."""
         super().__post_init__()
-        if self.threshold is not None and not self.compression_ratio:
-            object.__setattr__(self, "compression_ratio", 0.5)
         if self.sliding_window_size < 1:
             raise ValueError(f"sliding_window_size={self.sliding_window_size} must be at least 1 token")
 
     @property
-    def own_budget(self) -> bool:
-        """Whether a threshold is given."""
-        return self.threshold is not None or super().own_budget
-
-    @property
-    def has_threshold(self) -> bool:
-        """Whether nothing but a score that does not depend on the ratio decides."""
-        return self.threshold is None and self.press.has_threshold
-
-    def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
-        """What reaches the threshold, and the window."""
-        return [self._above(scores, threshold.score) for scores in self.press.scores_at(evidence, 0.5)]
+    def traits(self) -> Traits:
+        """A given threshold is the budget; else one may be asked for where the scores do not depend on a ratio."""
+        return replace(
+            super().traits,
+            has_fixed_budget=self.threshold is not None or super().traits.has_fixed_budget,
+            takes_threshold=self.threshold is None and self.press.traits.takes_threshold,
+            acts_while_decoding=self.decoding,
+        )
 
     def _above(self, scores: Tensor, threshold: float) -> Selection:
         tokens = scores.shape[-1]
-        return Selection(
-            (scores >= threshold)
-            | (torch.arange(tokens, device=scores.device) >= tokens - self.sliding_window_size)
-        )
+        recent = torch.arange(tokens, device=scores.device) >= tokens - self.sliding_window_size
+        return Selection((scores >= threshold) | recent)
 
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """What reaches the threshold, and the window; or, without one, the `H * budget(T, ratio)` best entries of each layer."""
-        selections = []
-        for scores in self.press.scores_at(evidence, ratio):
-            if self.threshold is not None:
-                selections.append(self._above(scores, self.threshold))
-                continue
-            ranked = pin(scores, last=min(self.sliding_window_size, scores.shape[-1])).flatten(1)[:, None]
-            n = budget(scores.shape[-1], ratio) * scores.shape[1]
-            selections.append(Selection(Selection.top(ranked, n).keep.view_as(scores)))
-        return selections
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
+        """What reaches the threshold, and the window; or, without one, the `H * budget.entries(T)` best entries of each layer."""
+        threshold = self._threshold(budget)
+        ranked = self.press.scores_at(evidence, budget)
+        if threshold is not None:
+            return [self._above(scores, threshold) for scores in ranked]
+        return [self._best(scores, budget) for scores in ranked]
 
-    def while_decoding(self, ratio: float | Threshold) -> WindowFollower | None:
+    def _best(self, scores: Tensor, budget: Budget) -> Selection:
+        tokens, heads = scores.shape[-1], scores.shape[1]
+        pinned = pin(scores, last=min(self.sliding_window_size, tokens)).flatten(1)[:, None]
+        return Selection(Selection.top(pinned, heads * budget.entries(tokens)).keep.view_as(scores))
+
+    def _threshold(self, budget: Budget) -> float | None:
+        """The lowest score that stays; None where a ratio or a number of tokens decides."""
+        return budget.threshold if self.threshold is None else self.threshold
+
+    def acts_while_decoding(self, budget: Budget) -> bool:
+        """Goes on unless everything is to be kept."""
+        return self.decoding and not budget.keeps_everything
+
+    def decode_hook(self, budget: Budget) -> DelayedEviction:
         """Goes on with the threshold, or with the lowest score outside the window that the ratio let stay."""
-        if not self.decoding or ratio == 0:
-            return None
-        threshold = ratio.score if isinstance(ratio, Threshold) else self.threshold
-        return WindowFollower(self.press, threshold, self.sliding_window_size)
+        return DelayedEviction(self.press, budget, self._threshold(budget), self.sliding_window_size)
 
-    def notes(self, seen: Any) -> Tensor | None:
+    def entry_metadata(self, seen: Any) -> Tensor | None:
         """(B, H, T, 1): scores, by which entries in the window will be judged."""
-        return self.press.scores_at([seen], 0.5)[0][..., None] if self.decoding else None
+        return self.press.scores_at([seen], self.budget)[0][..., None] if self.decoding else None
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exact without a threshold; with one, from the window alone to everything."""
         if self.threshold is None:
-            return super().entries(layers, heads, tokens, ratio)
+            return super().entry_bounds(layers, heads, tokens, budget)
         return layers * heads * min(tokens, self.sliding_window_size), layers * heads * tokens

@@ -3,12 +3,14 @@
 Every head has a score of how much it retrieves; the lowest of all keep `sink_size` first and `recent_size`
 last tokens, the others everything. As many are short as the ratio of entries needs, the last of them with
 more recent tokens, so that the budget is met exactly; where short heads alone are too many entries, all keep
-fewer. Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5
-for scores without training. Differs: the ratio is of entries; that of paper and kvpress, of short heads (the
-round(layers · heads · ratio) lowest), is `head_compression_ratio`. The budget of short heads is real, so the
-measured fraction is then (1 - ratio) + ratio · (sink + recent)/T, never above 1. Without training, the head
-scores come from the context itself, or from texts by `calibrate`. Cost: nothing with patterns; else queries
-and keys of all tokens once more, per layer.
+fewer.
+Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5 for
+scores without training.
+Differs: the ratio is of entries; that of paper and kvpress, of short heads (the round(layers · heads · ratio)
+lowest), is `head_compression_ratio`. The budget of short heads is real, so the measured fraction is then (1 -
+ratio) + ratio · (sink + recent)/T, never above 1. Without training, the head scores come from the context
+itself, or from texts by `calibrate`.
+Cost: nothing with patterns; else queries and keys of all tokens once more, per layer.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kvcache.budget import Budget, check_ratio
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget, check_ratio, ends, shorten
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
-from presses.scorer import mean_over_group
+from presses.support.budgets import ends, shorten
+from presses.support.scores import mean_over_group
 from presses.support.weights import checked, last_part, model_name, read, show
 
 ADDRESS = "https://raw.githubusercontent.com/mit-han-lab/duo-attention/{revision}/attn_patterns/{pattern}"
@@ -87,20 +92,19 @@ class DuoAttentionPress(BasePress):
 
     def __post_init__(self) -> None:
         """Refuse ratios outside [0, 1) and negative windows."""
-        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        super().__post_init__()
         if self.head_compression_ratio is not None:
             fixed = check_ratio(self.head_compression_ratio)
             object.__setattr__(self, "head_compression_ratio", fixed)
-            object.__setattr__(self, "compression_ratio", self.compression_ratio or fixed)
         if min(self.sink_size or 0, self.recent_size or 0) < 0:
             raise ValueError(
                 f"sink_size={self.sink_size} and recent_size={self.recent_size} must be at least 0 tokens"
             )
 
     @property
-    def own_budget(self) -> bool:
-        """Whether the share of short heads is fixed."""
-        return self.head_compression_ratio is not None
+    def traits(self) -> Traits:
+        """A given share of short heads is the budget."""
+        return Traits(has_fixed_budget=self.head_compression_ratio is not None, has_recipe=True)
 
     def observe(self, layer: LayerObservation) -> HeadScores:
         """The scores of the layer's heads, and the size of short ones.
@@ -144,7 +148,7 @@ class DuoAttentionPress(BasePress):
         rows = checked(rows, (config.num_hidden_layers, layer.kv_heads), wanted).clamp(0, 1)
         return rows[layer.index][None], sink, recent
 
-    def select(self, evidence: Sequence[HeadScores], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[HeadScores], budget: Budget) -> list[Selection]:
         """Everything in retrieval heads, both ends in the others."""
         scores = torch.stack([seen.scores[..., 0] for seen in evidence], dim=1)  # (B, L, H)
         heads, tokens = scores[0].numel(), evidence[0].scores.shape[-1]
@@ -153,7 +157,7 @@ class DuoAttentionPress(BasePress):
             min(tokens, evidence[0].sink_size + max(1, evidence[0].recent_size)),
         )
         if self.head_compression_ratio is None:
-            counts = shorten(scores.flatten(1), tokens, size, heads * budget(tokens, ratio)).view_as(scores)
+            counts = shorten(scores.flatten(1), tokens, size, heads * budget.entries(tokens)).view_as(scores)
         else:
             short = Selection.top(-scores.flatten(1)[:, None], self._short_heads(heads)).keep.view_as(scores)
             counts = torch.where(short, size, tokens)
@@ -173,10 +177,10 @@ class DuoAttentionPress(BasePress):
     def _short_heads(self, heads: int) -> int:
         return round(heads * (self.head_compression_ratio or 0.0))
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exact by ratio, or where the size of short heads is given; else these keep at least one entry and at most all."""
         if self.head_compression_ratio is None:
-            return super().entries(layers, heads, tokens, ratio)
+            return super().entry_bounds(layers, heads, tokens, budget)
         short = self._short_heads(layers * heads)
         full = (layers * heads - short) * tokens
         if self.on_the_fly_scoring or (self.sink_size is not None and self.recent_size is not None):

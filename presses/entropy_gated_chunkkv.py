@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache.selection import Selection, budget
+from kvcache.budget import Budget
+from kvcache.selection import Selection
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
 from presses.wrapper import ScoreWrapperPress
@@ -52,11 +53,11 @@ class EntropyGatedChunkKVPress(ScoreWrapperPress):
             )
             raise ValueError(f"{given}: the first must lie between 1 and the second, in tokens")
 
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """Exactly `budget(T, ratio)` positions, shared by the heads of a layer."""
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
+        """Exactly `budget.entries(T)` positions, shared by the heads of a layer."""
         return [
-            self._select(scores, budget(scores.shape[-1], ratio))
-            for scores in self.press.scores_at(evidence, ratio)
+            self._select(scores, budget.entries(scores.shape[-1]))
+            for scores in self.press.scores_at(evidence, budget)
         ]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:

@@ -1,9 +1,9 @@
 """Expected attention: keep what future queries will attend to, taken as normally distributed.
 
 Queries of the context have mean μ and covariance Σ before rotary embedding; R is the mean rotation over the
-next `n_future_positions` positions.
-score_t = softmax_t( (Rμ)·k_t/√d + k_tᵀ RΣRᵀ k_t / 2d ), averaged over the query heads of a group, times
-(‖v_t‖₂ with + ε inside). Source: Devoto et al. 2025, arXiv 2510.00636; kvpress 0.5.5 for ε and the sinks.
+next `n_future_positions` positions. score_t = softmax_t( (Rμ)·k_t/√d + k_tᵀ RΣRᵀ k_t / 2d ), averaged over
+the query heads of a group, times (‖v_t‖₂ with + ε inside).
+Source: Devoto et al. 2025, arXiv 2510.00636; kvpress 0.5.5 for ε and the sinks.
 Differs: nothing.
 Cost: queries of all tokens once more and one d x d product per key, per layer.
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kvcache.observation import LayerObservation
-from presses.scorer import ScorerPress, mean_over_group, pin
+from presses.scorer import ScorerPress
+from presses.support.scores import mean_over_group, pin
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 Mean and covariance of the queries before rotary embedding are loaded; the rest is expected_attention.
 Source: Devoto et al. 2025, arXiv 2510.00636; statistics on the hub,
-`alessiodevoto/exp_att_stats_<model>_<data>_<texts>_<length>_<sinks>`. Differs: nothing. Statistics of other
-models are made by `calibrate`. Cost: one d x d product per key and layer; no queries.
+`alessiodevoto/exp_att_stats_<model>_<data>_<texts>_<length>_<sinks>`.
+Differs: nothing. Statistics of other models are made by `calibrate`.
+Cost: one d x d product per key and layer; no queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
+from kvcache.traits import Traits
 from presses.expected_attention import ExpectedAttentionPress, attention_of_normal_queries
 from presses.support.weights import model_name, named, read, show
 
@@ -75,6 +77,11 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
                 None
             ]
         return attention_of_normal_queries(layer, mean, covariance, self.n_future_positions, sinks)
+
+    @property
+    def traits(self) -> Traits:
+        """There is a recipe to learn what the press needs to know of a model."""
+        return replace(super().traits, has_recipe=True)
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write mean and covariance of the queries of all pieces, without the first `n_sink` of each, to `model.safetensors`."""

@@ -1,7 +1,7 @@
 """Fast KVzip: a small learned gate tells from a token's hidden state what KVzip would find, and all layers and heads compete.
 
-With q, k the normalised projections of the hidden state to 16 channels and s_i learned vectors:
-score_t = 1 / (1 + Σ_i exp(s_i·q/4 - (k·q/4 + b))), averaged over the query heads of a group.
+With q, k the normalised projections of the hidden state to 16 channels and s_i learned vectors: score_t = 1 /
+(1 + Σ_i exp(s_i·q/4 - (k·q/4 + b))), averaged over the query heads of a group.
 Source: Kim et al. 2026, arXiv 2601.17668; gates of the authors on the hub, `Jang-Hyun/Fast-KVzip`.
 Differs: head-wise budgets are real; several contexts at a time. Gates of other models have to be trained by
 gradient descent, with the authors' code; for what is computed from texts alone see kvzap.
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, check_ratio
+from kvcache.selection import Selection
 from presses.base import BasePress
-from presses.kvzip import globally_highest, globally_kept
-from presses.scorer import pin
+from presses.support.budgets import highest_together, kept_together
+from presses.support.scores import pin
 from presses.support.weights import last_part, model_name, named, read
 
 HUB = "Jang-Hyun/Fast-KVzip"
@@ -57,7 +58,7 @@ class FastKVzipPress(BasePress):
 
     def __post_init__(self) -> None:
         """Refuse ratios outside [0, 1) and negative windows."""
-        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        super().__post_init__()
         if self.n_sink < 0 or self.window_size < 1 or not 0 <= self.window_ratio <= 1:
             given = f"n_sink={self.n_sink}, window_size={self.window_size}, window_ratio={self.window_ratio}"
             raise ValueError(
@@ -85,13 +86,16 @@ class FastKVzipPress(BasePress):
         sinks = min(self.n_sink, tokens)
         return pin(gate_scores(layer, gates[layer.index], wanted), sinks, min(window, tokens - sinks))
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Tensor], budget: Budget) -> list[Selection]:
         """The highest scores of all layers and heads; a head may keep nothing."""
-        return globally_highest(evidence, ratio, self.layerwise)
+        tokens, heads = evidence[0].shape[-1], evidence[0].shape[1]
+        kept = kept_together(len(evidence), heads, tokens, budget, by_layer=self.layerwise)
+        return highest_together(evidence, kept, by_layer=self.layerwise)
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """All entries but `int(n · ratio)`, of all layers together or of each."""
-        return globally_kept(layers, heads, tokens, ratio, self.layerwise)
+        exact = kept_together(layers, heads, tokens, budget, by_layer=self.layerwise)
+        return exact, exact
 
 
 def gate_scores(layer: LayerObservation, gate: Any, wanted: str) -> Tensor:

@@ -2,29 +2,36 @@
 
 score_t = mean over the question's tokens i of n_i · softmax(q_i·k_t/√d), n_i the entries that token i sees,
 averaged over the query heads of a group; the question itself is kept. Kept keys move to the positions 0 … K -
-1. Source: Corallo and Papotti 2024, TACL a_00716; kvpress 0.5.5.
+1.
+Source: Corallo and Papotti 2024, TACL a_00716; kvpress 0.5.5.
 Differs: the question is told apart by the pipeline (`query_aware=true`) instead of by a delimiter token added
 to tokenizer and model. Where nobody says what the question is, the last `window_size` tokens are taken for
 it. Batches of several contexts are allowed. Refused where sliding-window layers, left whole, would keep their
-old positions. Cost: one attention of the question per layer, and one rotation per kept key.
+old positions.
+Cost: one attention of the question per layer, and one rotation per kept key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvcache.compressing import Prefill
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import Prefill
 from kvcache.observation import LayerObservation
 from kvcache.rotary import Rotary
-from kvcache.selection import Selection, budget, gather
+from kvcache.selection import Selection, gather
+from kvcache.traits import Traits
 from presses.base import BasePress
-from presses.key_rerotation import Moved, turned
-from presses.scorer import ScorerPress, mean_over_group, pin
+from presses.scorer import ScorerPress
+from presses.support.chunks import entries_of_chunks
+from presses.support.rerotation import Moved, turned
+from presses.support.scores import mean_over_group, pin
+from presses.support.windows import window_within
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,21 @@ class FinchPress(ScorerPress):
                 f"chunk_length={self.chunk_length} must be at least 1 token, or null for one chunk"
             )
 
+    @property
+    def traits(self) -> Traits:
+        """Kept keys may move; which entries stay is decided chunk by chunk."""
+        return replace(
+            super().traits,
+            gives_scores=False,
+            takes_threshold=False,
+            only_selects=not self.rerotate_keys,
+            moves_positions=self.rerotate_keys,
+            window_queries=self.window_size,
+        )
+
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): attention of the question, the question on top."""
-        window = layer.question or self.window_size
-        window = window if layer.tokens > window else max(1, layer.tokens // 2)
+        window = window_within(layer.tokens, layer.question or self.window_size)
         before = layer.tokens - window
         votes = layer.window_attention(window)[..., :before].float()  # (B, H * G, w, T - w)
         if self.normalize_scores:
@@ -69,16 +87,16 @@ class FinchPress(ScorerPress):
         """The scores (B, H, T), and the layer's rotary embedding."""
         return layer.score(self), layer.rotary
 
-    def select(self, evidence: Sequence[tuple[Tensor, Rotary]], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[tuple[Tensor, Rotary]], budget: Budget) -> list[Selection]:
         """The top entries of every head, or of every chunk in it."""
-        length = self.chunk_length or evidence[0][0].shape[-1]
+        tokens = evidence[0][0].shape[-1]
+        length = self.chunk_length or tokens
+        counts = entries_of_chunks(budget, tokens, length)
         selections: list[Selection] = []
         for scores, rotary in evidence:
-            parts = [
-                Selection.top(part, budget(part.shape[-1], ratio)).keep
-                for part in scores.split(length, dim=-1)
-            ]
-            plain = Selection(torch.cat(parts, dim=-1))
+            chunks = zip(scores.split(length, dim=-1), counts, strict=True)
+            kept = [Selection.top(part, count).keep for part, count in chunks]
+            plain = Selection(torch.cat(kept, dim=-1))
             selections.append(Moved(plain.keep, plain, rotary) if self.rerotate_keys else plain)
         return selections
 
@@ -89,28 +107,13 @@ class FinchPress(ScorerPress):
             values, selection.positions
         )
 
-    @property
-    def gathers(self) -> bool:
-        """Whether keys stay as they are."""
-        return not self.rerotate_keys
-
-    @property
-    def needs_whole_context(self) -> bool:
-        """Whether keys move: then all of them must be there."""
-        return self.rerotate_keys
-
     def next_position(self, selections: Sequence[Selection]) -> int:
         """The number of kept entries where keys move, else the context's length."""
         return int(selections[0].counts.max()) if self.rerotate_keys else super().next_position(selections)
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """The budget of every chunk."""
-        length = self.chunk_length or tokens
-        exact = (
-            layers
-            * heads
-            * sum(budget(min(length, tokens - start), ratio) for start in range(0, tokens, length))
-        )
+        exact = layers * heads * sum(entries_of_chunks(budget, tokens, self.chunk_length or tokens))
         return exact, exact
 
     def compress(self, layer: LayerObservation, prefill: Prefill) -> None:

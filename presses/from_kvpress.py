@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvcache.compressing import Prefill
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import Prefill
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget, check_ratio
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
 
 
 @dataclass(frozen=True)
-class Kept(Selection):
+class Left(Selection):
     """What a foreign press left of a layer.
 
     Attributes:
@@ -57,7 +59,7 @@ class FromKVPress(BasePress):
 
     def __post_init__(self) -> None:
         """Refuse a ratio outside [0, 1), and what is not such a press."""
-        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        super().__post_init__()
         if self.press is None:
             object.__setattr__(self, "press", self.make())
         kind = type(self.press).__name__
@@ -71,6 +73,11 @@ class FromKVPress(BasePress):
     def make(self) -> Any:
         """The press to run, for subclasses: then the file's name is the press's."""
         raise ValueError("give the press to run: FromKVPress(press=…), or a subclass with make()")
+
+    @property
+    def traits(self) -> Traits:
+        """Nothing is known of what the press does; what does more than score looks at the layer once per budget."""
+        return Traits(only_selects=False, keeps_hidden_states=not self._only_scores)
 
     @property
     def _only_scores(self) -> bool:
@@ -106,12 +113,12 @@ class FromKVPress(BasePress):
             self.press.post_init_from_model(prefill.model)
         return evidence
 
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
-        """The top `budget(T, ratio)` of scores; or what the press's own hook leaves."""
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
+        """The top `budget.entries(T)` of scores; or what the press's own hook leaves."""
         return [
-            Selection.top(seen, budget(seen.shape[-1], ratio))
+            Selection.top(seen, budget.entries(seen.shape[-1]))
             if isinstance(seen, Tensor)
-            else self._run(seen, ratio)
+            else self._run(seen, budget)
             for seen in evidence
         ]
 
@@ -119,14 +126,14 @@ class FromKVPress(BasePress):
         """What the press left, or the entries of highest score."""
         return (
             (selection.keys, selection.values)
-            if isinstance(selection, Kept)
+            if isinstance(selection, Left)
             else super().apply(keys, values, selection)
         )
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """The budget where scores decide; else whatever the press does, which is measured."""
         return (
-            super().entries(layers, heads, tokens, ratio)
+            super().entry_bounds(layers, heads, tokens, budget)
             if self._only_scores
             else (0, layers * heads * tokens)
         )
@@ -143,8 +150,8 @@ class FromKVPress(BasePress):
     def _title(self) -> str:
         return type(self.press).__name__
 
-    def _run(self, layer: LayerObservation, ratio: float) -> Selection:
-        press = deepcopy(self.press)
+    def _run(self, layer: LayerObservation, budget: Budget) -> Selection:
+        press, ratio = deepcopy(self.press), ratio_of(budget, layer.tokens)
         try:
             press.compression_ratio = ratio
         except AttributeError as error:
@@ -165,7 +172,7 @@ class FromKVPress(BasePress):
             keep = torch.ones(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
             keep[tuple(masked)] = False
             return Selection(keep)
-        return Kept(_where(layer, keys, values), keys, values)
+        return Left(_where(layer, keys, values), keys, values)
 
     @contextmanager
     def _kvpress_call(
@@ -194,6 +201,17 @@ class FromKVPress(BasePress):
             for name in module.__dict__.keys() - before.keys():
                 del module.__dict__[name]
             module.__dict__.update(before)
+
+
+def ratio_of(budget: Budget, tokens: int) -> float:
+    """The ratio that a foreign press is given, which knows no other budget.
+
+    Of a number of tokens, a millionth of an entry is added, so that truncating keeps the count whatever
+    rounding does; a press that truncates the number it removes may keep one entry more in all.
+    """
+    if budget.tokens is None:
+        return budget.removed_share(tokens)
+    return 0.0 if budget.tokens >= tokens else 1 - (budget.tokens + 1e-6) / tokens
 
 
 def _defined(press: Any, verb: str, owner: str) -> bool:

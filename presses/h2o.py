@@ -5,26 +5,29 @@ the query heads of a group; `recent_share` of the budget are the latest tokens, 
 After each token the lowest sum leaves, so the cache has a constant size.
 Source: Zhang et al. 2023, "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language
 Models", arXiv 2306.14048; authors' repository FMInference/H2O at ac75c2a,
-h2o_hf/utils_real_drop/modify_llama.py. Differs: evicts once after the context is read (the shared prefill is
-whole), then after the question and after every token. The question counts as one step. Keys keep their
-positions. See observed_attention for the same sums, normalised, without eviction while decoding. Cost:
-attention of all queries once more per layer; while decoding the attention of each new token once more and a
-copy of the kept entries, and one number per kept entry in memory that the measured bytes leave out.
+h2o_hf/utils_real_drop/modify_llama.py.
+Differs: evicts once after the context is read (the shared prefill is whole), then after the question and
+after every token. The question counts as one step. Keys keep their positions. See observed_attention for the
+same sums, normalised, without eviction while decoding.
+Cost: attention of all queries once more per layer; while decoding the attention of each new token once more
+and a copy of the kept entries, and one number per kept entry in memory that the measured bytes leave out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kvcache.decode_hooks import DecodingObservation
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodingObservation
 from kvcache.observation import LayerObservation
-from kvcache.selection import Threshold, budget
-from presses.decoding import ConstantFollower
-from presses.scorer import ScorerPress, pin
+from kvcache.traits import Traits
+from presses.scorer import ScorerPress
+from presses.support.eviction import ConstantSizeEviction
+from presses.support.scores import pin
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,29 @@ class H2OPress(ScorerPress):
                 f"recent_share={self.recent_share} must lie in [0, 1]: it is the part of the budget for recent tokens"
             )
 
+    @property
+    def traits(self) -> Traits:
+        """The recent part of the budget is no score's matter; sums go on while answers are written."""
+        return replace(super().traits, takes_threshold=False, acts_while_decoding=True)
+
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: attention that each position received from itself and later ones."""
         return layer.attention_column_sums().unflatten(1, (-1, layer.group)).sum(2)
 
-    def scores_at(self, evidence: Sequence[Tensor], ratio: float) -> Sequence[Tensor]:
+    def scores_at(self, evidence: Sequence[Tensor], budget: Budget) -> Sequence[Tensor]:
         """The sums (B, H, T), the recent part of the budget on top."""
-        return [pin(sums, last=int(budget(sums.shape[-1], ratio) * self.recent_share)) for sums in evidence]
+        return [pin(sums, last=int(budget.entries(sums.shape[-1]) * self.recent_share)) for sums in evidence]
 
-    def notes(self, seen: Tensor) -> Tensor:
+    def entry_metadata(self, seen: Tensor) -> Tensor:
         """(B, H, T, 1): the sums, to be added to."""
         return seen[..., None]
 
-    def while_decoding(self, ratio: float | Threshold) -> HeavyHitters | None:
-        """Adds the attention of new tokens, and keeps the size; at ratio 0 there is nothing to do."""
-        return None if ratio == 0 else HeavyHitters(self.recent_share)
+    def decode_hook(self, budget: Budget) -> HeavyHitters:
+        """Adds the attention of new tokens, and keeps the size."""
+        return HeavyHitters(self.recent_share)
 
 
-class HeavyHitters(ConstantFollower):
+class HeavyHitters(ConstantSizeEviction):
     """Sums of attention that grow with every token."""
 
     def __init__(self, recent_share: float) -> None:
@@ -73,7 +81,9 @@ class HeavyHitters(ConstantFollower):
     def begin(self, layer: DecodingObservation) -> Tensor:
         """The sums of the prefill, or zeros where they are not known: (1, H, K - n, 1)."""
         return (
-            layer.keys[:, :, layer.hidden.shape[1] :, :1].float() * 0 if layer.notes is None else layer.notes
+            layer.keys[:, :, layer.hidden.shape[1] :, :1].float() * 0
+            if layer.entry_metadata is None
+            else layer.entry_metadata
         )
 
     def update(self, layer: DecodingObservation, known: Tensor) -> Tensor:

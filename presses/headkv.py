@@ -5,28 +5,33 @@ head keeps `window_size` and (b − window_size)(1 − 1/β) in any case; what r
 shared in proportion to s_h. Which entries stay, the press inside decides.
 Source: Fu et al. 2024, "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated
 Retrieval and Reasoning", arXiv 2410.19258; authors' repository FYYFU/HeadKV at 0862a09, whose head scores are
-loaded. Differs: KV heads share their cache among the query heads of a group (the authors store it once per
-query head). Shares are exact in sum, and no head gets more than the context; β is the default of the authors'
+loaded.
+Differs: KV heads share their cache among the query heads of a group (the authors store it once per query
+head). Shares are exact in sum, and no head gets more than the context; β is the default of the authors'
 command. `calibrate` scores heads of other models by the attention that repeated spans pay, under forced
 tokens, to the token that followed when they stood in the text before (authors: needles that the model must
-answer about). Cost: that of the press inside.
+answer about).
+Cost: that of the press inside.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, apportion, budget
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
+from presses.support.budgets import apportion
 from presses.support.weights import checked, last_part, model_name, read, show
 from presses.wrapper import ScoreWrapperPress
 
@@ -70,6 +75,11 @@ class HeadKVPress(ScoreWrapperPress):
                 f"beta={self.beta} must be at least 1 and window_size={self.window_size} at least 0 tokens"
             )
 
+    @property
+    def traits(self) -> Traits:
+        """There is a recipe to learn what the press needs to know of a model."""
+        return replace(super().traits, has_recipe=True)
+
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the importance (H,) of the layer's heads.
 
@@ -87,11 +97,15 @@ class HeadKVPress(ScoreWrapperPress):
         scores = head_table(str(text), (int(config.num_hidden_layers), layer.kv_heads * layer.group), wanted)
         return self.press.observe(layer), scores[layer.index].unflatten(0, (-1, layer.group)).mean(-1)
 
-    def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
+    def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
+        """The first part of the evidence."""
+        return evidence[0]
+
+    def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as its share gives."""
-        ranked = self.press.scores_at([seen for seen, _ in evidence], ratio)
+        ranked = self.press.scores_at([seen for seen, _ in evidence], budget)
         tokens, importance = ranked[0].shape[-1], torch.stack([heads for _, heads in evidence])  # (L, H)
-        even = budget(tokens, ratio)
+        even = budget.entries(tokens)
         least = min(even, self.window_size + int(max(0, even - self.window_size) * (1 - 1 / self.beta)))
         shares = apportion(importance.flatten().tolist(), even * importance.numel(), least, tokens)
         counts = torch.tensor(shares, device=ranked[0].device).view_as(importance)
@@ -99,9 +113,9 @@ class HeadKVPress(ScoreWrapperPress):
             Selection.top(scores, counts[at].expand(scores.shape[:2])) for at, scores in enumerate(ranked)
         ]
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exactly the even budget in all."""
-        exact = layers * heads * budget(tokens, ratio)
+        exact = layers * heads * budget.entries(tokens)
         return exact, exact
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:

@@ -3,26 +3,30 @@
 The context is read again on top of its cache; an entry's score is the highest attention it gets, averaged
 over the query heads of a group, plus the mean of that over the KV heads. Composite token i of a layer counts
 the mean over heads of the i-th best score; the best composite tokens of all layers stay, and each head of a
-layer keeps as many of its own best entries. No layer keeps more than the first. Source: Akulov et al. 2025,
-arXiv 2509.05165. Differs: the second reading leaves nothing in the cache and needs no eager attention;
-batches of several contexts are allowed; layers with sliding windows are left whole. Every layer keeps at
-least one entry per head. Cost: one more pass over the context on top of its cache, and its attention once
-more in blocks, once for all ratios.
+layer keeps as many of its own best entries. No layer keeps more than the first.
+Source: Akulov et al. 2025, arXiv 2509.05165.
+Differs: the second reading leaves nothing in the cache and needs no eager attention; batches of several
+contexts are allowed; layers with sliding windows are left whole. Every layer keeps at least one entry per
+head.
+Cost: one more pass over the context on top of its cache, and its attention once more in blocks, once for all
+ratios.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvcache.compressing import Prefill
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import Prefill
+from kvcache.hooks.replay import replay
 from kvcache.observation import LayerObservation
-from kvcache.replay import replay
-from kvcache.selection import Selection, budget, check_ratio
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
 
 LOGITS = 2**26
@@ -47,8 +51,6 @@ class KVComposePress(BasePress):
         keep_token_lower_bound: entries that every head of every layer keeps, as far as the budget goes.
     """
 
-    whole_context: ClassVar[bool] = True
-
     compression_ratio: float = 0.0
     structured: bool = True
     agg_task: str = "max"
@@ -60,12 +62,17 @@ class KVComposePress(BasePress):
 
     def __post_init__(self) -> None:
         """Refuse a ratio outside [0, 1) and unknown aggregations."""
-        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        super().__post_init__()
         for name in ("agg_task", "agg_group", "agg_head"):
             if getattr(self, name) not in ("max", "mean"):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be 'max' or 'mean'")
         if self.keep_token_lower_bound < 0:
             raise ValueError(f"keep_token_lower_bound={self.keep_token_lower_bound} must not be negative")
+
+    @property
+    def traits(self) -> Traits:
+        """The model reads the context again."""
+        return Traits(reads_again=True)
 
     def observe(self, layer: LayerObservation) -> None:
         """Nothing: the context is looked at when it is read again."""
@@ -124,7 +131,7 @@ class KVComposePress(BasePress):
             scores = scores * values.float().norm(dim=-1)
         return scores + scores.mean(1, keepdim=True) if self.add_mean_across_heads else scores
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Tensor], budget: Budget) -> list[Selection]:
         """Each head's best entries, as many as composite tokens of its layer (or of itself) are among the best of all."""
         ranked = torch.stack(list(evidence), dim=1).sort(dim=-1, descending=True).values  # (B, L, H, T)
         if self.structured:
@@ -132,7 +139,8 @@ class KVComposePress(BasePress):
         ranked[..., : self.keep_token_lower_bound] += FIRST
         if self.structured:
             ranked[:, 0] = ranked.amax(1)
-        best = Selection.top(ranked.flatten(1)[:, None], budget(ranked[0].numel(), ratio)).keep
+        kept = budget.parts(ranked[0].numel(), ranked.shape[-1])
+        best = Selection.top(ranked.flatten(1)[:, None], kept).keep
         counts = best.view_as(ranked).sum(-1)  # (B, L, H or 1)
         if self.structured:
             counts = counts.clamp(min=self._floor(ranked.shape[-1]))
@@ -141,12 +149,12 @@ class KVComposePress(BasePress):
             for at, scores in enumerate(evidence)
         ]
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """The budget of all composite tokens, and what layers keep in any case."""
         if not self.structured:
-            exact = budget(layers * heads * tokens, ratio)
+            exact = budget.parts(layers * heads * tokens, tokens)
             return exact, exact
-        fewest = heads * budget(layers * tokens, ratio)
+        fewest = heads * budget.parts(layers * tokens, tokens)
         return fewest, min(layers * heads * tokens, fewest + heads * (layers - 1) * self._floor(tokens))
 
     def _floor(self, tokens: int) -> int:

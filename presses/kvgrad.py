@@ -2,7 +2,8 @@
 
 score_t = max over the tokens i of the repetition and the query heads of a group of a_it · ‖v_t W_O‖₂ ·
 ‖∂Φ/∂a_i‖₂, with the attention a_it as in KVzip, a_i what the layer's attention adds at token i, and Φ = Σ_i
-‖h_i‖² over the last layer's outputs. Source: KVgrad, openreview.net/forum?id=cg1wTCJjjk; kvpress 0.5.5.
+‖h_i‖² over the last layer's outputs.
+Source: KVgrad, openreview.net/forum?id=cg1wTCJjjk; kvpress 0.5.5.
 Differs: as KVzip. Attention is computed again after the backward pass instead of being stored for all layers.
 Cost: one forward and one backward pass over the context on top of its cache, 3 to 4 times the prefill, once
 for all ratios.
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvcache.compressing import Prefill
+from kvcache.hooks.prefill import Prefill
+from kvcache.hooks.replay import sensitivity
 from kvcache.observation import LayerObservation
-from kvcache.replay import sensitivity
-from presses.kvzip import Chunk, KVzipPress, chunk_scores
+from presses.kvzip import KVzipPress
+from presses.support.repetition import Chunk, chunk_scores
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """KVzap: a small learned model tells from a token's hidden state what KVzip would find.
 
 score_t = log importance, from a linear map or a two-layer perceptron on the input of the attention, one per
-layer. Source: Jegou & Jeblick 2026, arXiv 2601.07891; models on the hub, `nvidia/KVzap-<kind>-<model>`.
+layer.
+Source: Jegou & Jeblick 2026, arXiv 2601.07891; models on the hub, `nvidia/KVzap-<kind>-<model>`.
 Differs: nothing. The paper compares the scores with a threshold: wrap it in dms. `calibrate` fits the linear
 model to KVzip+'s scores of texts, by least squares; the perceptron has to be trained by gradient descent,
-with the authors' code. Cost: one small matrix product per token and layer.
+with the authors' code.
+Cost: one small matrix product per token and layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kvcache.observation import LayerObservation
+from kvcache.traits import Traits
 from presses.kvzip import KVzipPress
 from presses.scorer import ScorerPress
 from presses.support.weights import last_part, model_name, named, prefilled, read
@@ -50,6 +53,11 @@ class KVzapPress(ScorerPress):
         super().__post_init__()
         if self.model_type not in ("linear", "mlp"):
             raise ValueError(f"model_type={self.model_type!r} must be linear or mlp")
+
+    @property
+    def traits(self) -> Traits:
+        """There is a recipe to learn what the press needs to know of a model."""
+        return replace(super().traits, has_recipe=True)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): log importance.

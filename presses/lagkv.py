@@ -12,13 +12,15 @@ Cost: a few passes over keys and values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kvcache.observation import LayerObservation
-from presses.scorer import ScorerPress, pin
+from kvcache.traits import Traits
+from presses.scorer import ScorerPress
+from presses.support.scores import pin
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class LagKVPress(ScorerPress):
             raise ValueError(
                 f"n_sink={self.n_sink} must be at least 0 and lag_size={self.lag_size} at least 1 token"
             )
+
+    @property
+    def traits(self) -> Traits:
+        """Keys and values are all that is looked at."""
+        return replace(super().traits, reads_hidden_states=False)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): ranks in [0, 1) or softmax scores, sinks and end on top."""

@@ -1,20 +1,22 @@
 """Leverage: keep keys that the others cannot express.
 
-Keys before rotary embedding, centred over the context and projected by a random d x m matrix, give X;
-score_t = x_t (XᵀX + λI)⁻¹ x_tᵀ, standardised over the heads and positions of the layer.
+Keys before rotary embedding, centred over the context and projected by a random d x m matrix, give X; score_t
+= x_t (XᵀX + λI)⁻¹ x_tᵀ, standardised over the heads and positions of the layer.
 Source: Chari & Van Durme 2025 (Compactor), arXiv 2507.08143; kvpress 0.5.5 for λ.
 Differs: the projection is drawn per seed, layer and context, the same on every device; every context of a
-batch is standardised alone. Cost: keys once more, two products of size T x m x m per head.
+batch is standardised alone.
+Cost: keys once more, two products of size T x m x m per head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kvcache.observation import LayerObservation
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 
 RIDGE = 1e-2
@@ -38,6 +40,11 @@ class LeverageScorePress(ScorerPress):
         super().__post_init__()
         if self.sketch_dimension < 1:
             raise ValueError(f"sketch_dimension={self.sketch_dimension} must be at least 1 channel")
+
+    @property
+    def traits(self) -> Traits:
+        """Keys and values are all that is looked at."""
+        return replace(super().traits, reads_hidden_states=False)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: standardised leverage scores."""

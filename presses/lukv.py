@@ -3,17 +3,18 @@
 A curve gives, for each percent of compression, the share that each head of each layer loses; a layer's total
 is the sum over its heads, rounded, and at least one entry stays in each. A head's curve is made so that what
 the press inside keeps of it is of use later: the use of an entry j is max_k ‖a_kj v_j W_O‖₂ over later
-queries k, and entries go where the concave hull of the summed use rises most. Source: Baidu 2026, arXiv
-2602.08585; curve of the authors for Llama-3.1-8B-Instruct with expected attention; kvpress 0.5.5 for sinks.
+queries k, and entries go where the concave hull of the summed use rises most.
+Source: Baidu 2026, arXiv 2602.08585; curve of the authors for Llama-3.1-8B-Instruct with expected attention;
+kvpress 0.5.5 for sinks.
 Differs: head-wise budgets are real. Curves of other models are made by `calibrate`, where the later queries
-are those of the last quarter of each text (authors: of tokens that the model writes). Cost: that of the press
-inside.
+are those of the last quarter of each text (authors: of tokens that the model writes).
+Cost: that of the press inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection
-from presses.chunk import part
+from kvcache.traits import Traits
 from presses.expected_attention import ExpectedAttentionPress
-from presses.kvzip import output_norms
 from presses.scorer import ScorerPress
+from presses.support.chunks import part
+from presses.support.norms import output_norms
 from presses.support.weights import checked, last_part, model_name, read, show
 from presses.wrapper import ScoreWrapperPress
 
@@ -63,6 +66,11 @@ class LUKVPress(ScoreWrapperPress):
         if self.sink < 0 or self.window < 0:
             raise ValueError(f"sink={self.sink} and window={self.window} must be at least 0 tokens")
 
+    @property
+    def traits(self) -> Traits:
+        """There is a recipe to learn what the press needs to know of a model."""
+        return replace(super().traits, has_recipe=True)
+
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the layer's part (99, H) of the curve.
 
@@ -78,18 +86,22 @@ class LUKVPress(ScoreWrapperPress):
         curve = checked(curve, (99, config.num_hidden_layers, layer.kv_heads), wanted)
         return self.press.observe(layer), curve[:, layer.index]
 
-    def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
+    def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
+        """The first part of the evidence."""
+        return evidence[0]
+
+    def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
         """Of every head as many of its best entries as the curve says."""
-        scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
+        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
         return [
-            self._select(ranked, curve, ratio) for ranked, (_, curve) in zip(scores, evidence, strict=True)
+            self._select(ranked, curve, budget) for ranked, (_, curve) in zip(scores, evidence, strict=True)
         ]
 
-    def _select(self, scores: Tensor, curve: Tensor, ratio: float) -> Selection:
+    def _select(self, scores: Tensor, curve: Tensor, budget: Budget) -> Selection:
         tokens = scores.shape[-1]
-        counts = head_budgets(1 - curve[min(max(round(100 * ratio) - 1, 0), 98)].double(), tokens).to(
-            scores.device
-        )
+        percent = round(100 * budget.removed_share(tokens))
+        kept_shares = 1 - curve[min(max(percent - 1, 0), 98)].double()  # the curve begins at 1 percent
+        counts = head_budgets(kept_shares, tokens).to(scores.device)
         return Selection.top(self._pinned(scores), counts.expand(scores.shape[:2]))
 
     def _pinned(self, scores: Tensor) -> Tensor:
@@ -104,7 +116,7 @@ class LUKVPress(ScoreWrapperPress):
 
         def look(layer: LayerObservation) -> None:
             context = part(layer, 0, layer.tokens - max(1, layer.tokens // 4))
-            order = self._pinned(self.press.scores_at([self.press.observe(context)], 0.5)[0]).sort(
+            order = self._pinned(self.press.scores_at([self.press.observe(context)], Budget.fixed())[0]).sort(
                 dim=-1, descending=True, stable=True
             )
             found = later_use(layer, context.tokens).gather(-1, order.indices[0]).double().cpu()
@@ -122,7 +134,7 @@ class LUKVPress(ScoreWrapperPress):
         curve[:, list(gains)] = torch.stack(curves).mean(0)
         numpy.save(folder / FILE, curve.float().numpy())
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """At least one entry per head; the curve decides."""
         return layers * heads, layers * heads * tokens
 

@@ -2,15 +2,16 @@
 
 An evicted entry e goes to the kept entry t of the highest key cosine c_et ≥ `similarity_threshold`, with the
 weight w_e = c_et · ‖v_e‖ / (‖v_e‖ + ‖v_t‖); v_t becomes (v_t + Σ w_e v_e) / (1 + Σ w_e). Keys stay as they
-are. Source: Bolya et al. 2022 (token merging), arXiv 2210.09461; Wan et al. 2024 (D2O), arXiv 2406.13035;
-weights of kvpress 0.5.5. Differs: head-wise budgets, batches of several contexts and any press that selects
-entries are allowed inside. Cost: cosines of evicted with kept keys, per layer and ratio, in blocks of evicted
-entries.
+are.
+Source: Bolya et al. 2022 (token merging), arXiv 2210.09461; Wan et al. 2024 (D2O), arXiv 2406.13035; weights
+of kvpress 0.5.5.
+Differs: head-wise budgets, batches of several contexts and any press that selects entries are allowed inside.
+Cost: cosines of evicted with kept keys, per layer and ratio, in blocks of evicted entries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ from torch.nn import functional
 
 from kvcache.observation import block_size
 from kvcache.selection import Selection, gather
+from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.snapkv import SnapKVPress
-from presses.wrapper import WrapperPress
+from presses.wrapper import WrapperPress, check_adds_nothing
 
 EVICTED_BLOCK = 1024
 """Evicted entries whose cosines with all kept ones are held at once."""
@@ -49,6 +51,7 @@ class MergingPress(WrapperPress):
     def __post_init__(self) -> None:
         """Refuse a threshold or a fraction outside its range."""
         super().__post_init__()
+        check_adds_nothing(self.press, self)
         if not 0 <= self.similarity_threshold <= 1:
             raise ValueError(
                 f"similarity_threshold={self.similarity_threshold} must lie in [0, 1]: it is a cosine"
@@ -57,6 +60,11 @@ class MergingPress(WrapperPress):
             raise ValueError(
                 f"merge_fraction={self.merge_fraction} must lie in (0, 1]: it is the share of evicted entries to merge"
             )
+
+    @property
+    def traits(self) -> Traits:
+        """Kept values take up evicted ones."""
+        return replace(super().traits, only_selects=False)
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """What the press inside makes of the keys and the merged values."""

@@ -2,29 +2,33 @@
 
 score_t = Σ (or max) over the last `window_size` queries of attention a_it, averaged over the query heads of a
 group; the window itself is kept. After each token the entry of lowest score leaves, and the window moves on,
-so old tokens compete anew at every step. Source: Ghadia et al. 2025, "Dialogue Without Limits: Constant-Sized
-KV Caches for Extended Responses in LLMs", arXiv 2503.00979; authors' repository ghadiaravi13/MorphKV at
-8903d2a, morphkv/models/patch_llama.py. Differs: the attention weights of the paper; the authors' code takes,
-for grouped queries, the softmax over the old tokens of the summed logits of a group. While decoding the
-window begins with the question: the last queries of the context vote in the prefill only. The question counts
-as one step. Cost: one attention of `window_size` queries per layer; while decoding the attention of each new
-token once more and a copy of the kept entries, and `window_size` numbers per kept entry in memory that the
-measured bytes leave out.
+so old tokens compete anew at every step.
+Source: Ghadia et al. 2025, "Dialogue Without Limits: Constant-Sized KV Caches for Extended Responses in
+LLMs", arXiv 2503.00979; authors' repository ghadiaravi13/MorphKV at 8903d2a, morphkv/models/patch_llama.py.
+Differs: the attention weights of the paper; the authors' code takes, for grouped queries, the softmax over
+the old tokens of the summed logits of a group. While decoding the window begins with the question: the last
+queries of the context vote in the prefill only. The question counts as one step.
+Cost: one attention of `window_size` queries per layer; while decoding the attention of each new token once
+more and a copy of the kept entries, and `window_size` numbers per kept entry in memory that the measured
+bytes leave out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kvcache.decode_hooks import DecodingObservation
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodingObservation
 from kvcache.observation import LayerObservation
-from kvcache.selection import Threshold
-from presses.decoding import ConstantFollower
-from presses.scorer import ScorerPress, mean_over_group, pin
+from kvcache.traits import Traits
+from presses.scorer import ScorerPress
+from presses.support.checks import check_least
+from presses.support.eviction import ConstantSizeEviction
+from presses.support.scores import mean_over_group
+from presses.support.windows import votes_of_window, with_window
 
 
 @dataclass(frozen=True)
@@ -42,25 +46,28 @@ class MorphKVPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse an empty window and an unknown fusion."""
         super().__post_init__()
-        if self.window_size < 1:
-            raise ValueError(f"window_size={self.window_size} must be at least 1 token")
+        check_least(1, "token", window_size=self.window_size)
         if self.fusion not in ("sum", "max"):
             raise ValueError(f"fusion={self.fusion!r} must be 'sum' or 'max'")
 
+    @property
+    def traits(self) -> Traits:
+        """Attention of the window, which moves on while answers are written."""
+        return replace(super().traits, acts_while_decoding=True, window_queries=self.window_size)
+
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): fused attention of the window, the window on top."""
-        window = self.window_size if layer.tokens > self.window_size else max(1, layer.tokens // 2)
         votes = mean_over_group(
-            layer.window_attention(window)[..., : layer.tokens - window].float(), layer.group
+            votes_of_window(layer, self.window_size).float(), layer.group
         )  # (B, H, w, T - w)
-        return pin(functional.pad(fuse(votes, self.fusion), (0, window)), last=window)
+        return with_window(fuse(votes, self.fusion), layer.tokens)
 
-    def while_decoding(self, ratio: float | Threshold) -> MovingWindow | None:
-        """Keeps the size while the window moves; at ratio 0 there is nothing to do."""
-        return None if ratio == 0 else MovingWindow(self.window_size, self.fusion)
+    def decode_hook(self, budget: Budget) -> MovingWindow:
+        """Keeps the size while the window moves."""
+        return MovingWindow(self.window_size, self.fusion)
 
 
-class MovingWindow(ConstantFollower):
+class MovingWindow(ConstantSizeEviction):
     """The attention of the last tokens, row by row."""
 
     def __init__(self, window_size: int, fusion: str) -> None:

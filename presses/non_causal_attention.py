@@ -2,7 +2,8 @@
 
 The context is cut into chunks; in each, every query attends to every key of the chunk, later ones included,
 with logits q·k. score_t = (attention received, averaged over the group)·‖v_t‖₂, averaged over 3 neighbours,
-standardised over the heads and positions. Source: Chari & Van Durme 2025 (Compactor), arXiv 2507.08143.
+standardised over the heads and positions.
+Source: Chari & Van Durme 2025 (Compactor), arXiv 2507.08143.
 Differs: the last chunk is as short as it is (kvpress pads it with zeros that take part in the softmax); every
 context of a batch is standardised alone; logits in float32.
 Cost: attention of all queries within their chunks.
@@ -18,7 +19,8 @@ from torch.nn import functional
 
 from kvcache.observation import LayerObservation
 from presses.leverage import standardised
-from presses.scorer import ScorerPress, mean_over_group
+from presses.scorer import ScorerPress
+from presses.support.scores import mean_over_group
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ Cost: nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 
 
@@ -26,8 +27,6 @@ class NonePress(ScorerPress):
         ValueError: a compression ratio other than 0.
     """
 
-    lossless: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Refuse any ratio but 0."""
         super().__post_init__()
@@ -36,14 +35,21 @@ class NonePress(ScorerPress):
                 f"press none keeps everything; compression_ratio={self.compression_ratio} must be 0"
             )
 
+    @property
+    def traits(self) -> Traits:
+        """Nothing is removed."""
+        return replace(
+            super().traits, evicts_in_prefill=False, takes_threshold=False, reads_hidden_states=False
+        )
+
     def score(self, layer: LayerObservation) -> Tensor:
         """Equal scores: nothing is removed."""
         return layer.keys.new_zeros(layer.keys.shape[:3])
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Tensor], budget: Budget) -> list[Selection]:
         """Everything, whatever the ratio."""
-        return super().select(evidence, 0.0)
+        return super().select(evidence, Budget(ratio=0.0))
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Everything, whatever the ratio."""
-        return super().entries(layers, heads, tokens, 0.0)
+        return super().entry_bounds(layers, heads, tokens, Budget(ratio=0.0))

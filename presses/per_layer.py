@@ -2,18 +2,21 @@
 
 Source: kvpress 0.5.5 (PerLayerCompressionPress).
 Differs: different lengths per layer work with every attention. Without ratios, every layer has the ratio of
-the sweep. Cost: that of the press inside.
+the sweep.
+Cost: that of the press inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kvcache.compressing import Prefill
+from kvcache.budget import Budget, check_ratio
+from kvcache.hooks.prefill import Prefill
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, check_ratio
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.knorm import KnormPress
 from presses.wrapper import WrapperPress
@@ -36,19 +39,17 @@ class PerLayerCompressionPress(WrapperPress):
 
     def __post_init__(self) -> None:
         """Refuse ratios outside [0, 1)."""
-        object.__setattr__(
-            self, "compression_ratios", tuple(check_ratio(ratio) for ratio in self.compression_ratios)
-        )
-        if self.compression_ratios and not self.compression_ratio:
-            object.__setattr__(
-                self, "compression_ratio", sum(self.compression_ratios) / len(self.compression_ratios)
-            )
+        object.__setattr__(self, "compression_ratios", tuple(map(check_ratio, self.compression_ratios)))
         super().__post_init__()
 
     @property
-    def own_budget(self) -> bool:
-        """Whether the ratios are given."""
-        return bool(self.compression_ratios) or super().own_budget
+    def traits(self) -> Traits:
+        """Given ratios are the budget."""
+        return replace(
+            super().traits,
+            takes_threshold=False,
+            has_fixed_budget=bool(self.compression_ratios) or super().traits.has_fixed_budget,
+        )
 
     def observe(self, layer: LayerObservation) -> tuple[int, Any]:
         """The layer's index, and what the press inside observes."""
@@ -59,26 +60,30 @@ class PerLayerCompressionPress(WrapperPress):
         probed = self.press.probe(prefill, [seen for _, seen in evidence])
         return [(index, seen) for (index, _), seen in zip(evidence, probed, strict=True)]
 
-    def select(self, evidence: Sequence[tuple[int, Any]], ratio: float) -> list[Selection]:
+    def of_press_inside(self, evidence: tuple[int, Any]) -> Any:
+        """All but the layer's index."""
+        return evidence[1]
+
+    def select(self, evidence: Sequence[tuple[int, Any]], budget: Budget) -> list[Selection]:
         """What the press inside selects in each layer alone.
 
         Raises:
             ValueError: the model has more layers than ratios are given.
         """
-        return [self.press.select([seen], self._ratio(index, ratio))[0] for index, seen in evidence]
+        return [self.press.select([seen], self._budget(index, budget))[0] for index, seen in evidence]
 
-    def _ratio(self, index: int, ratio: float) -> float:
+    def _budget(self, index: int, budget: Budget) -> Budget:
         if not self.compression_ratios:
-            return ratio
+            return budget
         if index >= len(self.compression_ratios):
             raise ValueError(
                 f"compression_ratios has {len(self.compression_ratios)} entries, but the model a layer {index}; give one each"
             )
-        return self.compression_ratios[index]
+        return Budget(ratio=self.compression_ratios[index])
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """The sum over layers; where a model leaves layers whole, between those of the highest and of the lowest ratios."""
-        ratios = sorted(self.compression_ratios or [ratio] * layers, reverse=True)
-        fewest = sum(self.press.entries(1, heads, tokens, one)[0] for one in ratios[:layers])
-        most = sum(self.press.entries(1, heads, tokens, one)[1] for one in ratios[-layers:])
+        budgets = [Budget(ratio=ratio) for ratio in sorted(self.compression_ratios, reverse=True)]
+        bounds = [self.press.entry_bounds(1, heads, tokens, one) for one in budgets or [budget] * layers]
+        fewest, most = sum(low for low, _ in bounds[:layers]), sum(high for _, high in bounds[-layers:])
         return fewest, most

@@ -2,16 +2,18 @@
 
 Source: kvpress 0.5.5 (PrefillDecodingPress).
 Differs: the prefill is shared with all other presses of a sweep; heads that keep different numbers are
-compressed further as they are. Cost: that of both presses.
+compressed further as they are.
+Cost: that of both presses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kvcache.decode_hooks import Follower
-from kvcache.selection import Threshold
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodeHook
+from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.decoding import DecodingPress
 from presses.snapkv import SnapKVPress
@@ -35,19 +37,31 @@ class PrefillDecodingPress(WrapperPress):
     def __post_init__(self) -> None:
         """Refuse a second press that does nothing while decoding."""
         super().__post_init__()
-        if self.decoding.while_decoding(0.5) is None:
+        if not self.decoding.traits.acts_while_decoding:
             raise ValueError(
                 f"decoding={self.decoding.name} does nothing while decoding; give one such as DecodingPress()"
             )
 
     @property
-    def has_threshold(self) -> bool:
-        """As the first press, where the second has a budget of its own."""
-        return super().has_threshold and self.decoding.own_budget
+    def traits(self) -> Traits:
+        """Those of the first press; a threshold where the second needs no ratio."""
+        first = super().traits
+        return replace(
+            first,
+            acts_while_decoding=True,
+            takes_threshold=first.takes_threshold and self.decoding.traits.has_fixed_budget,
+        )
 
-    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
+    def acts_while_decoding(self, budget: Budget) -> bool:
         """As the second press does."""
-        return self.decoding.while_decoding(ratio)
+        return self.decoding.acts_while_decoding(self._decoding_budget(budget))
 
-    def notes(self, seen: Any) -> None:
+    def decode_hook(self, budget: Budget) -> DecodeHook:
+        """As the second press does."""
+        return self.decoding.decode_hook(self._decoding_budget(budget))
+
+    def _decoding_budget(self, budget: Budget) -> Budget:
+        return Budget.fixed() if self.decoding.traits.has_fixed_budget else budget
+
+    def entry_metadata(self, seen: Any) -> None:
         """Nothing: what the first press saw would mislead the second."""

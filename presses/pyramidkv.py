@@ -1,7 +1,8 @@
 """PyramidKV: lower layers keep more, upper layers less.
 
 Budgets fall linearly with the layer, from 2c - c/β at the bottom to c/β at the top, c the even budget in
-tokens. Source: Cai et al. 2024, arXiv 2406.02069; kvpress 0.5.5 for the limits.
+tokens.
+Source: Cai et al. 2024, arXiv 2406.02069; kvpress 0.5.5 for the limits.
 Differs: nothing. Where the line would leave [window_size, T - window_size], all layers keep c: with a window
 of 64 tokens and contexts of 4k that is so for ratios above about 0.67, where PyramidKV is its inner press.
 Cost: that of the press inside.
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvcache.budget import Budget
 from kvcache.selection import Selection
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
@@ -45,9 +47,9 @@ class PyramidKVPress(ScoreWrapperPress):
                 f"beta={self.beta} must be at least 1: the top layer keeps 1/beta of the even budget"
             )
 
-    def layer_budgets(self, layers: int, tokens: int, ratio: float) -> list[int]:
+    def layer_budgets(self, layers: int, tokens: int, budget: Budget) -> list[int]:
         """Entries per head of each layer, from the bottom."""
-        even = tokens * (1 - ratio)
+        even = tokens * budget.kept_share(tokens)
         low = even / self.beta
         high = 2 * even - low
         if high >= tokens - self.window_size:
@@ -57,13 +59,13 @@ class PyramidKVPress(ScoreWrapperPress):
             return [max(1, round(even))] * layers
         return [round(high - layer * (high - low) / (layers - 1)) for layer in range(layers)]
 
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as the layer's place in the pyramid allows."""
-        ranked = self.press.scores_at(evidence, ratio)
-        counts = self.layer_budgets(len(ranked), ranked[0].shape[-1], ratio)
+        ranked = self.press.scores_at(evidence, budget)
+        counts = self.layer_budgets(len(ranked), ranked[0].shape[-1], budget)
         return [Selection.top(scores, count) for scores, count in zip(ranked, counts, strict=True)]
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """The sum over the pyramid; roundings make it differ from the even budget by less than one token per layer."""
-        exact = heads * sum(self.layer_budgets(layers, tokens, ratio))
+        exact = heads * sum(self.layer_budgets(layers, tokens, budget))
         return exact, exact

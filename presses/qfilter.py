@@ -1,16 +1,17 @@
 """Q-Filters: keep the keys that point along the main direction of the model's queries.
 
 score_t = -f·k_t, f the learned filter of the head: published filters point against the queries, so that keys
-along them score high. Source: Godey et al. 2025, arXiv 2503.02812; filters of the authors on the hub,
-`nthngdy/<model>_qfilt`. Differs: nothing. Filters of other models are made by `calibrate`, as by
-make_filters.py of the authors' repository (NathanGodey/qfilters at cda5c38), from all queries instead of a
-sample of 3000. Cost: one product per key.
+along them score high.
+Source: Godey et al. 2025, arXiv 2503.02812; filters of the authors on the hub, `nthngdy/<model>_qfilt`.
+Differs: nothing. Filters of other models are made by `calibrate`, as by make_filters.py of the authors'
+repository (NathanGodey/qfilters at cda5c38), from all queries instead of a sample of 3000.
+Cost: one product per key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kvcache.observation import LayerObservation
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 from presses.support.weights import last_part, model_name, named, read, show
 
@@ -36,6 +38,11 @@ class QFilterPress(ScorerPress):
 
     weights: str | None = None
     revision: str = "main"
+
+    @property
+    def traits(self) -> Traits:
+        """There is a recipe to learn what the press needs to know of a model."""
+        return replace(super().traits, reads_hidden_states=False, has_recipe=True)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): minus the projection of each key on its head's filter."""

@@ -9,12 +9,13 @@ Cost: nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kvcache.observation import LayerObservation
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 
 
@@ -27,6 +28,11 @@ class RandomPress(ScorerPress):
     """
 
     seed: int = 0
+
+    @property
+    def traits(self) -> Traits:
+        """Keys and values are all that is looked at."""
+        return replace(super().traits, reads_hidden_states=False)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) uniform numbers."""

@@ -2,18 +2,21 @@
 
 Source: kvpress 0.5.5 (CompressionRatioDecodingPress); each scorer cites its own paper.
 Differs: the ratio of the sweep is the ratio while decoding (kvpress: a field of its own). Otherwise as
-decoding. Cost: as decoding.
+decoding.
+Cost: as decoding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kvcache.decode_hooks import Follower
-from kvcache.selection import Threshold, budget
-from presses.decoding import PrefillLeftWhole, ScoreFollower, check_scorer
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodeHook
+from kvcache.traits import Traits
+from presses.decoding import PrefillLeftWhole
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
+from presses.support.eviction import ScoreEviction, check_scorer
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,10 @@ class RatioDecodingPress(PrefillLeftWhole):
         check_scorer(self.press, self.compression_interval, self.buffer_size)
 
     @property
-    def claims_ratio(self) -> bool:
-        """No: the ratio is of the text while an answer is written."""
-        return False
+    def traits(self) -> Traits:
+        """The ratio is of the text while an answer is written."""
+        return replace(super().traits, ratio_is_bytes=False)
 
-    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
-        """Keeps `budget(tokens so far, ratio)` entries at every interval; at ratio 0 there is nothing to do."""
-        if isinstance(ratio, Threshold):
-            raise ValueError(
-                "ratio_decoding takes no threshold: what it keeps is a share of all tokens so far; give it a ratio"
-            )
-        if ratio == 0:
-            return None
-        return ScoreFollower(
-            self.press, self.compression_interval, lambda tokens: budget(tokens, ratio), self.buffer_size
-        )
+    def decode_hook(self, budget: Budget) -> DecodeHook:
+        """Keeps `budget.entries(tokens so far)` entries at every interval."""
+        return ScoreEviction(self.press, self.compression_interval, budget.entries, self.buffer_size)

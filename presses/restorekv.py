@@ -3,29 +3,35 @@
 Scores are those of KVzip (KVzip+ with `kvzip_plus_normalization`). n learned embeddings pass the model once
 at the positions after the context, on top of its full cache and with a trained low-rank adapter; their keys
 and values are kept in all layers and heads, and that much more of the context goes, so that the budget is
-met: the lowest of all layers and heads together, at ratio r + n/T. Source: RestoreKV, arXiv 2608.01247;
-weights of the authors on the hub, `higokri/RestoreKV-<model>`, with `_plus` for KVzip+. Differs: as KVzip. Of
-a budget of fewer entries than learned tokens per head, only the first of these are kept (kvpress exceeds the
-budget). The model is not changed: the adapter is added to its projections for that one pass. The question
-continues at position T + n. Models in which some layers have sliding windows are refused (kvpress refuses
-Gemma). Embeddings and adapter of other models have to be trained by gradient descent, with the authors' code.
+met: the lowest of all layers and heads together, at ratio r + n/T.
+Source: RestoreKV, arXiv 2608.01247; weights of the authors on the hub, `higokri/RestoreKV-<model>`, with
+`_plus` for KVzip+.
+Differs: as KVzip. Of a budget of fewer entries than learned tokens per head, only the first of these are kept
+(kvpress exceeds the budget). The model is not changed: the adapter is added to its projections for that one
+pass. The question continues at position T + n. Models in which some layers have sliding windows are refused
+(kvpress refuses Gemma). Embeddings and adapter of other models have to be trained by gradient descent, with
+the authors' code.
 Cost: as KVzip, and one pass of n tokens, once for all ratios.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kvcache.compressing import Prefill
-from kvcache.observation import LayerObservation, attention_modules
-from kvcache.replay import replay
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import Prefill
+from kvcache.hooks.replay import replay
+from kvcache.modules import attention_modules
+from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, gather
-from presses.kvzip import KVzipPress, globally_highest, globally_kept
+from kvcache.traits import Traits
+from presses.kvzip import KVzipPress
+from presses.support.budgets import highest_together, kept_together
 from presses.support.lora import adapted, read_adapter
 from presses.support.weights import last_part, model_name, read
 
@@ -64,7 +70,10 @@ class RestoreKVPress(KVzipPress):
     weights: str | None = None
     revision: str = "main"
 
-    adds_entries: ClassVar[bool] = True
+    @property
+    def traits(self) -> Traits:
+        """The model reads the context again, and what learned tokens read of it joins the cache."""
+        return replace(super().traits, adds_entries=True, only_selects=False)
 
     def observe(self, layer: LayerObservation) -> None:
         """Nothing yet; but a model without weights is refused in its first layer, not after the whole prefill."""
@@ -119,13 +128,14 @@ class RestoreKVPress(KVzipPress):
             )
         return embeddings, source, wanted
 
-    def select(self, evidence: Sequence[Evidence], ratio: float) -> list[Selection]:  # type: ignore[override]
+    def select(self, evidence: Sequence[Evidence], budget: Budget) -> list[Selection]:  # type: ignore[override]
         """The learned tokens, and the highest scores of all layers and heads."""
         batch, heads, tokens = evidence[0].scores.shape
         learned = evidence[0].keys.shape[2]
-        kept = min(learned, self._budget(len(evidence), heads, tokens, ratio) // (len(evidence) * heads))
-        chosen = globally_highest(
-            [seen.scores for seen in evidence], min(1.0, ratio + kept / tokens), self.layerwise
+        total = kept_together(len(evidence), heads, tokens, budget, by_layer=self.layerwise)
+        kept = min(learned, total // (len(evidence) * heads))  # of the learned tokens, in every head
+        chosen = highest_together(
+            [seen.scores for seen in evidence], total - kept * len(evidence) * heads, by_layer=self.layerwise
         )
         more = (torch.arange(learned, device=evidence[0].keys.device) < kept).expand(batch, heads, -1)
         return [
@@ -138,11 +148,3 @@ class RestoreKVPress(KVzipPress):
         assert isinstance(selection, Restored)
         together = torch.cat((keys, selection.keys), dim=2), torch.cat((values, selection.values), dim=2)
         return gather(together[0], selection.positions), gather(together[1], selection.positions)
-
-    def _budget(self, layers: int, heads: int, tokens: int, ratio: float) -> int:
-        return globally_kept(layers, heads, tokens, ratio, self.layerwise)[0]
-
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
-        """As KVzip, learned tokens included; one entry (of each layer) less or more where rounding r + n/T decides."""
-        exact, slack = self._budget(layers, heads, tokens, ratio), layers if self.layerwise else 1
-        return exact - slack, exact + slack

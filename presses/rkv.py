@@ -3,25 +3,30 @@
 score_t = λ I_t − (1 − λ) R_t. I = pooled attention of the last `window_size` queries, the largest of a
 group's query heads. R = softmax over t of the mean over j of cos(k_j, k_t), where j ≠ t and the most recent
 token that is similar to j (cosine above `threshold`) is not counted, so that the latest of several
-repetitions stays. The window is kept. Source: Cai et al. 2025, "R-KV: Redundancy-aware KV Cache Compression
-for Reasoning Models", arXiv 2505.24133; authors' repository Zefan-Cai/R-KV.
+repetitions stays. The window is kept.
+Source: Cai et al. 2025, "R-KV: Redundancy-aware KV Cache Compression for Reasoning Models", arXiv 2505.24133;
+authors' repository Zefan-Cai/R-KV.
 Differs: applied once, after the prefill; inside `decoding`, at every interval, as in the paper. The largest
 attention of a group is taken (the authors: the largest logit, then the softmax over the tokens before the
 window). A key that nothing is similar to spares no token (in the authors' code, the first one). Similarities
-are summed in blocks, no T x T matrix. Cost: one attention of `window_size` queries and all products of keys
-with keys, per layer.
+are summed in blocks, no T x T matrix.
+Cost: one attention of `window_size` queries and all products of keys with keys, per layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kvcache.observation import LayerObservation, block_size
-from presses.scorer import ScorerPress, pin
+from kvcache.traits import Traits
+from presses.scorer import ScorerPress
+from presses.support.checks import check_kernel, check_least
+from presses.support.scores import pin
+from presses.support.windows import smoothed, votes_of_window
 
 
 @dataclass(frozen=True)
@@ -47,23 +52,23 @@ class RKVPress(ScorerPress):
             raise ValueError(
                 f"mix_lambda={self.mix_lambda} must lie in [0, 1]: it is the weight of importance"
             )
-        if self.window_size < 1 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            given = f"window_size={self.window_size}, kernel_size={self.kernel_size}"
-            raise ValueError(
-                f"{given}: the window must have at least 1 token, and the kernel must be odd and positive"
-            )
+        check_least(1, "token", window_size=self.window_size)
+        check_kernel(self.kernel_size)
+
+    @property
+    def traits(self) -> Traits:
+        """Attention of the window."""
+        return replace(super().traits, window_queries=self.window_size)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): importance less redundancy, the window on top."""
-        window = self.window_size if layer.tokens > self.window_size else max(1, layer.tokens // 2)
-        votes = layer.window_attention(window)[..., : layer.tokens - window].float().mean(2)
+        votes = votes_of_window(layer, self.window_size).float().mean(2)
         votes = votes.unflatten(1, (-1, layer.group)).amax(2)  # (B, H, T - w)
-        if votes.shape[-1]:
-            votes = functional.max_pool1d(votes, self.kernel_size, stride=1, padding=self.kernel_size // 2)
-        scores = self.mix_lambda * functional.pad(votes, (0, window)) - (1 - self.mix_lambda) * redundancy(
-            layer.keys, self.threshold
-        )
-        return pin(scores, last=window)
+        votes = smoothed(votes, self.kernel_size, largest=True)
+        window = layer.tokens - votes.shape[-1]
+        importance = functional.pad(votes, (0, window))
+        repeated = redundancy(layer.keys, self.threshold)
+        return pin(self.mix_lambda * importance - (1 - self.mix_lambda) * repeated, last=window)
 
 
 def redundancy(keys: Tensor, threshold: float) -> Tensor:

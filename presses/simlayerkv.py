@@ -2,11 +2,14 @@
 
 laziness of a layer = attention of the last `n_last` tokens to the first `n_initial` and the last `n_recent`
 positions, averaged over heads; a lazy layer keeps `n_initial` first and `n_recent - n_last` last tokens, any
-other all. Source: Zhang et al. 2024, arXiv 2410.13846; kvpress 0.5.5. Their thresholds: Llama-3 0.9, Llama-2
-0.65, Mistral 0.8, Qwen 0.85. Differs: works with every attention, and each context of a batch decides for
-itself. Without a threshold, as many of the laziest layers are lazy as the ratio of entries needs, the last of
-them with more recent tokens, so that the budget is met exactly; where lazy layers alone are too many entries
-(short contexts), all layers keep fewer. Cost: one attention of `n_last` queries per layer.
+other all.
+Source: Zhang et al. 2024, arXiv 2410.13846; kvpress 0.5.5. Their thresholds: Llama-3 0.9, Llama-2 0.65,
+Mistral 0.8, Qwen 0.85.
+Differs: works with every attention, and each context of a batch decides for itself. Without a threshold, as
+many of the laziest layers are lazy as the ratio of entries needs, the last of them with more recent tokens,
+so that the budget is met exactly; where lazy layers alone are too many entries (short contexts), all layers
+keep fewer.
+Cost: one attention of `n_last` queries per layer.
 """
 
 from __future__ import annotations
@@ -17,9 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget, check_ratio, ends, shorten
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
+from presses.support.budgets import ends, shorten
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,7 @@ class SimLayerKVPress(BasePress):
 
     def __post_init__(self) -> None:
         """Refuse a ratio outside [0, 1) and empty windows."""
-        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
-        if self.lazy_threshold is not None and not self.compression_ratio:
-            object.__setattr__(self, "compression_ratio", 0.5)
+        super().__post_init__()
         if self.n_last < 1 or self.n_recent <= self.n_last or self.n_initial < 0:
             given = f"n_last={self.n_last}, n_recent={self.n_recent}, n_initial={self.n_initial}"
             raise ValueError(
@@ -52,9 +56,9 @@ class SimLayerKVPress(BasePress):
             )
 
     @property
-    def own_budget(self) -> bool:
-        """Whether a threshold is given."""
-        return self.lazy_threshold is not None
+    def traits(self) -> Traits:
+        """A given threshold of laziness is the budget."""
+        return Traits(has_fixed_budget=self.lazy_threshold is not None, window_queries=self.n_last)
 
     def observe(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): the layer's laziness, the same for all its entries."""
@@ -65,13 +69,13 @@ class SimLayerKVPress(BasePress):
         lazy = attention[:, : self.n_initial].sum(-1) + attention[:, -self.n_recent :].sum(-1)
         return lazy[:, None, None].expand(layer.keys.shape[:3])
 
-    def select(self, evidence: Sequence[Tensor], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Tensor], budget: Budget) -> list[Selection]:
         """Both ends in lazy layers, everything in the others."""
         laziness = torch.stack([seen[:, 0, 0] for seen in evidence], dim=1)  # (B, L)
         tokens = evidence[0].shape[-1]
         little = min(tokens, self.n_initial + self._kept_at_the_end(tokens))
         if self.lazy_threshold is None:
-            counts = shorten(-laziness, tokens, little, len(evidence) * budget(tokens, ratio))
+            counts = shorten(-laziness, tokens, little, len(evidence) * budget.entries(tokens))
         else:
             counts = torch.where(laziness > self.lazy_threshold, little, tokens)
         return [
@@ -85,10 +89,10 @@ class SimLayerKVPress(BasePress):
             tokens if tokens <= self.n_initial + self.n_recent + self.n_last else self.n_recent - self.n_last
         )
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exact without a threshold; with one, from all layers lazy to none."""
         if self.lazy_threshold is None:
-            return super().entries(layers, heads, tokens, ratio)
+            return super().entry_bounds(layers, heads, tokens, budget)
         return layers * heads * min(
             tokens, self.n_initial + self._kept_at_the_end(tokens)
         ), layers * heads * tokens

@@ -8,12 +8,13 @@ Cost: nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kvcache.observation import LayerObservation
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 
 
@@ -32,6 +33,11 @@ class StreamingLLMPress(ScorerPress):
         super().__post_init__()
         if self.n_sink < 0:
             raise ValueError(f"n_sink={self.n_sink} must be at least 0 tokens")
+
+    @property
+    def traits(self) -> Traits:
+        """Keys and values are all that is looked at."""
+        return replace(super().traits, reads_hidden_states=False)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): rising with the position, the sinks above everything, earlier ones first."""

@@ -1,10 +1,12 @@
 """ThinK: remove the channels of the keys that queries hardly read.
 
 Channel c of a head counts mean over the last queries and the group of q_c² · mean over positions of k_c²;
-int(d · ratio) channels go. Source: Xu et al. 2024, arXiv 2407.21018.
+int(d · ratio) channels go.
+Source: Xu et al. 2024, arXiv 2407.21018.
 Differs: the channels really leave memory (kvpress sets them to 0): a head stores its other channels and their
 index, and a query reads with these alone. Values and the keys of later tokens stay whole, so at ratio r the
-measured cache shrinks by r/2, not r. Cost: queries of the window and two sums per layer.
+measured cache shrinks by r/2, not r.
+Cost: queries of the window and two sums per layer.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget, check_ratio
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, check_ratio, gather
+from kvcache.selection import Selection, gather
+from kvcache.traits import Traits
 from presses.base import BasePress
-from presses.scorer import mean_over_group
+from presses.support.scores import mean_over_group
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ThinKPress(BasePress):
 
     def __post_init__(self) -> None:
         """Refuse ratios outside [0, 1) and an empty window."""
-        object.__setattr__(self, "compression_ratio", check_ratio(self.compression_ratio))
+        super().__post_init__()
         if self.key_channel_compression_ratio is not None:
             fixed = check_ratio(self.key_channel_compression_ratio)
             object.__setattr__(self, "key_channel_compression_ratio", fixed)
@@ -60,9 +64,9 @@ class ThinKPress(BasePress):
             raise ValueError(f"window_size={self.window_size} must be at least 1 token")
 
     @property
-    def claims_ratio(self) -> bool:
-        """No: the ratio is of key channels."""
-        return False
+    def traits(self) -> Traits:
+        """The ratio is of key channels, which are not stored."""
+        return Traits(only_selects=False, ratio_is_bytes=False, window_queries=self.window_size)
 
     def observe(self, layer: LayerObservation) -> tuple[Tensor, Tensor]:
         """Mean square of the window's queries per channel (B, H, 1, d), and all entries (B, H, T)."""
@@ -70,9 +74,11 @@ class ThinKPress(BasePress):
         everything = torch.ones((), dtype=torch.bool, device=layer.keys.device).expand(layer.keys.shape[:3])
         return mean_over_group(squares, layer.group), everything
 
-    def select(self, evidence: Sequence[tuple[Tensor, Tensor]], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[tuple[Tensor, Tensor]], budget: Budget) -> list[Selection]:
         """All entries."""
-        fraction = ratio if self.key_channel_compression_ratio is None else self.key_channel_compression_ratio
+        fraction = self.key_channel_compression_ratio
+        if fraction is None:
+            fraction = budget.removed_share(evidence[0][1].shape[-1])
         return [
             Thinned(everything, reading, int(reading.shape[-1] * fraction))
             for reading, everything in evidence
@@ -89,6 +95,6 @@ class ThinKPress(BasePress):
         positions = selection.positions
         return gather(keys, positions).masked_fill_(removed, 0), gather(values, positions)
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Every entry stays."""
         return layers * heads * tokens, layers * heads * tokens

@@ -8,18 +8,25 @@ Cost: one attention of one query per layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn import functional
 
 from kvcache.observation import LayerObservation
-from presses.scorer import ScorerPress, pin
+from kvcache.traits import Traits
+from presses.scorer import ScorerPress
+from presses.support.scores import pin
 
 
 @dataclass(frozen=True)
 class TOVAPress(ScorerPress):
     """One ranking per layer, the same for all its heads."""
+
+    @property
+    def traits(self) -> Traits:
+        """Attention of the last query."""
+        return replace(super().traits, window_queries=1)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): attention of the last query, averaged over heads, the last token on top."""

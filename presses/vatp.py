@@ -1,26 +1,31 @@
 """VATP: attention alone does not tell importance; what a token adds is its attention times the size of its value.
 
 score_t = s_t · ‖v_t‖₁, s the scores of a press inside (accumulated attention); the first and the last tokens
-are kept. Source: Guo, Kamigaito, Watanabe 2024, "Attention Score is Not All You Need for Token Importance
-Indicator in KV Cache Reduction: Value Also Matters", arXiv 2406.12335; authors' repository guozhiyu/vatp.
+are kept.
+Source: Guo, Kamigaito, Watanabe 2024, "Attention Score is Not All You Need for Token Importance Indicator in
+KV Cache Reduction: Value Also Matters", arXiv 2406.12335; authors' repository guozhiyu/vatp.
 Differs: applied once, after the prefill. The authors keep the most recent half of the budget; here
 `window_size` tokens, whatever the ratio, and with summed attention, as their variant of H2O (their other
-variant averages the last 400 queries). Cost: one norm per value, and that of the press inside.
+variant averages the last 400 queries).
+Cost: one norm per value, and that of the press inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, budget
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.observed_attention import ObservedAttentionPress
-from presses.scorer import ScorerPress, pin
+from presses.scorer import ScorerPress, select_top
+from presses.support.scores import pin
 from presses.wrapper import ScoreWrapperPress
 
 
@@ -48,19 +53,24 @@ class VATPPress(ScoreWrapperPress):
                 f"sinks={self.sinks} and window_size={self.window_size} must be at least 0 tokens"
             )
 
+    @property
+    def traits(self) -> Traits:
+        """Weighted scores are scores."""
+        return replace(super().traits, gives_scores=True)
+
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the L1 norms (B, H, T) of the values in float32."""
         return self.press.observe(layer), torch.linalg.vector_norm(
             layer.values, ord=1, dim=-1, dtype=torch.float32
         )
 
-    def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> Sequence[Tensor]:
+    def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> Sequence[Tensor]:
         """Weighted scores (B, H, T), both ends on top.
 
         Raises:
             ValueError: a score is negative, so that a larger value would make an entry less important.
         """
-        scores = self.press.scores_at([seen for seen, _ in evidence], ratio)
+        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
         if any(bool((seen < 0).any()) for seen in scores):
             raise ValueError(
                 f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use one of attention"
@@ -70,9 +80,10 @@ class VATPPress(ScoreWrapperPress):
             for seen, (_, norms) in zip(scores, evidence, strict=True)
         ]
 
-    def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
-        """The top `budget(T, ratio)` entries of every head by weighted score."""
-        return [
-            Selection.top(scores, budget(scores.shape[-1], ratio))
-            for scores in self.scores_at(evidence, ratio)
-        ]
+    def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
+        """The first part of the evidence."""
+        return evidence[0]
+
+    def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
+        """The top `budget.entries(T)` entries of every head by weighted score."""
+        return [select_top(scores, budget) for scores in self.scores_at(evidence, budget)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from kvcache.compressing import Prefill
-from kvcache.decode_hooks import Follower
+from kvcache.budget import Budget
+from kvcache.hooks.decode_hooks import DecodeHook
+from kvcache.hooks.prefill import Prefill
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, Threshold, check_ratio
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.scorer import ScorerPress
 
@@ -19,8 +22,7 @@ class WrapperPress(BasePress):
     """A press that changes how another press's evidence becomes a selection, or how a selection is applied.
 
     Subclasses are frozen dataclasses with the fields `press` (first) and `compression_ratio: float | None =
-    None`; without a ratio of
-    its own, a wrapper takes that of the press inside: `AdaKVPress(SnapKVPress(0.5))`.
+    None`; without a ratio of its own, a wrapper takes that of the press inside: `AdaKVPress(SnapKVPress(0.5))`.
     """
 
     press: BasePress
@@ -31,88 +33,87 @@ class WrapperPress(BasePress):
             raise ValueError(
                 f"{type(self).__name__} is built on a press, got {self.press!r}; give it one such as SnapKVPress()"
             )
-        if self.press.adds_entries and type(self).apply is not WrapperPress.apply:
-            raise ValueError(
-                f"{self.press.name} adds entries of its own to the cache, which {self.name} cannot change; use it alone"
-            )
-        ratio = self.press.compression_ratio if self.compression_ratio is None else self.compression_ratio
-        object.__setattr__(self, "compression_ratio", check_ratio(ratio))
+        if self.compression_ratio is None:
+            object.__setattr__(self, "compression_ratio", self.press.compression_ratio)
+        super().__post_init__()
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the press inside, which gives its scores to no third one."""
+        return replace(self.press.traits, gives_scores=False, selects_by_layer=False, has_recipe=False)
 
     def observe(self, layer: LayerObservation) -> Any:
         """What the press inside observes."""
         return self.press.observe(layer)
 
-    @property
-    def own_budget(self) -> bool:
-        """As the press inside."""
-        return self.press.own_budget
-
-    @property
-    def claims_ratio(self) -> bool:
-        """As the press inside."""
-        return self.press.claims_ratio
-
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
         """What the press inside probes."""
         return self.press.probe(prefill, evidence)
 
-    def select(self, evidence: Sequence[Any], ratio: float) -> list[Selection]:
+    def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
         """What the press inside selects."""
-        return self.press.select(evidence, ratio)
-
-    @property
-    def has_threshold(self) -> bool:
-        """As the press inside, where this one does not choose entries itself."""
-        own = type(self)
-        return (
-            own.select is WrapperPress.select
-            and own.observe is WrapperPress.observe
-            and self.press.has_threshold
-        )
-
-    def select_above(self, evidence: Sequence[Any], threshold: Threshold) -> list[Selection]:
-        """As the press inside does."""
-        return (
-            self.press.select_above(evidence, threshold)
-            if self.has_threshold
-            else super().select_above(evidence, threshold)
-        )
+        return self.press.select(evidence, budget)
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """As the press inside does."""
         return self.press.apply(keys, values, selection)
 
-    @property
-    def gathers(self) -> bool:
-        """Whether neither this press nor the one inside changes entries."""
-        return type(self).apply is WrapperPress.apply and self.press.gathers
-
-    def while_decoding(self, ratio: float | Threshold) -> Follower | None:
+    def decode_hook(self, budget: Budget) -> DecodeHook:
         """As the press inside does."""
-        return self.press.while_decoding(ratio)
+        return self.press.decode_hook(budget)
 
-    def notes(self, seen: Any) -> Tensor | None:
-        """As the press inside does, where this one adds nothing to what it observes."""
-        return self.press.notes(seen) if type(self).observe is WrapperPress.observe else None
+    def acts_while_decoding(self, budget: Budget) -> bool:
+        """As the press inside does."""
+        return self.press.acts_while_decoding(budget)
+
+    def entry_metadata(self, evidence: Any) -> Tensor | None:
+        """As the press inside does."""
+        return self.press.entry_metadata(self.of_press_inside(evidence))
+
+    def of_press_inside(self, evidence: Any) -> Any:
+        """What the press inside observed, of what this one did: all of it, unless `observe` adds to it."""
+        return evidence
 
     def next_position(self, selections: Sequence[Selection]) -> int:
         """As the press inside does."""
         return self.press.next_position(selections)
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """As the press inside does."""
-        return self.press.entries(layers, heads, tokens, ratio)
+        return self.press.entry_bounds(layers, heads, tokens, budget)
+
+    def evidence_bytes(self, heads: int, hidden: int) -> int:
+        """That of the press inside, and three tensors of float32 scores of its own."""
+        return super().evidence_bytes(heads, 0) + self.press.evidence_bytes(heads, hidden)
+
+
+def check_adds_nothing(press: BasePress, by: BasePress) -> None:
+    """Refuse a press inside that adds entries of its own to the cache, which `by` would have to change as well.
+
+    Raises:
+        ValueError: such a press.
+    """
+    if press.traits.adds_entries:
+        raise ValueError(
+            f"{press.name} adds entries of its own to the cache, which {by.name} cannot change; use it alone"
+        )
 
 
 class ScoreWrapperPress(WrapperPress):
-    """A press built on the scores of another: `self.press.scores_at(evidence, ratio)`."""
+    """A press built on the scores of another: `self.press.scores_at(evidence, budget)`."""
 
     press: ScorerPress
 
     def __post_init__(self) -> None:
         """Refuse a press without scores."""
         super().__post_init__()
-        if not hasattr(self.press, "scores_at"):
+        if not self.press.traits.gives_scores:
             raise ValueError(
-                f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press such as snapkv"
+                f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press such as "
+                "snapkv"
             )
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the press inside; the number of entries is this one's matter, so there is no threshold."""
+        return replace(super().traits, takes_threshold=False, evicts_in_prefill=True)

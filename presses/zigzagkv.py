@@ -2,26 +2,30 @@
 
 need of a layer = smallest number of entries that together hold `coverage` of the attention of the last
 `window_size` queries, averaged over the query heads; a layer's budget is `floor` of the even one and its
-share of the needs of what remains. Source: Zhong et al. 2024, "ZigZagKV: Dynamic KV Cache Compression for
-Long-context Modeling based on Layer Uncertainty", arXiv 2412.09036. Differs: a wrapper around any scorer. The
-floor is a share of the even budget; its 0.5 is ours, no official code says the authors'. Heads of a layer
-share its budget evenly. Cost: one attention of `window_size` queries and one sort of it per layer, and that
-of the press inside.
+share of the needs of what remains.
+Source: Zhong et al. 2024, "ZigZagKV: Dynamic KV Cache Compression for Long-context Modeling based on Layer
+Uncertainty", arXiv 2412.09036.
+Differs: a wrapper around any scorer. The floor is a share of the even budget; its 0.5 is ours, no official
+code says the authors'. Heads of a layer share its budget evenly.
+Cost: one attention of `window_size` queries and one sort of it per layer, and that of the press inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvcache.budget import Budget
 from kvcache.observation import LayerObservation
-from kvcache.selection import Selection, apportion, budget
+from kvcache.selection import Selection
+from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
+from presses.support.budgets import apportion
 from presses.wrapper import ScoreWrapperPress
 
 
@@ -52,17 +56,26 @@ class ZigZagKVPress(ScoreWrapperPress):
                 f"{given}: coverage must lie in (0, 1], floor in [0, 1], and the window have at least 1 token"
             )
 
+    @property
+    def traits(self) -> Traits:
+        """Attention of the window, and what the press inside looks at."""
+        return replace(super().traits, window_queries=self.window_size + super().traits.window_queries)
+
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the layer's need (B,) in entries."""
         return self.press.observe(layer), need(
             layer.window_attention(self.window_size).float().mean(2), self.coverage
         )
 
-    def select(self, evidence: Sequence[tuple[Any, Tensor]], ratio: float) -> list[Selection]:
+    def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
+        """The first part of the evidence."""
+        return evidence[0]
+
+    def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as the layer's need gives."""
-        ranked = self.press.scores_at([seen for seen, _ in evidence], ratio)
+        ranked = self.press.scores_at([seen for seen, _ in evidence], budget)
         tokens = ranked[0].shape[-1]
-        even = budget(tokens, ratio)
+        even = budget.entries(tokens)
         needs = torch.stack([seen for _, seen in evidence], dim=1).tolist()  # (B, L)
         shares = [apportion(row, even * len(ranked), max(1, int(even * self.floor)), tokens) for row in needs]
         counts = torch.tensor(shares, device=ranked[0].device)
@@ -71,9 +84,9 @@ class ZigZagKVPress(ScoreWrapperPress):
             for at, scores in enumerate(ranked)
         ]
 
-    def entries(self, layers: int, heads: int, tokens: int, ratio: float) -> tuple[int, int]:
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exactly the even budget in all."""
-        exact = layers * heads * budget(tokens, ratio)
+        exact = layers * heads * budget.entries(tokens)
         return exact, exact
 
 

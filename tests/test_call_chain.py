@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from kvcache.observation import cache_keyword
-from longpress.pipeline import CompressingPipeline
+from kvcache.modules import cache_keyword
+from longpress import CompressingPipeline
 from presses import SnapKVPress
 from presses.base import BasePress
 from presses.scorer import ScorerPress

@@ -1,7 +1,7 @@
 """Sweeps on Ray, where Hydra looks for plugins."""
 
-from longpress.evaluation.launch.ray import OnRay
+from longpress.evaluation.launch import ray
 
 
-class RayLauncher(OnRay):
-    """`longpress.evaluation.launch.ray.OnRay`, under the only package whose classes Hydra takes for launchers."""
+class RayLauncher(ray.RayLauncher):
+    """The Ray launcher of longpress, under the only package whose classes Hydra takes for launchers."""

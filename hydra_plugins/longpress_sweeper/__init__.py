@@ -1,7 +1,7 @@
 """Multirun without repeated prefills, where Hydra looks for plugins."""
 
-from longpress.evaluation.launch.sweeper import Folding
+from longpress.evaluation.launch import sweeper
 
 
-class FoldingSweeper(Folding):
-    """`longpress.evaluation.launch.sweeper.Folding`, under the only package whose classes Hydra takes for sweepers."""
+class FoldingSweeper(sweeper.FoldingSweeper):
+    """The sweeper of longpress, under the only package whose classes Hydra takes for sweepers."""

@@ -1,8 +1,8 @@
-"""Which tokens each variant keeps, for the first samples of a task: a side file that the report shades contexts with.
+"""Which tokens each variant keeps of some contexts: files beside the records, for the report to shade.
 
-One JSON line per context that was read, in `kept_maps/<writer>.jsonl` beside the records, written like them.
-Counts and character spans are numbers packed by zlib in base64, so that nothing is executed on reading; a 2k
-context under 33 variants takes about 50 kB.
+One JSON line per context that was read, in `kept_maps/<writer>.jsonl`, written as records are. Counts and
+character spans are numbers packed by zlib in base64, so that nothing is executed on reading; a 2k context
+under 33 variants takes about 50 kB.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longpress.analysis.records import lines_of, packed_or_not
 
-if TYPE_CHECKING:
-    from benchmarks.base import Sample
-    from longpress.pipeline.prefill import CompressedContext
-
+SCHEMA = 1
+"""Version of the lines below; lines of another one are not read."""
 LARGEST = 2**31
-"""Bytes that one packed list may unfold to: a damaged file must not fill the memory."""
+"""So many bytes one packed list may unfold to: a damaged file must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,17 @@ class KeptMap:
 
     def to_json(self) -> str:
         """One line; keys that share a map share its bytes."""
-        maps: dict[str, list[str]] = {}
+        keys_of: dict[str, list[str]] = defaultdict(list)
         for key, counts in self.counts.items():
-            maps.setdefault(_pack(counts), []).append(key)
+            keys_of[_pack(counts)].append(key)
         row = {
-            "schema": 1,
+            "schema": SCHEMA,
             "text": self.text,
             "spans": _pack(self.spans.ravel()),
             "entries": self.entries,
             "evidence": self.evidence,
             "questions": self.questions,
-            "maps": [{"keys": keys, "counts": packed} for packed, keys in maps.items()],
+            "maps": [{"keys": keys, "counts": packed} for packed, keys in keys_of.items()],
         }
         return json.dumps(row)
 
@@ -73,42 +72,27 @@ class KeptMap:
         """
         try:
             row: dict[str, Any] = json.loads(line)
+            if row["schema"] != SCHEMA:
+                raise ValueError(f"schema {row['schema']} is not known here")
+
+            # the context: its tokens, and what was asked about it
             spans = _unpack(row["spans"]).reshape(-1, 2)
-            counts = {
-                str(key): values
-                for one in row["maps"]
-                for values in [_unpack(one["counts"])]
-                for key in one["keys"]
-            }
-            if row["schema"] != 1 or any(len(one) != len(spans) for one in counts.values()):
-                raise ValueError("another schema, or a map of another length than its context")
+            questions = {str(sample): str(text) for sample, text in row["questions"].items()}
             evidence = {
-                str(name): [[int(start), int(end)] for start, end in one]
-                for name, one in row["evidence"].items()
+                str(sample): [[int(start), int(end)] for start, end in held]
+                for sample, held in row["evidence"].items()
             }
-            questions = {str(name): str(text) for name, text in row["questions"].items()}
+
+            # what was kept of it: records that share a map share its bytes
+            counts: dict[str, NDArray[np.int32]] = {}
+            for packed in row["maps"]:
+                numbers = _unpack(packed["counts"])
+                if len(numbers) != len(spans):
+                    raise ValueError("a map is of another length than its context")
+                counts |= dict.fromkeys(map(str, packed["keys"]), numbers)
             return cls(str(row["text"]), spans, int(row["entries"]), evidence, questions, counts)
         except (KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
             raise ValueError(f"not a kept map: {error}") from None
-
-
-def kept_map(
-    text: str,
-    spans: Sequence[tuple[int, int]],
-    samples: Sequence[Sample],
-    kept: Mapping[str, CompressedContext],
-) -> KeptMap:
-    """The map of a context: characters of its tokens, the samples that ask about it, and what the variant of each record kept."""
-    any_kept = next(iter(kept.values()))
-    heads = any_kept.entries()
-    entries = sum(len(heads[index]) for index in any_kept.observed)
-    full = np.full(len(spans), entries, dtype=np.int32)
-    counts = {key: full if one.kept_by is None else one.kept_by.numpy() for key, one in kept.items()}
-    evidence = {sample.id: [list(span) for span in sample.evidence] for sample in samples}
-    questions = {sample.id: sample.question for sample in samples}
-    return KeptMap(
-        text, np.array(spans, dtype=np.int32).clip(0).reshape(-1, 2), entries, evidence, questions, counts
-    )
 
 
 def append(path: Path, kept: KeptMap) -> None:
@@ -143,10 +127,16 @@ def read_kept_maps(folders: Iterable[Path]) -> Iterator[KeptMap]:
 
 
 def _pack(numbers: NDArray[np.int32]) -> str:
+    """Numbers as text."""
     return base64.b64encode(zlib.compress(numbers.astype("<i4").tobytes(), 6)).decode("ascii")
 
 
 def _unpack(text: str) -> NDArray[np.int32]:
+    """Inverse of `_pack`.
+
+    Raises:
+        ValueError: not whole, or larger than `LARGEST`.
+    """
     unfolding = zlib.decompressobj()
     data = unfolding.decompress(base64.b64decode(text, validate=True), LARGEST)
     if not unfolding.eof or len(data) % 4:

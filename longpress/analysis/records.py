@@ -17,39 +17,42 @@ import secrets
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType, UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from types import TracebackType
+from typing import Any, Self
+
+from longpress.analysis.record_checks import SURROGATE, Check, checks_of, with_writable
 
 SCHEMA = 1
-"""Version of the fields below; a folder with a newer one is refused."""
+"""Version of the fields below; a record with a newer one is refused."""
 
 BASELINE = "none"
 """Name of the press that keeps everything: the full-cache row of every table."""
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-"""Characters that no name in a table has."""
-
 LARGEST = 2**63
-"""Above every number that a record may hold."""
+"""Every number that a record may hold is smaller than this."""
 
 FIDELITY = {
     **dict.fromkeys(("reference_nll", "reference_kl", "answer_nll", "answer_kl"), False),
     **dict.fromkeys(("reference_agreement", "answer_agreement"), True),
 }
-"""Fields that say how far a press moves the model, and whether they lie in [0, 1] (agreement: higher is closer) or are nats (lower)."""
+"""Fields that say how far a press moves the model, and whether they lie in [0, 1].
 
-_BREAKS = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
-"""Characters that some readers take for a line break, and lone surrogates, which UTF-8 cannot hold."""
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_NAMES = (
+Those that do are agreement (higher is closer); the others are nats (lower is closer).
+"""
+
+NAMES = (
     *("model", "revision", "dtype", "benchmark", "benchmark_version", "task", "sample_id", "press", "metric"),
     *("press_parameters", "benchmark_parameters"),
 )
+"""Fields whose text stands in tables."""
+
+_BREAKS = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+"""Characters that some readers take for a line break, and lone surrogates, which UTF-8 cannot hold."""
 
 
 class NewerRecordError(ValueError):
@@ -71,11 +74,14 @@ class Record:
     context_id: str
     """Content hash of the context; samples that share it form one cluster for standard errors."""
     press: str
-    """Name of the press's line: its catalogue name or choice, with `@4bit` where the cache is quantised; "none" is the full cache."""
+    """Name of the press in tables: its catalogue name or choice, "none" for the full cache.
+
+    With `@4bit` where the cache is quantised.
+    """
     press_parameters: dict[str, Any]
     """All fields of the press except its budget, nested presses included."""
     compression_ratio: float | None
-    """Requested fraction of entries removed, rounded to 6 decimals; None where the budget is given otherwise."""
+    """Requested fraction of entries removed, rounded to 6 decimals; None of a budget of another kind."""
     query_aware: bool
     """Whether the question was seen while compressing."""
     metric: str
@@ -87,8 +93,11 @@ class Record:
     prediction: str
     references: list[Any]
     kept_fraction: float
-    """Measured: `cache_bytes` / `full_cache_bytes`, the share of entries kept (of their bytes, where channels leave too); layers left whole
-    count as they are."""
+    """Measured: `cache_bytes` / `full_cache_bytes`.
+
+    That is the share of entries kept, or of their bytes, where channels leave too; layers left whole count
+    as they are.
+    """
     kept_entries: list[int | list[int]]
     """Measured kept entries per layer; a list over KV heads where heads differ."""
     cache_bytes: int
@@ -120,7 +129,7 @@ class Record:
     error: str | None = None
     """Traceback of a sample that failed."""
     evidence_kept: float | None = None
-    """Share of the evidence tokens kept, averaged over layers and heads; None where the suite knows no evidence."""
+    """Share of the evidence tokens kept, over layers and heads; None where the suite knows no evidence."""
     budget_tokens: int | None = None
     """Requested absolute budget, where the variant is defined by one."""
     threshold: float | None = None
@@ -128,19 +137,29 @@ class Record:
     cache_bits: int | None = None
     """Bits of a stored number of the context's cache, where it is quantised."""
     final_cache_bytes: int | None = None
-    """Bytes of the row's whole cache (context, question and answer) after the last token read; None in records of older versions."""
+    """Bytes of the whole cache (context, question and answer) after the last token read.
+
+    None in records of older versions, as the next two.
+    """
     peak_cache_bytes: int | None = None
-    """The most of them at any step while the answer was written, after what the press dropped in that step."""
+    """The most of them at any step of decoding, after what the press dropped in that step."""
     mean_cache_bytes: float | None = None
     """Their mean over the steps."""
     prefill: str = "shared"
-    """"shared": one exact prefill for all variants; "chunked/N": compressed after every N tokens, each variant by itself."""
+    """How the context was read.
+
+    "shared": one exact prefill for all variants; "chunked/N": compressed after every N tokens, each variant
+    by itself.
+    """
     peak_entries: int | None = None
     """Measured: most entries (over all layers and heads) in the cache while the context was read."""
     reference_nll: float | None = None
-    """Negative log-likelihood of the reference answer, nats per token; None in this and the next where fidelity was not measured."""
+    """Negative log-likelihood of the reference answer, nats per token.
+
+    None, as in the next six, where fidelity was not measured.
+    """
     reference_kl: float | None = None
-    """Divergence KL(full cache || press) of the next-token distributions along the reference answer, nats per token."""
+    """Divergence KL(full cache || press) of next-token distributions along that answer, nats per token."""
     reference_agreement: float | None = None
     """Share of its tokens at which press and full cache find the same token most likely."""
     answer_nll: float | None = None
@@ -153,7 +172,10 @@ class Record:
     """Provenance of the sample: source, revision, haystack, seed."""
     seed: int = 0
     benchmark_parameters: dict[str, Any] = field(default_factory=dict)
-    """Options of the benchmark that shape its prompts (length, seed, source), without `tasks`; rows of different ones stay apart."""
+    """Options of the benchmark that shape its prompts (length, seed, source), without `tasks`.
+
+    Records of different ones stand in different tables.
+    """
     schema: int = SCHEMA
 
     @cached_property
@@ -193,88 +215,37 @@ class Record:
             raise NewerRecordError(
                 f"record schema {row['schema']} is not known here (up to {SCHEMA}); update longpress"
             )
-        if _SURROGATE.search(line):  # as escapes: names that no table could be written with
-            row |= {name: _writable(row[name]) for name in _NAMES if name in row}
+        if SURROGATE.search(line):
+            row = with_writable(row, NAMES)
+        checks = _checks()
         try:
-            record = cls(**{name: row[name] for name in _names() if name in row})
+            record = cls(**{name: row[name] for name in checks if name in row})
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
-        for (name, value), (kinds, rule) in zip(record.__dict__.items(), _checks(), strict=True):
-            if type(value) not in kinds or (rule is not None and not rule(value)):
+        for (name, value), check in zip(record.__dict__.items(), checks.values(), strict=True):
+            if not check.holds(value):
                 raise ValueError(f"not a record: {name}={value!r}")
         return record
 
 
 def columns(*names: str) -> Callable[[Record], tuple[Any, ...]]:
-    """Reads these fields of a record as a table holds them, in order: options as JSON with sorted keys, made once per record."""
+    """Reads these fields of a record in order, as tables hold them: options are JSON with sorted keys."""
     texts = {"press_parameters": "press_text", "benchmark_parameters": "benchmark_text"}
     return attrgetter(*(texts.get(name, name) for name in names))
 
 
 @cache
-def _names() -> tuple[str, ...]:
-    return tuple(one.name for one in fields(Record))
-
-
-@cache
-def _checks() -> tuple[tuple[tuple[type, ...], Callable[[Any], bool] | None], ...]:
-    """Per field the types that JSON may give it, those of its annotation and whole numbers for fractions, and what else must hold."""
-    hints, checks = get_type_hints(Record), []
-    for name in _names():
-        hint = hints[name]
-        plain = tuple(
-            get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
-        )
-        kinds = (*plain, int) if float in plain else plain
-        checks.append((kinds, _rule(name, kinds)))
-    return tuple(checks)
-
-
-def _rule(name: str, kinds: Sequence[type]) -> Callable[[Any], bool] | None:
-    """Whether tables can rely on a value of the right type; None where they always can.
-
-    Names can be written and read; shares lie in [0, 1]; other measured numbers are finite and not negative.
-    """
-    match name:
-        case "key" | "model" | "benchmark" | "task" | "sample_id" | "press":
-            return lambda value: bool(value) and not _UNPRINTABLE.search(value)
-        case "benchmark_version" | "context_id" | "metric" | "dtype" | "revision" | "prompt_hash":
-            return lambda value: not _UNPRINTABLE.search(value)
-        case "score" | "evidence_kept" | "reference_agreement" | "answer_agreement":
-            return lambda value: value is None or 0 <= value <= 1
-        case "compression_ratio":
-            return lambda value: value is None or 0 <= value < 1
-        case "scores":
-            return lambda value: all(type(one) in (int, float) and 0 <= one <= 1 for one in value.values())
-        case "kept_entries":
-            return _are_counts
-        case "threshold" | "seed":
-            return lambda value: value is None or -LARGEST < value < LARGEST
-        case "schema":
-            return lambda value: bool(value >= 1)
-        case _ if int in kinds:
-            return lambda value: value is None or 0 <= value < LARGEST
-    return None
-
-
-def _are_counts(kept: Sequence[Any]) -> bool:
-    counts = [one for part in kept for one in (part if isinstance(part, list) else [part])]
-    return all(type(one) is int and 0 <= one < LARGEST for one in counts)
-
-
-def _writable(value: Any) -> Any:
-    """The same with "?" for lone surrogates."""
-    try:
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    except RecursionError:
-        raise ValueError("not a record: nested too deeply") from None
+def _checks() -> dict[str, Check]:
+    return checks_of(Record, LARGEST)
 
 
 def record_key(parts: Mapping[str, Any]) -> str:
-    """Content hash (32 hex digits) of everything that determines an answer and its score; the order of `parts` does not matter."""
-    return hashlib.sha256(
-        json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str).encode()
-    ).hexdigest()[:32]
+    """Content hash (32 hex digits) of everything that determines an answer and its score.
+
+    The order of `parts` does not matter.
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class RecordWriter:
@@ -298,7 +269,9 @@ class RecordWriter:
             self._file.close()  # unbuffered: nothing is left that could fail now
 
     def append(self, record: Record) -> None:
-        """Write one line and hand it to the operating system: a killed process loses at most the line it was writing.
+        """Write one line, and hand it to the operating system.
+
+        A killed process loses at most the line it was writing.
 
         Raises:
             ValueError: the disk is full or the folder cannot be written; lines written before stay.
@@ -312,22 +285,25 @@ class RecordWriter:
                 line = line[self._file.write(line) :]
         except OSError as error:
             raise ValueError(
-                f"{self.path} cannot be written ({error.strerror}); what was written before is kept: free space, then run the command again"
+                f"{self.path} cannot be written ({error.strerror}); what was written before is kept: "
+                "free space, then run the command again"
             ) from error
 
 
 def record_files(folder: Path) -> list[Path]:
-    """Files of records under `folder`, sorted: as runs write them, or each packed by gzip for keeping (`*.jsonl.gz`)."""
+    """Files of records of a results folder, sorted: as runs write them, or packed for keeping."""
     return packed_or_not(folder / "records")
 
 
 def packed_or_not(folder: Path) -> list[Path]:
-    """Files of JSON lines in a folder, sorted, packed by gzip or not."""
+    """Files of JSON lines in a folder, sorted: `*.jsonl`, and `*.jsonl.gz` packed by gzip."""
     return sorted(path for pattern in ("*.jsonl", "*.jsonl.gz") for path in folder.glob(pattern))
 
 
 def read_records(folders: Iterable[Path], damaged: Counter[Path] | None = None) -> Iterator[Record]:
-    """Every readable record under `folder/records`, once per key: a success is preferred to a failure, then the first written.
+    """Every readable record of results folders, once per key.
+
+    A success is preferred to a failure, then the first written.
 
     Lines that do not parse (a torn last line, a corrupt one) are skipped: their samples count as not done.
 
@@ -339,7 +315,7 @@ def read_records(folders: Iterable[Path], damaged: Counter[Path] | None = None) 
         NewerRecordError: a record comes from a newer version of longpress; the message names its file.
         ValueError: a file cannot be read.
     """
-    seen: dict[str, Record] = {}
+    records: dict[str, Record] = {}
     skipped: Counter[Path] = Counter() if damaged is None else damaged
     for folder in folders:
         for path in record_files(folder):
@@ -347,9 +323,9 @@ def read_records(folders: Iterable[Path], damaged: Counter[Path] | None = None) 
                 record = _parse(line, path)
                 if record is None:
                     skipped[path] += 1
-                elif record.key not in seen or (seen[record.key].error and not record.error):
-                    seen[record.key] = record
-    yield from seen.values()
+                elif record.key not in records or (records[record.key].error and not record.error):
+                    records[record.key] = record
+    yield from records.values()
 
 
 def lines_of(path: Path) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from longpress.analysis.records import Record, read_records, record_files
 
 
 def read(folders: Sequence[Path]) -> list[Record]:
-    """All records under `folders`, each key once.
+    """All records under `folders`, each key once; damaged lines are said on stderr.
 
     Raises:
         ValueError: a folder has no records, or cannot be read.
@@ -32,11 +32,12 @@ def read(folders: Sequence[Path]) -> list[Record]:
     records = list(read_records(folders, damaged))
     if not records:
         raise ValueError(
-            f"no line under {', '.join(str(folder / 'records') for folder in folders)} is a record; run the benchmark again"
+            f"no line under {', '.join(str(folder / 'records') for folder in folders)} is a record; "
+            "run the benchmark again"
         )
-    for path, lines in damaged.items():
+    for path, count in damaged.items():
         print(
-            f"note: {path}: damaged lines left out: {lines}; the command that wrote them answers again",
+            f"note: {path}: damaged lines left out: {count}; the command that wrote them answers again",
             file=sys.stderr,
         )
     return records

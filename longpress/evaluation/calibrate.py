@@ -1,43 +1,75 @@
-"""Weights of a press for a model of your own: `python -m longpress.evaluation.calibrate PRESS model=NAME out=DIR`.
+"""Compute weights of a press for a model of your own, by the recipe of the press's authors.
 
-Runs the recipe of the press's authors (its method `calibrate`) on a text and writes what the press then
-loads, in the format in which the authors publish theirs:
+The recipe (the press's method `calibrate`) runs on a text and writes what the press then loads, in the format
+in which the authors publish theirs:
 
-    python -m longpress.evaluation.calibrate qfilter model=smollm2 out=weights/qfilter-smollm2
-    python evaluate.py press=qfilter presses.qfilter.weights=weights/qfilter-smollm2
+    longpress calibrate qfilter model=smollm2 out=weights/qfilter-smollm2
+    longpress run press=qfilter presses.qfilter.weights=weights/qfilter-smollm2
 
 `text=` is a file; by default the chapters of Walden that come with longpress, in which ruler and niah may
 hide their needles: give a text of your own where that matters. `length=` is the number of tokens of a piece
 of text (1000), `pieces=` how many are read at most (10: half a minute for SmolLM2 on one CPU thread, three
 times that for kvzap, whose teacher is KVzip; filters have a cosine of 0.9996 to those of 63 pieces). All else
-is as for evaluate.py: `model.path=`, `presses.PRESS.OPTION=`. Beside the weights stands `calibration.json`:
-model and revision, hash of the text, tokens, seconds. A folder that holds such a file is not written again,
-so that a path in a record means one set of weights.
+is as for `longpress run`: `model.path=`, `presses.PRESS.OPTION=`. Beside the weights stands
+`calibration.json`: model and revision, hash of the text, tokens, seconds. A folder that holds such a file is
+not written again, so that a path in a record means one set of weights.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from longpress.arguments import command, exit_code
-from longpress.catalogue import ROOT, find, presses
-from longpress.evaluation.config import make_press, register
+from longpress.catalogue import ROOT, Entry
+from longpress.evaluation.choices import make_press
+from longpress.evaluation.config import composed, model_config, presses_beside, register
+
+if TYPE_CHECKING:
+    from presses.base import BasePress
 
 NOTE = "calibration.json"
+"""The file beside the weights that says how they were made."""
+
 TEXT = ROOT / "benchmarks" / "data" / "walden.txt"
+"""The text that is read where none is given."""
+
 OPTIONS = {"text": str(TEXT), "out": None, "length": 1000, "pieces": 10}
-"""Options of this command; the others are Hydra's."""
+"""Options of this command and their defaults; all others are Hydra's."""
+
+SHORTEST = 16
+"""Tokens that a text must have."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="PRESS model=NAME out=DIR [text=FILE] [length=N] [pieces=N] [NAME=VALUE …]",
+        help="a press with a recipe, the folder to write to, and what to read with which model",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the weights, and say how to use them.
+
+    Raises:
+        ValueError: the arguments are wrong, the press has no recipe, or the model cannot be loaded.
+    """
+    asked = Calibration.parse(arguments.arguments)
+    note = calibrate(asked)
+    own = [override for override in asked.overrides if override.startswith(f"presses.{asked.press}.")]
+    options = " ".join([*own, f"presses.{asked.press}.weights={asked.out}"])
+    print(f"{note['tokens']} tokens in {note['seconds']} s; use them with {options}")
 
 
 @dataclass(frozen=True)
@@ -68,20 +100,11 @@ class Calibration:
             ValueError: no press, no text file or folder, an option that is no positive number, or a folder
                 that holds weights already.
         """
-        given: dict[str, Any] = dict(OPTIONS)
         names = [argument for argument in arguments if "=" not in argument]
-        rest = [
-            argument for argument in arguments if "=" in argument and argument.split("=", 1)[0] not in OPTIONS
-        ]
-        given |= dict(
-            argument.split("=", 1)
-            for argument in arguments
-            if argument.split("=", 1)[0] in OPTIONS and "=" in argument
-        )
+        values = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
+        given: dict[str, Any] = {**OPTIONS, **{name: value for name, value in values if name in OPTIONS}}
         if len(names) != 1 or given["out"] is None:
-            raise ValueError(
-                "give one press and a folder: python -m longpress.evaluation.calibrate PRESS model=NAME out=DIR"
-            )
+            raise ValueError("give one press and a folder: longpress calibrate PRESS model=NAME out=DIR")
         for name in ("length", "pieces"):
             if not str(given[name]).isdigit() or int(given[name]) < 1:
                 raise ValueError(f"{name}={given[name]} must be a whole number from 1")
@@ -90,9 +113,11 @@ class Calibration:
             raise ValueError(f"text={text}: no file there")
         if (out / NOTE).exists():
             raise ValueError(
-                f"out={out} holds weights already, which records may name; give another folder, or remove this one"
+                f"out={out} holds weights already, which records may name; give another folder, or remove "
+                "this one"
             )
-        return cls(names[0], text, out, int(given["length"]), int(given["pieces"]), rest)
+        overrides = [f"{name}={value}" for name, value in values if name not in OPTIONS]
+        return cls(names[0], text, out, int(given["length"]), int(given["pieces"]), overrides)
 
 
 def calibrate(asked: Calibration) -> dict[str, Any]:
@@ -105,33 +130,18 @@ def calibrate(asked: Calibration) -> dict[str, Any]:
         ValueError: the press does not exist or has no recipe, the model cannot be loaded, or the text is too
             short.
     """
-    folders = [one.split("=", 1)[1] for one in asked.overrides if one.startswith("presses_dir=")]
-    entries = presses(folders[-1] if folders else None)
-    known = find(asked.press, entries, "press").load()
-    from presses.base import BasePress
-
-    if known.calibrate is BasePress.calibrate:
-        able = [name for name, entry in entries.items() if entry.load().calibrate is not BasePress.calibrate]
+    entries = presses_beside(asked.overrides)
+    if not make_press(asked.press, entries).traits.has_recipe:
+        able = [name for name in entries if make_press(name, entries).traits.has_recipe]
         raise ValueError(f"press {asked.press} has no published recipe; those that have: {', '.join(able)}")
     press, model = _composed(asked, entries)
-    from longpress.models.loading import ModelConfig, load_model
 
-    loaded = load_model(
-        ModelConfig(
-            **{key: value for key, value in model.items() if key in {one.name for one in fields(ModelConfig)}}
-        )
-    )
+    from longpress.models.loading import load_model
+
+    loaded = load_model(model_config(model))
     text = asked.text.read_text(encoding="utf-8")
-    ids = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    pieces = [ids[start : start + asked.length] for start in range(0, len(ids), asked.length)][: asked.pieces]
-    if len(pieces) > 1 and len(pieces[-1]) < asked.length:
-        pieces.pop()
-    if len(pieces[0]) < 16 if pieces else True:
-        raise ValueError(
-            f"text={asked.text} has {len(ids)} tokens; give at least 16, and for weights of use some ten thousand"
-        )
-    first = loaded.tokenizer.bos_token_id
-    pieces = [[first, *piece] for piece in pieces] if loaded.tokenizer("a").input_ids[0] == first else pieces
+    pieces = _pieces(asked, text, loaded.tokenizer)
+
     asked.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     press.calibrate(loaded.model, pieces, asked.out)
@@ -152,36 +162,36 @@ def calibrate(asked: Calibration) -> dict[str, Any]:
     return note
 
 
-def _composed(asked: Calibration, entries: Any) -> tuple[Any, dict[str, Any]]:
-    """The press with its options, and the fields of the model, as evaluate.py would read them.
+def _pieces(asked: Calibration, text: str, tokenizer: Any) -> list[list[int]]:
+    """Token ids of the pieces of a text, each as the model would read it.
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    pieces = [ids[start : start + asked.length] for start in range(0, len(ids), asked.length)][: asked.pieces]
+    if len(pieces) > 1 and len(pieces[-1]) < asked.length:
+        pieces.pop()
+    if not pieces or len(pieces[0]) < SHORTEST:
+        raise ValueError(
+            f"text={asked.text} has {len(ids)} tokens; give at least {SHORTEST}, and for weights of use some "
+            "ten thousand"
+        )
+    first = tokenizer.bos_token_id
+    begins_with_it = tokenizer("a").input_ids[0] == first
+    return [[first, *piece] for piece in pieces] if begins_with_it else pieces
+
+
+def _composed(asked: Calibration, entries: Mapping[str, Entry]) -> tuple[BasePress, dict[str, Any]]:
+    """The press with its options, and the fields of the model, as `longpress run` would read them.
 
     Raises:
         ValueError: Hydra refuses an override.
     """
     register(asked.overrides)
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        try:
-            plain: Any = OmegaConf.to_container(
-                compose("config", overrides=[f"press={asked.press}", *asked.overrides]), resolve=True
-            )
-        except Exception as error:  # Hydra's own, of many kinds
-            raise ValueError(f"{' '.join(asked.overrides)}: {str(error).splitlines()[0]}") from error
+    try:
+        config = composed([f"press={asked.press}", *asked.overrides])
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    except Exception as error:  # Hydra's and OmegaConf's own, of many kinds
+        raise ValueError(f"{' '.join(asked.overrides)}: {str(error).splitlines()[0]}") from error
     return make_press(plain["presses"][asked.press], entries), plain["model"]
-
-
-@exit_code
-def main(arguments: Sequence[str]) -> None:
-    """The command."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    asked = Calibration.parse(arguments)
-    note = calibrate(asked)
-    own = [one for one in asked.overrides if one.startswith(f"presses.{asked.press}.")]
-    print(
-        f"{note['tokens']} tokens in {note['seconds']} s; use them with {' '.join([*own, f'presses.{asked.press}.weights={asked.out}'])}"
-    )
-
-
-if __name__ == "__main__":
-    command(lambda: main(sys.argv[1:]))

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.base import Sample
 from kvcache.matmul import library
+from longpress.catalogue import ROOT
 from longpress.evaluation.config import Settings
 from longpress.models.loading import LoadedModel
 from longpress.pipeline.memory import MemoryPlan
@@ -44,14 +45,15 @@ _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 _GUARANTEE = {
-    "float32": "greedy answers do not depend on which rows are decoded together; the same command gives the same records",
+    "float32": "greedy answers do not depend on which rows are decoded together; the same command gives the "
+    "same records",
     "other": "the same command with the same batch bound on the same machine gives the same records; "
     "other batches round differently and may change answers",
 }
 
 
 def redacted(text: str) -> str:
-    """A text without tokens: those of known form, and the values of environment variables whose names say that they are secret."""
+    """A text without secrets: tokens of known form, values of environment variables with telling names."""
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= 8:
             text = text.replace(value, REDACTED)
@@ -99,7 +101,7 @@ def write_description(
     """
     made = {
         **made_with,
-        "workers": settings.workers,
+        "workers": settings.options.workers,
         "n_samples": len(sample_ids),
         "sample_ids_sha256": _sha256(sorted(sample_ids)),
         "contexts_sha256": _sha256(sorted({sample.context_id for sample in samples})),
@@ -109,7 +111,9 @@ def write_description(
 
 
 def write_memory(folder: Path, planned: MemoryPlan, at_start: int, peak: int) -> None:
-    """Add to `environment.json` what memory was planned and what was taken, in bytes; in host memory: of each offloaded context.
+    """Add to `environment.json` what memory was planned and what was taken, in bytes.
+
+    `planned_in_host_memory_bytes` is of each context that is offloaded.
 
     `within_plan`: the peak is at most what was held at the start (the interpreter, its libraries and the
     weights) and what the plan allows beside the weights. Loading may reach more than that for a moment; then
@@ -136,7 +140,7 @@ def environment(loaded: LoadedModel) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "command": command_line(sys.argv),
-        "code": git_state(Path(__file__).parents[2]),
+        "code": git_state(ROOT),
         "device": str(loaded.device),
         "device_name": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "cuda": torch.version.cuda if cuda else None,

@@ -1,4 +1,7 @@
-"""What a command will do: contexts, variants, answers that are there and answers that are left. Needs no weights."""
+"""What a command will do: contexts, variants, answers that are there and answers that are left.
+
+A plan needs no weights.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.base import Sample
 from longpress.models.loading import KnownModel
 
-Item = tuple[list[Sample], list[int]]
-"""Samples that share a context, and the variants by index that are missing for any of them."""
+
+class Work(NamedTuple):
+    """What is missing of one context.
+
+    Attributes:
+        samples: those that ask about it and lack an answer.
+        variants: numbers of the variants, in the order of the table, under which any of them lacks one.
+    """
+
+    samples: Sequence[Sample]
+    variants: Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +40,8 @@ class Plan:
         groups: all its samples, those of one context together.
         keys: per sample id, the key of the record under each variant.
         done: keys that have a record.
-        alone: whether every variant reads the context by itself.
+        mapped: ids of the contexts whose kept tokens are recorded.
+        reads_per_variant: whether every variant reads the context by itself.
     """
 
     known: KnownModel
@@ -38,7 +52,8 @@ class Plan:
     groups: Sequence[Sequence[Sample]]
     keys: Mapping[str, Sequence[str]]
     done: AbstractSet[str]
-    alone: bool = False
+    mapped: AbstractSet[str] = frozenset()
+    reads_per_variant: bool = False
 
     @property
     def answers(self) -> int:
@@ -48,37 +63,42 @@ class Plan:
     @property
     def left(self) -> int:
         """Answers that have no record."""
-        return sum(
-            key not in self.done for group in self.groups for sample in group for key in self.keys[sample.id]
-        )
+        keys = (key for group in self.groups for sample in group for key in self.keys[sample.id])
+        return sum(key not in self.done for key in keys)
 
     @property
     def prefills(self) -> int:
-        """Contexts still to read; in query-aware mode once per question, and once per variant where each reads alone."""
+        """Contexts still to read.
+
+        In query-aware mode one per question, and one per variant where each reads by itself.
+        """
         return sum(
-            (len(asked) if self.query_aware else 1) * (len(missing) if self.alone else 1)
-            for asked, missing in self.work()
+            (len(samples) if self.query_aware else 1) * (len(variants) if self.reads_per_variant else 1)
+            for samples, variants in self.work()
         )
 
-    def work(self) -> list[Item]:
+    def work(self) -> list[Work]:
         """What is missing, context by context."""
-        items = []
+        missing = []
         for group in self.groups:
-            missing = [
-                at
-                for at in range(self.n_variants)
-                if any(self.keys[sample.id][at] not in self.done for sample in group)
+            variants = [
+                variant
+                for variant in range(self.n_variants)
+                if any(self._is_missing(sample, variant) for sample in group)
             ]
-            asked = [
-                sample for sample in group if any(self.keys[sample.id][at] not in self.done for at in missing)
+            samples = [
+                sample for sample in group if any(self._is_missing(sample, variant) for variant in variants)
             ]
-            if asked:
-                items.append((asked, missing))
-        return items
+            if samples:
+                missing.append(Work(samples, variants))
+        return missing
 
     def shard(self, index: int, count: int) -> Plan:
-        """Every `count`-th context from `index` on: what is done already does not move contexts between shards."""
+        """Every `count`-th context from `index` on, done or not, so that no context moves between shards."""
         return replace(self, groups=self.groups[index::count])
+
+    def _is_missing(self, sample: Sample, variant: int) -> bool:
+        return self.keys[sample.id][variant] not in self.done
 
     def __str__(self) -> str:
         """One line for people."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from statistics import fmean as mean
 from typing import Any
@@ -15,34 +17,145 @@ from longpress.analysis.records import Record, record_key
 from longpress.evaluation.config import Settings
 from longpress.evaluation.environment import redacted, without_secrets
 from longpress.models.loading import KnownModel, LoadedModel
-from longpress.pipeline.prefill import Variant
+from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.results import Failure, Result
+from longpress.pipeline.variants import Variant
 
 COUNTING = ("tasks", "samples_per_task")
-"""Options of a benchmark that choose samples without changing any of them: tables do not keep their records apart."""
+"""Options of a benchmark that choose samples without changing any: tables do not keep their records apart."""
 
 
-def keys_of(settings: Settings, model: KnownModel | LoadedModel, sample: Sample) -> list[str]:
-    """The key of the sample's record under each variant."""
-    benchmark = settings.benchmark
-    shared = {
-        "model": [model.name, model.revision, model.dtype],
-        "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
-        "prompt": prompt_hash(sample),
-        "references": sample.references,
-        "query_aware": settings.query_aware,
-    }
-    if settings.prefill != "shared":
-        shared["prefill"] = prefill_name(settings)
-    presses = (
-        [one.press.name, one.press.parameters(), *_budget_key(one), *_bits_key(one)]
-        for _, one in settings.variants
-    )
-    return [record_key({**shared, "press": press}) for press in presses]
+class RecordBuilder:
+    """The keys and records of a run's answers.
+
+    Attributes:
+        failed: answers that failed so far; their records say why, and the next run tries them again.
+    """
+
+    def __init__(self, settings: Settings, model: KnownModel | LoadedModel) -> None:
+        """Of the answers of `model` in a run with these settings."""
+        self.failed = 0
+        self._settings, self._model = settings, model
+
+    def keys(self, sample: Sample) -> list[str]:
+        """The key of a sample's record under each variant: a hash of everything that can change an answer."""
+        model, benchmark, options = self._model, self._settings.benchmark, self._settings.options
+        what_is_asked = {
+            "model": [model.name, model.revision, model.dtype],
+            "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
+            "prompt": prompt_hash(sample),
+            "references": sample.references,
+            "query_aware": options.query_aware,
+        }
+        if options.compress_every is not None:  # else nothing, as in the keys of the first records
+            what_is_asked["prefill"] = prefill_name(options)
+        return [
+            record_key({**what_is_asked, "press": key_of_variant(line.variant)})
+            for line in self._settings.variants
+        ]
+
+    def record(self, sample: Sample, variant: int, result: Result | Failure, key: str) -> Record:
+        """Score an answer and make its record; a failure is counted, and the first is told on stderr.
+
+        Args:
+            sample: that was asked.
+            variant: its number, in the order of the table.
+            result: the answer, with what was measured.
+            key: of the record.
+        """
+        outcome = scored(self._settings, sample, result)
+        if isinstance(outcome, Exception):
+            self.failed += 1
+            if self.failed == 1:
+                label = self._settings.variants[variant].label
+                why = f"{type(outcome).__name__}: {redacted(str(outcome))}"
+                print(f"failed: {sample.id} under {label}: {why}", file=sys.stderr)
+        return self._record(sample, variant, result, key, outcome)
+
+    def _record(
+        self,
+        sample: Sample,
+        number: int,
+        result: Result | Failure,
+        key: str,
+        outcome: Mapping[str, float] | Exception,
+    ) -> Record:
+        settings, model, benchmark = self._settings, self._model, self._settings.benchmark
+        label, variant = settings.variants[number]
+        scores, error = ({}, outcome) if isinstance(outcome, Exception) else (dict(outcome), None)
+        metric = next(iter(scores), "")  # none where the suite keeps its references to itself
+        benchmark_options: dict[str, Any] = asdict(benchmark)  # type: ignore[call-overload]
+        return Record(
+            key=key,
+            # what was asked
+            model=model.name,
+            revision=model.revision,
+            dtype=model.dtype,
+            benchmark=benchmark.name,
+            benchmark_version=benchmark.version,
+            task=sample.task,
+            sample_id=sample.id,
+            context_id=sample.context_id,
+            prompt_hash=prompt_hash(sample),
+            # under which variant
+            press=label,
+            press_parameters=variant.press.parameters(),
+            **{"compression_ratio": None, **variant.budget.named()},  # type: ignore[arg-type]
+            cache_bits=variant.cache_bits,
+            query_aware=settings.options.query_aware,
+            prefill=prefill_name(settings.options),
+            # what was answered, and what it is worth
+            prediction=result.answer.text,
+            references=list(sample.references),
+            metric=metric,
+            score=scores.get(metric),
+            scores=scores,
+            weight=sample.weight,
+            stop_reason=result.answer.stop_reason if error is None else "error",
+            error=None if error is None else redacted("".join(traceback.format_exception(error))),
+            # what was measured
+            question_tokens=result.answer.question_tokens,
+            new_tokens=len(result.answer.token_ids),
+            decode_seconds=result.answer.seconds,
+            **measured(result, sample),
+            # what the scorer and the tables want to know besides
+            data=dict(sample.metadata),
+            seed=settings.options.seed,
+            benchmark_parameters=without_secrets(
+                {name: value for name, value in benchmark_options.items() if name not in COUNTING}
+            ),
+        )
+
+
+def key_of_variant(variant: Variant) -> list[Any]:
+    """What a record's key says of a variant: press, parameters, budget, and the bits of a quantised cache.
+
+    The budget is a bare number where it is a ratio, and where a field of the press sets it. Bits are left out
+    where the cache is not quantised. So it was when the first records were written, which keep their keys.
+    """
+    press, budget = variant.press, variant.budget
+    if budget.tokens is not None or budget.threshold is not None:
+        amount: Any = budget.named()
+    else:
+        amount = press.compression_ratio if budget.is_fixed else budget.ratio
+    bits = [] if variant.cache_bits is None else [{"cache_bits": variant.cache_bits}]
+    return [press.name, press.parameters(), amount, *bits]
+
+
+def prefill_name(options: PipelineOptions) -> str:
+    """How contexts are read, as records say it: "shared"; "chunked/N": compressed after every N tokens."""
+    return "shared" if options.compress_every is None else f"chunked/{options.compress_every}"
+
+
+def prompt_hash(sample: Sample) -> str:
+    """Content hash of everything the model reads, and of when its answer ends."""
+    limits = [sample.max_new_tokens, sample.min_new_tokens, *sample.stop, sample.chat_template]
+    text = json.dumps([sample.context, sample.question, sample.answer_prefix, *limits])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def scored(settings: Settings, sample: Sample, result: Result | Failure) -> dict[str, float] | Exception:
-    """Metrics of an answer, or why there are none: it could not be written, or the scorer raised or gave no score."""
+    """Metrics of an answer, or why there are none: it could not be written, or the scorer gave no score."""
     if result.error is not None:
         return result.error
     try:
@@ -53,65 +166,29 @@ def scored(settings: Settings, sample: Sample, result: Result | Failure) -> dict
     return scores
 
 
-def record_of(
-    settings: Settings,
-    model: KnownModel | LoadedModel,
-    sample: Sample,
-    at: int,
-    result: Result | Failure,
-    key: str,
-    outcome: dict[str, float] | Exception,
-) -> Record:
-    """The record of variant `at`, with what `scored` says of its answer."""
-    label, variant = settings.variants[at]
-    scores, error = ({}, outcome) if isinstance(outcome, Exception) else (outcome, None)
-    metric = next(iter(scores), "")  # none where the suite keeps its references to itself
-    return Record(
-        key=key,
-        model=model.name,
-        revision=model.revision,
-        dtype=model.dtype,
-        benchmark=settings.benchmark.name,
-        benchmark_version=settings.benchmark.version,
-        task=sample.task,
-        sample_id=sample.id,
-        context_id=sample.context_id,
-        press=label,
-        press_parameters=variant.press.parameters(),
-        **{"compression_ratio": None, **variant.budget},  # type: ignore[arg-type]
-        cache_bits=variant.cache_bits,
-        query_aware=settings.query_aware,
-        prefill=prefill_name(settings),
-        metric=metric,
-        score=scores.get(metric),
-        scores=scores,
-        weight=sample.weight,
-        prediction=result.answer.text,
-        references=list(sample.references),
-        question_tokens=result.answer.question_tokens,
-        new_tokens=len(result.answer.token_ids),
-        stop_reason=result.answer.stop_reason if error is None else "error",
-        error=None if error is None else redacted("".join(traceback.format_exception(error))),
-        decode_seconds=result.answer.seconds,
-        prompt_hash=prompt_hash(sample),
-        **measured(result, sample),
-        data=dict(sample.metadata),
-        seed=settings.seed,
-        benchmark_parameters=without_secrets(
-            {key: value for key, value in asdict(settings.benchmark).items() if key not in COUNTING}  # type: ignore[call-overload]
-        ),
-    )
+def check_scores(scores: Mapping[str, float]) -> None:
+    """Refuse what is no score.
+
+    Raises:
+        ValueError: a score is not a number in [0, 1].
+    """
+    for metric, score in scores.items():
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            raise ValueError(f"the scorer gave {metric}={score!r}, which does not lie in [0, 1]")
 
 
 def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
-    """Fields of a record that say what a variant kept and what it cost; nothing, where it failed before it kept anything."""
+    """Fields of a record that say what a variant kept and what it cost; zeros where it failed before that."""
     if isinstance(result, Failure):
         numbers = ("kept_fraction", "cache_bytes", "full_cache_bytes", "context_tokens")
         seconds = ("prefill_seconds", "observe_seconds", "compress_seconds")
         return {**dict.fromkeys(numbers, 0), **dict.fromkeys(seconds, 0.0), "kept_entries": []}
+
     kept, sizes = result.context, result.answer.cache_bytes
+    knows_evidence = sample.evidence and kept.evidence_kept
     return {
         "kept_fraction": kept.kept_fraction,
+        # per layer: one number where every head keeps as many, else a list
         "kept_entries": [heads[0] if len(set(heads)) == 1 else heads for heads in kept.entries()],
         "cache_bytes": kept.bytes,
         "full_cache_bytes": kept.full_bytes,
@@ -121,48 +198,10 @@ def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
         "prefill_seconds": result.prefill_seconds,
         "observe_seconds": result.observe_seconds,
         "compress_seconds": kept.seconds,
-        "evidence_kept": kept.evidence_kept[result.question]
-        if sample.evidence and kept.evidence_kept
-        else None,
+        "evidence_kept": kept.evidence_kept[result.question] if knows_evidence else None,
+        # while the answer was written
         "final_cache_bytes": sizes[-1] if sizes else None,
         "peak_cache_bytes": max(sizes, default=None),
         "mean_cache_bytes": mean(sizes) if sizes else None,
         **result.answer.fidelity,
     }
-
-
-def _budget_key(variant: Variant) -> list[Any]:
-    """What a record's key says of the budget: the ratio, or another budget by name."""
-    if variant.budget_tokens is None and variant.threshold is None:
-        return [variant.compression_ratio]
-    return [variant.budget]
-
-
-def _bits_key(variant: Variant) -> list[Any]:
-    """What a record's key says of a quantised cache; nothing of one that is not, so that older records keep their keys."""
-    return [] if variant.cache_bits is None else [{"cache_bits": variant.cache_bits}]
-
-
-def prefill_name(settings: Settings) -> str:
-    """How contexts are read, as records say it: "shared", or "chunked/N" with N tokens per chunk."""
-    return (
-        settings.prefill if settings.prefill == "shared" else f"{settings.prefill}/{settings.prefill_chunk}"
-    )
-
-
-def prompt_hash(sample: Sample) -> str:
-    """Content hash of everything the model reads, and of when its answer ends."""
-    limits = [sample.max_new_tokens, sample.min_new_tokens, *sample.stop, sample.chat_template]
-    text = json.dumps([sample.context, sample.question, sample.answer_prefix, *limits])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_scores(scores: dict[str, float]) -> None:
-    """Refuse what is no score.
-
-    Raises:
-        ValueError: a score is not a number in [0, 1].
-    """
-    for metric, score in scores.items():
-        if not (math.isfinite(score) and 0 <= score <= 1):
-            raise ValueError(f"the scorer gave {metric}={score!r}, which does not lie in [0, 1]")

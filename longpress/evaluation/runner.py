@@ -1,13 +1,11 @@
-"""The run: what is not done yet, context by context, one record per sample and variant, then the tables."""
+"""The run: a plan of what is not done yet, its answers, made here or by worker processes, and the tables."""
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import fields, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,19 @@ from rich.progress import (
 )
 
 from benchmarks.base import Sample, group_by_context
-from longpress.analysis.kept_maps import append, kept_map
-from longpress.analysis.records import Record, RecordWriter, read_records
-from longpress.evaluation.config import Settings
-from longpress.evaluation.environment import environment, redacted, write_description, write_memory
-from longpress.evaluation.plan import Item, Plan, describe
-from longpress.evaluation.record_builder import keys_of, record_of, scored
+from longpress.analysis.records import RecordWriter, read_records
+from longpress.evaluation.answering import Answering, Known, pipeline_of, request_of
+from longpress.evaluation.config import Settings, model_config
+from longpress.evaluation.environment import environment, write_description, write_memory
+from longpress.evaluation.plan import Plan, Work, describe
+from longpress.evaluation.record_builder import RecordBuilder
 from longpress.evaluation.signals import Interruption
 from longpress.evaluation.workers import Workers, starting
 from longpress.models.host_memory import held_memory_bytes, peak_memory_bytes
-from longpress.models.loading import KnownModel, LoadedModel, ModelConfig, find_model
-from longpress.pipeline import CompressingPipeline, Question, Request
+from longpress.models.loading import KnownModel, LoadedModel, find_model
+from longpress.pipeline.facade import CompressingPipeline
 from longpress.pipeline.memory import MemoryPlan
-from longpress.pipeline.results import Failure, Result
+from longpress.pipeline.results import Failure
 
 PROGRESS = (
     TextColumn("{task.description}"),
@@ -43,6 +41,7 @@ PROGRESS = (
     TextColumn("left"),
     TimeRemainingColumn(),
 )
+"""What the progress bar on a terminal shows."""
 
 
 class EvaluationRunner:
@@ -50,22 +49,18 @@ class EvaluationRunner:
 
     Attributes:
         settings: the configuration.
-        pipeline: the model at work; None until it is needed.
-        mapped: contexts (by id) whose kept tokens are recorded.
+        model_config: the model to load.
         failed: answers of this run that failed; their records say why, and the next run tries them again.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Read and load nothing yet."""
-        known = [field.name for field in fields(ModelConfig)]
-        if unknown := settings.model.keys() - set(known):
-            raise ValueError(
-                f"a model has no option {', '.join(sorted(map(str, unknown)))}; it has {', '.join(known)}"
-            )
+        """Read and load nothing yet.
+
+        Raises:
+            ValueError: an option of the model does not exist.
+        """
         self.settings = settings
-        self.model_config = ModelConfig(**settings.model)
-        self.pipeline: CompressingPipeline | None = None
-        self.mapped: Set[str] = set()
+        self.model_config = model_config(settings.model)
         self.failed = 0
 
     def run(self, workers: Workers | None = None) -> Path:
@@ -82,34 +77,25 @@ class EvaluationRunner:
                 folder cannot be written.
             Stopped: a signal came; what was decoded is written.
         """
-        if workers is None and self.settings.workers != 1:
+        if workers is None and self.settings.options.workers != 1:
             with starting(self.settings) as started:
                 if started is not None:
                     return self.run(started)
         plan, folder = self.plan(), self.settings.results
         work = plan.work()
-        if self.settings.plan:
-            print(describe([("", plan)]))
-            if work:
-                print(f"memory: {self._memory(plan.known, work) or 'no context can be read'}")
+        if self.settings.options.plan:
+            self._print_plan(plan, work)
             return folder
         if not work:
             print(f"nothing to do: all {plan.answers} answers are in {folder}", file=sys.stderr)
         else:
             check_writable(folder)
-            with (
-                Interruption() as interruption,
-                Progress(*PROGRESS, disable=not sys.stderr.isatty()) as progress,
-            ):
-                bar = progress.add_task("contexts", total=len(work))
-                for asked, _ in self._run_inference(plan, work, workers, interruption):
-                    progress.update(bar, advance=1, description=f"{asked[0].task:<16}")
+            self._answer_all(plan, work, workers)
         if plan.answers:  # a shard may have no context
-            from longpress.analysis.tables.write import (
-                report,
-            )  # statistics take a second to import, which workers need not wait for
+            # statistics take a second to import, for which workers need not wait
+            from longpress.analysis.tables.write import write_tables
 
-            report([folder], plots=self.settings.plots)
+            write_tables([folder], plots=self.settings.options.plots)
         return folder
 
     def plan(self) -> Plan:
@@ -118,197 +104,143 @@ class EvaluationRunner:
         Raises:
             ValueError: the model names nothing that can be loaded, or the benchmark gives no sample.
         """
-        known, settings = find_model(self.model_config), self.settings
-        name, samples = settings.benchmark.name, list[Sample]()
+        settings, options = self.settings, self.settings.options
+        known = find_model(self.model_config)
+        samples = self._samples(known)
+        builder = RecordBuilder(settings, known)
+        stored = read_records([settings.results]) if settings.results.is_dir() else ()
+        plan = Plan(
+            known=known,
+            benchmark=settings.benchmark.name,
+            folder=settings.results,
+            n_variants=len(settings.variants),
+            query_aware=options.query_aware,
+            groups=list(group_by_context(samples)),
+            keys={sample.id: builder.keys(sample) for sample in samples},
+            done={record.key for record in stored if record.error is None},
+            mapped=first_contexts(samples, options.kept_maps),
+            reads_per_variant=options.compress_every is not None,
+        )
+        return plan.shard(options.shard.index, options.shard.count)
+
+    def _samples(self, known: KnownModel) -> list[Sample]:
+        """All samples of the benchmark.
+
+        Raises:
+            ValueError: there are none, or their data cannot be read.
+        """
+        benchmark, samples = self.settings.benchmark, list[Sample]()
         try:
-            samples.extend(settings.benchmark.samples(known.tokenizer, known.window, settings.limit))
+            samples.extend(benchmark.samples(known.tokenizer, known.window, self.settings.options.limit))
         except ValueError:
             raise
         except Exception as error:  # its rows may hold anything
             place = f" behind sample {samples[-1].id}" if samples else ""
             raise ValueError(
-                f"benchmark {name} cannot read its data{place} ({type(error).__name__}: {error}); check its path and options"
+                f"benchmark {benchmark.name} cannot read its data{place} ({type(error).__name__}: {error}); "
+                "check its path and options"
             ) from error
         if not samples:
-            raise ValueError(f"benchmark {name} gives no sample with these options")
-        folder = settings.results
-        done = (
-            {record.key for record in read_records([folder]) if record.error is None}
-            if folder.is_dir()
-            else set()
-        )
-        keys = {sample.id: keys_of(settings, known, sample) for sample in samples}
-        counted = Counter[str]()
-        for sample in samples:
-            counted[sample.task] += 1
-            if counted[sample.task] <= settings.kept_maps:
-                self.mapped |= {sample.context_id}
-        groups = list(group_by_context(samples))
-        n_variants = len(settings.variants)
-        alone = settings.prefill == "chunked"
-        plan = Plan(known, name, folder, n_variants, settings.query_aware, groups, keys, done, alone)
-        return plan.shard(*settings.shard)
+            raise ValueError(f"benchmark {benchmark.name} gives no sample with these options")
+        return samples
+
+    def _answer_all(self, plan: Plan, work: Sequence[Work], workers: Workers | None) -> None:
+        """Answer what is missing, and show how far it is."""
+        with (
+            Interruption() as interruption,
+            Progress(*PROGRESS, disable=not sys.stderr.isatty()) as progress,
+        ):
+            bar = progress.add_task("contexts", total=len(work))
+            for context in self._run_inference(plan, work, workers, interruption):
+                progress.update(bar, advance=1, description=f"{context.samples[0].task:<16}")
 
     def _run_inference(
-        self, plan: Plan, work: Sequence[Item], workers: Workers | None, interruption: Interruption
-    ) -> Iterator[Item]:
-        """Answer what is missing, here or in worker processes, and give every context back whose records are written."""
-        settings = self.settings
+        self, plan: Plan, work: Sequence[Work], workers: Workers | None, interruption: Interruption
+    ) -> Iterator[Work]:
+        """Answer what is missing, here or in worker processes; gives each context once it has its records."""
+        known = Known(plan.done, plan.mapped)
 
-        def describe_once(made_with: Mapping[str, Any]) -> None:
-            write_description(
-                plan.folder, settings, made_with, list(plan.keys), [one for group, _ in work for one in group]
-            )
+        def write_made_with(made_with: Mapping[str, Any]) -> None:
+            answered = [sample for context in work for sample in context.samples]
+            write_description(plan.folder, self.settings, made_with, list(plan.keys), answered)
 
-        if workers is None:
-            loaded = plan.known.load()
-            describe_once(environment(loaded))
-            planned, held = self._memory(loaded, work), held_memory_bytes()
-            yield from self.answer(loaded, work, plan.done, interruption)
-            if planned is not None:
-                write_memory(plan.folder, planned, held, peak_memory_bytes())
+        if workers is not None:
+            yield from self._run_workers(plan, work, workers, known, write_made_with)
             return
+        loaded = plan.known.load()
+        write_made_with(environment(loaded))
+        planned, held = self._memory(loaded, work), held_memory_bytes()
+        answering = Answering(self.settings, loaded, known)
+        try:
+            yield from answering.answer(work, interruption)
+        finally:
+            self.failed += answering.records.failed
+        if planned is not None:
+            write_memory(plan.folder, planned, held, peak_memory_bytes())
+
+    def _run_workers(
+        self,
+        plan: Plan,
+        work: Sequence[Work],
+        workers: Workers,
+        known: Known,
+        ready: Callable[[Mapping[str, Any]], None],
+    ) -> Iterator[Work]:
+        """Have worker processes answer what is missing; what they cannot, becomes failed records here."""
+        builder = RecordBuilder(self.settings, plan.known)
         with RecordWriter(plan.folder) as writer:
 
-            def lost(item: Item, why: str) -> None:
-                for at, (question, sample) in itertools.product(item[1], enumerate(item[0])):
-                    if (key := plan.keys[sample.id][at]) not in plan.done:
-                        failure = Failure(settings.variants[at][1], question, RuntimeError(why))
-                        writer.append(self._record(plan.known, sample, at, failure, key))
+            def give_up(context: Work, why: str) -> None:
+                for number in context.variants:
+                    variant = self.settings.variants[number].variant
+                    for question, sample in enumerate(context.samples):
+                        key = plan.keys[sample.id][number]
+                        if key not in plan.done:
+                            failure = Failure(variant, question, RuntimeError(why))
+                            writer.append(builder.record(sample, number, failure, key))
 
-            yield from workers.finished(work, (plan.done, self.mapped), describe_once, lost)
-        self.failed += workers.failed
+            yield from workers.finished(work, known, ready, give_up)
+        self.failed += workers.failed + builder.failed
 
-    def answer(
-        self, loaded: LoadedModel, items: Iterable[Item], done: Set[str], interruption: Interruption
-    ) -> Iterator[Item]:
-        """Answer contexts, append the records that are missing, and give each context back when its records are written."""
-        settings = self.settings
-        self.pipeline = self._pipeline(loaded)
-        read = deque[Item]()
+    def _print_plan(self, plan: Plan, work: Sequence[Work]) -> None:
+        print(describe([("", plan)]))
+        if work:
+            print(f"memory: {self._memory(plan.known, work) or 'no context can be read'}")
 
-        def requests() -> Iterator[Request]:
-            for item in items:
-                read.append(item)
-                yield self._request(item)
+    def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Work]) -> MemoryPlan | None:
+        """The bound of the run: that of its longest context, or of the one with the most questions.
 
-        with RecordWriter(settings.results) as writer:
-            for results in interruption.guarding(self.pipeline.stream(requests())):
-                asked, missing = item = read.popleft()
-                keys = {sample.id: keys_of(settings, loaded, sample) for sample in asked}
-                for at, result in zip((at for at in missing for _ in asked), results, strict=True):
-                    sample = asked[result.question]
-                    if keys[sample.id][at] not in done and result.answer.stop_reason:
-                        writer.append(self._record(loaded, sample, at, result, keys[sample.id][at]))
-                if asked[0].context_id in self.mapped:
-                    self._map(
-                        settings.results / "kept_maps" / writer.path.name, asked, missing, results, keys
-                    )
-                yield item
-
-    def _pipeline(self, model: LoadedModel | KnownModel) -> CompressingPipeline:
-        """Over a model, or over what it will be when it is loaded, to plan with."""
-        settings = self.settings
-        return CompressingPipeline(
-            model.model if isinstance(model, LoadedModel) else model.skeleton(),
-            model.tokenizer,
-            window=model.window,
-            prefill_chunk=settings.prefill_chunk,
-            prefill=settings.prefill,
-            max_batch_bytes=int(settings.max_batch_gb * 2**30),
-            fidelity=settings.fidelity,
-            offload=settings.offload,
-        )
-
-    def _memory(self, model: LoadedModel | KnownModel, work: Sequence[Item]) -> MemoryPlan | None:
-        """The bound of the run: that of its longest context or of the one with the most questions; None where none can be read."""
-        pipeline = self._pipeline(model)
-        sizes: tuple[Callable[[Item], int], ...] = (
-            lambda item: len(item[0][0].context),
-            lambda item: len(item[0]),
+        Returns:
+            The larger of the two; None where no context can be read.
+        """
+        pipeline = pipeline_of(self.settings, model)
+        sizes: tuple[Callable[[Work], int], ...] = (
+            lambda context: len(context.samples[0].context),
+            lambda context: len(context.samples),
         )
         plans = [self._largest(pipeline, work, size) for size in sizes]
         return max((plan for plan in plans if plan is not None), key=lambda plan: plan.total, default=None)
 
     def _largest(
-        self, pipeline: CompressingPipeline, work: Sequence[Item], size: Callable[[Item], int]
+        self, pipeline: CompressingPipeline, work: Sequence[Work], size: Callable[[Work], int]
     ) -> MemoryPlan | None:
-        for item in sorted(work, key=size, reverse=True):
+        """The memory plan of the largest context that can be read."""
+        for context in sorted(work, key=size, reverse=True):
             try:
-                return pipeline.plan(self._request(item), len(work))
+                return pipeline.plan(request_of(self.settings, context, frozenset()), len(work))
             except Exception:  # reading it will fail in the same way, and say so
                 continue
         return None
 
-    def _map(
-        self,
-        path: Path,
-        asked: Sequence[Sample],
-        missing: Sequence[int],
-        results: Sequence[Result | Failure],
-        keys: Mapping[str, Sequence[str]],
-    ) -> None:
-        """Record which tokens of a context each variant keeps; in query-aware mode each question was read with a context of its own."""
-        assert self.pipeline is not None
-        parts = [[at] for at in range(len(asked))] if self.settings.query_aware else [list(range(len(asked)))]
-        for part in parts:
-            samples = [asked[at] for at in part]
-            kept = {
-                at: result.context
-                for at, result in zip((at for at in missing for _ in asked), results, strict=True)
-                if result.question in part and isinstance(result, Result)
-            }
-            if not kept:
-                continue
-            text = samples[0].context + (samples[0].question if self.settings.query_aware else "")
-            try:
-                spans = self.pipeline.token_spans(text, samples[0].chat_template)
-            except NotImplementedError:  # a tokenizer that does not know where its tokens stand
-                return
-            by_key = {keys[sample.id][at]: one for at, one in kept.items() for sample in samples}
-            append(path, kept_map(text, spans, samples, by_key))
 
-    def _request(self, work: tuple[Sequence[Sample], Sequence[int]]) -> Request:
-        """What the pipeline is asked about one context."""
-        samples, missing = work
-        variants = [self.settings.variants[at][1] for at in missing]
-        questions = [
-            replace(question_of(sample), reference=self.settings.benchmark.reference_answer(sample))
-            for sample in samples
-        ]
-        mapped = samples[0].context_id in self.mapped
-        return Request(
-            samples[0].context,
-            questions,
-            variants,
-            self.settings.query_aware,
-            samples[0].chat_template,
-            count_kept=mapped,
-        )
-
-    def _record(
-        self, model: KnownModel | LoadedModel, sample: Sample, at: int, result: Result | Failure, key: str
-    ) -> Record:
-        """The record of variant `at`; failures are counted, and the first is told."""
-        outcome = scored(self.settings, sample, result)
-        if isinstance(outcome, Exception):
-            self.failed += 1
-            if self.failed == 1:
-                why = f"{type(outcome).__name__}: {redacted(str(outcome))}"
-                print(f"failed: {sample.id} under {self.settings.variants[at][0]}: {why}", file=sys.stderr)
-        return record_of(self.settings, model, sample, at, result, key, outcome)
-
-
-def question_of(sample: Sample) -> Question:
-    """What the pipeline is asked for a sample."""
-    return Question(
-        sample.question,
-        sample.answer_prefix,
-        sample.max_new_tokens,
-        sample.min_new_tokens,
-        sample.stop,
-        sample.evidence,
-    )
+def first_contexts(samples: Sequence[Sample], per_task: int) -> set[str]:
+    """Ids of the contexts of the first so many samples of every task."""
+    n_samples, contexts = Counter[str](), set[str]()
+    for sample in samples:
+        n_samples[sample.task] += 1
+        if n_samples[sample.task] <= per_task:
+            contexts.add(sample.context_id)
+    return contexts
 
 
 def check_writable(folder: Path) -> None:

@@ -26,7 +26,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interruption:
-    """Turns the first signal into `Stopped`, at once while answers are made, after the line while records are written.
+    """Turns the first signal into `Stopped`: at once while answers are made, else once the record is written.
 
     Outside the main thread, which alone may handle signals, it does nothing; a signal that a launcher handles
     is left to it.

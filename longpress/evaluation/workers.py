@@ -1,14 +1,14 @@
-"""Worker processes that share the contexts of one run: each takes the next context when it has room, and writes records of its own.
+"""Worker processes that share the contexts of one run.
+
+Each takes the next context when it has room, and writes records of its own.
 
 What a worker that dies had not finished goes to the others, one context at a time, so that the one that kills
 can be told from those that happened to be beside it; a context that has taken two workers with it becomes
-failed cells. Whatever ends the run, every answer that was known has its record.
+failed records. Whatever ends the run, every answer that was known has its record.
 
-Messages of a worker, each a tuple that begins with its kind: `ready, environment`, once its model is loaded,
-which is answered by the keys that have records and the contexts whose kept tokens are recorded; `next`, which
-asks for a context and is answered by an item of the plan, or by None: finish what you hold, and if that is
-nothing, end; `done, failures`, for the oldest context held; `error, sentence`, before it ends because the
-whole run cannot go on.
+A worker says `Ready` once its model is loaded, and is told what is `Known` of the run; `Next` to ask for a
+context, and is given a `Work` of the plan, or None: finish what you hold, and if that is nothing, end; `Done`
+for the oldest context that it holds; and `Refused` before it ends because the whole run cannot go on.
 """
 
 from __future__ import annotations
@@ -21,24 +21,58 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from longpress.evaluation.config import Settings, settings
+from longpress.evaluation.config import Settings, model_config, settings
 from longpress.evaluation.signals import Interruption
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-    from longpress.evaluation.plan import Item
+    from longpress.evaluation.answering import Known
+    from longpress.evaluation.plan import Work
 
 DEATHS = 2
-"""Workers that a context may take with it."""
+"""How many workers a context may take with it before it is given up."""
+
+
+class Ready(NamedTuple):
+    """A worker's model is loaded.
+
+    Attributes:
+        environment: what its numbers depend on besides the configuration.
+    """
+
+    environment: Mapping[str, Any]
+
+
+class Next(NamedTuple):
+    """A worker asks for a context."""
+
+
+class Done(NamedTuple):
+    """The oldest context that a worker holds has its records.
+
+    Attributes:
+        failures: answers to it that failed.
+    """
+
+    failures: int
+
+
+class Refused(NamedTuple):
+    """The run cannot go on.
+
+    Attributes:
+        sentence: why.
+    """
+
+    sentence: str
 
 
 def count_workers(asked: int) -> int:
@@ -49,12 +83,12 @@ def count_workers(asked: int) -> int:
 
 
 def device_of(index: int, asked: str, gpus: int) -> str:
-    """Device of a worker: with `model.device=auto` or `cuda` the GPUs in turn, as far as this process sees them; else as asked."""
+    """Device of a worker: for "auto" or "cuda" the GPUs that this process sees, in turn; else as asked."""
     return f"cuda:{index % gpus}" if gpus and asked in ("auto", "cuda") else asked
 
 
 def threads_of(workers: int) -> int | None:
-    """CPU threads of each of several workers: an equal share of the cores that this process may use; None where OMP_NUM_THREADS says."""
+    """CPU threads of each of several workers: an equal share of the cores; None if OMP_NUM_THREADS says."""
     return None if "OMP_NUM_THREADS" in os.environ else max(1, count_cores() // workers)
 
 
@@ -82,8 +116,8 @@ class _Worker:
 
 @contextmanager
 def starting(run: Settings) -> Iterator[Workers | None]:
-    """Inside, worker processes import and load their models, while this process plans; None where it answers alone."""
-    count = 1 if run.plan else count_workers(run.workers)
+    """Inside, workers import and load their models while this process plans; None where it answers alone."""
+    count = 1 if run.options.plan else count_workers(run.options.workers)
     if count == 1:
         yield None
         return
@@ -111,8 +145,8 @@ class Workers:
         """
         self.failed = 0
         self._run, self._count = run, count
-        self._work: Sequence[Item] = ()
-        self._todo: deque[int] = deque()
+        self._work: Sequence[Work] = ()
+        self._todo: deque[int] = deque()  # numbers of contexts, as all below
         self._deaths: list[int] = []
         self._workers: dict[Any, _Worker] = {}
 
@@ -123,18 +157,18 @@ class Workers:
 
     def finished(
         self,
-        work: Sequence[Item],
-        known: tuple[AbstractSet[str], AbstractSet[str]],
+        work: Sequence[Work],
+        known: Known,
         ready: Callable[[Mapping[str, Any]], None],
-        lost: Callable[[Item, str], None],
-    ) -> Iterator[Item]:
-        """Every context once its records are written, or once it is given up.
+        give_up: Callable[[Work, str], None],
+    ) -> Iterator[Work]:
+        """Every context once it has its records, or once it is given up.
 
         Args:
             work: what is missing, context by context.
-            known: keys that have a record, and contexts whose kept tokens are recorded.
+            known: of the run; workers are told.
             ready: called with the environment of the first worker that is ready.
-            lost: called with a context that is given up, and why.
+            give_up: called with a context that is given up, and why.
 
         Raises:
             ValueError: a worker says that the run cannot go on, or none is left.
@@ -144,28 +178,29 @@ class Workers:
         described = False
         try:
             while self._workers:
-                heard: list[Any] = wait(list(self._workers))
-                for connection in heard:
-                    worker = self._workers[connection]
-                    said: list[Any]
+                # every worker that has something to say, or has ended
+                connections: list[Any] = wait(list(self._workers))
+                for connection in connections:
                     try:
-                        kind, *said = connection.recv()
+                        message = connection.recv()
                     except (EOFError, OSError):
-                        yield from self._bury(connection, lost)
+                        yield from self._bury(connection, give_up)
                         continue
-                    if kind == "ready":
-                        with suppress(OSError):
+                    worker = self._workers[connection]
+                    if isinstance(message, Ready):
+                        with suppress(OSError):  # it died; its end of file is read next
                             connection.send(known)
                         if not described:
                             described = True
-                            ready(said[0])
-                    elif kind == "next":
+                            ready(message.environment)
+                    elif isinstance(message, Next):
                         worker.waits = True
-                    elif kind == "done":
-                        self.failed += said[0]
+                    elif isinstance(message, Done):
+                        self.failed += message.failures
                         yield self._work[worker.held.popleft()]
-                    elif kind == "error":
-                        raise ValueError(said[0])
+                    elif isinstance(message, Refused):
+                        raise ValueError(message.sentence)
+                # only now, when all that they have finished is known
                 self._hand_out()
         finally:
             self.end()
@@ -193,10 +228,10 @@ class Workers:
         for connection, worker in self._workers.items():
             if not worker.waits:
                 continue
-            alone = bool(
-                (self._todo and self._deaths[self._todo[0]]) or (worker.held and self._deaths[worker.held[0]])
-            )
-            if self._todo and not (worker.held and alone):
+            # a context that a worker died over is read with no other beside it
+            has_suspect = bool(worker.held) and self._deaths[worker.held[0]] > 0
+            next_is_suspect = bool(self._todo) and self._deaths[self._todo[0]] > 0
+            if self._todo and not (worker.held and (has_suspect or next_is_suspect)):
                 worker.held.append(self._todo.popleft())
                 answer = self._work[worker.held[-1]]
             elif not worker.held and any(other.held for other in self._workers.values()):
@@ -207,7 +242,7 @@ class Workers:
             with suppress(OSError):  # it died; its end of file is read next
                 connection.send(answer)
 
-    def _bury(self, connection: Any, lost: Callable[[Item, str], None]) -> Iterator[Item]:
+    def _bury(self, connection: Any, give_up: Callable[[Work, str], None]) -> Iterator[Work]:
         """See to what an ended worker leaves unfinished, if it died; gives the contexts that are given up."""
         worker = self._workers.pop(connection)
         connection.close()
@@ -215,18 +250,21 @@ class Workers:
         why = f"{worker.process.name} ended with exit code {worker.process.exitcode}"
         if worker.process.exitcode or worker.held:
             print(f"{why}; contexts that it had not finished: {len(worker.held)}", file=sys.stderr)
-        for at in worker.held:
-            self._deaths[at] += 1
-            if self._deaths[at] < DEATHS:
-                self._todo.append(at)
+        for number in worker.held:
+            self._deaths[number] += 1
+            if self._deaths[number] < DEATHS:
+                self._todo.append(number)
             else:
-                lost(self._work[at], f"{why} over this context, as another one did before")
-                yield self._work[at]
+                give_up(self._work[number], f"{why} over this context, as another one did before")
+                yield self._work[number]
         if worker.held and self._todo:
             self._start(worker.index)
 
     def end(self) -> None:
-        """Ask every worker that is left to write what it has decoded and to end, and wait for it; on a second Ctrl-C, no longer."""
+        """Ask every worker that is left to write what it has decoded and to end, and wait for it.
+
+        On a second Ctrl-C they are waited for no longer.
+        """
         left, self._workers = list(self._workers.items()), {}
         try:
             for _, worker in left:
@@ -243,7 +281,7 @@ class Workers:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C, which a terminal sends to all: their parent tells them when to end."""
+    """Processes started inside ignore Ctrl-C, which a terminal sends to all; their parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -257,48 +295,61 @@ def _interrupts_ignored() -> Iterator[None]:
 def _serve(connection: Connection, plain: dict[str, Any], threads: int | None) -> None:
     """One worker: load the model, answer contexts as they are handed out."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(
-        signal.SIGUSR2, signal.SIG_IGN
-    )  # Slurm's warning of a time limit, sent to all; the parent acts on it
+    # Slurm's warning of a time limit is sent to all processes; the parent acts on it
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     import torch
-
-    from longpress.evaluation.environment import environment
-    from longpress.evaluation.runner import EvaluationRunner
-    from longpress.models.loading import find_model
 
     if threads is not None:
         torch.set_num_threads(threads)
     if str(plain["model"]["device"]).startswith("cuda:"):
         torch.cuda.set_device(plain["model"]["device"])
-
-    def ask() -> Item | None:
-        try:
-            connection.send(("next",))
-            return connection.recv()  # type: ignore[no-any-return]
-        except (EOFError, OSError):
-            return None  # the parent died: finish what is held
-
-    def say(*message: Any) -> None:
-        with suppress(OSError):
-            connection.send(message)
-
     try:
-        runner = EvaluationRunner(settings(OmegaConf.create(plain)))
-        loaded = find_model(runner.model_config).load()
-        with Interruption(patient=True) as interruption:
-            say("ready", environment(loaded))
-            done, runner.mapped = connection.recv()
-            while (first := ask()) is not None:
-                for _ in runner.answer(
-                    loaded, itertools.chain((first,), iter(ask, None)), done, interruption
-                ):
-                    say("done", runner.failed)
-                    runner.failed = 0
-                interruption.check()
+        _answer_contexts(connection, settings(OmegaConf.create(plain)))
     except EOFError:
         sys.exit(1)  # the parent is gone
     except (ValueError, OSError) as error:
-        say("error", str(error))
+        _say(connection, Refused(str(error)))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _answer_contexts(connection: Connection, run: Settings) -> None:
+    """Answer the contexts that the parent hands out, until it has no more.
+
+    Raises:
+        EOFError: the parent is gone.
+        ValueError: the run cannot go on.
+        Stopped: a signal came; what was decoded is written.
+    """
+    from longpress.evaluation.answering import Answering
+    from longpress.evaluation.environment import environment
+    from longpress.models.loading import find_model
+
+    loaded = find_model(model_config(run.model)).load()
+    with Interruption(patient=True) as interruption:
+        _say(connection, Ready(environment(loaded)))
+        answering = Answering(run, loaded, connection.recv())
+        told = 0
+        while (first := _ask(connection)) is not None:
+            # None as an answer ends this round: finish what is held, then ask again
+            more = iter(lambda: _ask(connection), None)
+            for _ in answering.answer(itertools.chain((first,), more), interruption):
+                _say(connection, Done(answering.records.failed - told))
+                told = answering.records.failed
+            interruption.check()
+
+
+def _ask(connection: Connection) -> Work | None:
+    """The next context from the parent; None: finish what is held."""
+    try:
+        connection.send(Next())
+        return connection.recv()  # type: ignore[no-any-return]
+    except (EOFError, OSError):
+        return None  # the parent died: finish what is held
+
+
+def _say(connection: Connection, message: Ready | Done | Refused) -> None:
+    """Tell the parent something; nothing where it is gone."""
+    with suppress(OSError):
+        connection.send(message)

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.decode_hooks import release
+from kvcache.hooks.decode_hooks import run_held_passes
 from kvcache.matmul import fast_products
-from kvcache.observation import attention_modules, cache_keyword, decoder_of
+from kvcache.modules import attention_modules, cache_keyword, decoder_of
 from kvcache.projections import query_heads
 from longpress.models.host_memory import return_freed_memory
 from longpress.pipeline.clock import now
+from longpress.pipeline.compressed_context import CompressedContext
 from longpress.pipeline.memory import attention_bytes, logits_bytes
-from longpress.pipeline.prefill import CompressedContext
 from longpress.pipeline.prompt import Prompt
 from longpress.pipeline.rows import AfterQuestion, Answer, Row
 
@@ -155,11 +155,11 @@ class Decoder:
         rows = [writing.row for writing in entering]
         capacity = max(len(row.question_ids) + min(row.question.max_new_tokens, RESERVED) for row in rows)
         starts = [row.context.next_position for row in rows]
-        followers = list(zip(*(row.followers() for row in rows), strict=True))  # per layer, per row
+        decode_hooks = list(zip(*(row.decode_hooks() for row in rows), strict=True))  # per layer, per row
         cache = CompressedCache(
             [
                 CompressedLayer([row.context.layers[at] for row in rows], starts, capacity, one)
-                for at, one in enumerate(followers)
+                for at, one in enumerate(decode_hooks)
             ]
         )
         device = rows[0].context.layers[0].storage.device
@@ -231,12 +231,12 @@ class Decoder:
     def _read_questions(self, rows: Sequence[Row], cache: CompressedCache) -> Tensor:
         """(R, D): hidden state of each question's last token."""
         for layer in cache.layers:
-            layer.held = {}
+            layer.held_passes = {}
         hidden = self._read(
             [row.question_ids for row in rows], cache, [len(row.question_ids) - 1 for row in rows]
         )
         for layer in cache.layers:
-            release(layer)
+            run_held_passes(layer)
         return torch.cat(hidden)
 
     def read_answer(self, rows: Sequence[AfterQuestion], ids: Sequence[int]) -> Tensor:
@@ -339,11 +339,11 @@ def row_bytes(model: nn.Module, row: Row) -> int:
     config: Any = model.config
     text, tail = config.get_text_config(), len(row.question_ids) + row.question.max_new_tokens
     total = _cache_bytes(model, row.context, tail) + logits_bytes(int(text.vocab_size))
-    for kept, follower in zip(row.context.layers, row.followers(), strict=True):
-        if follower is not None:
+    for kept, decode_hook in zip(row.context.layers, row.decode_hooks(), strict=True):
+        if decode_hook is not None:
             token = (int(text.hidden_size) + 2 * kept.storage.size) * kept.storage.read_dtype.itemsize
             everything = (kept.storage.length + tail) * kept.storage.heads
-            total += kept.bytes() + follower.held_bytes(everything, tail, token)
+            total += kept.bytes() + decode_hook.state_bytes(everything, tail, token)
     return total
 
 

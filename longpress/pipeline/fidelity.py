@@ -34,7 +34,7 @@ def measure(decoder: Decoder, full: Answer, answers: Sequence[Answer], reference
     tokens: `…_nll`, negative log-likelihood in nats per token; `…_kl`, Kullback-Leibler divergence of its
     next-token distribution from the full cache's, KL(full || it), in nats per token; `…_agreement`, share of
     tokens at which both find the same token most likely. Also `fidelity_seconds`, its share. What is empty is
-    left out, and rows with followers get nothing.
+    left out, and rows with decode_hooks get nothing.
 
     Args:
         decoder: that wrote the answers, keeping rows after their questions.

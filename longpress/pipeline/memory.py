@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvcache.observation import LOGITS, QUERY_BLOCK, attention_modules, decoder_of
+from kvcache.budget import Budget
+from kvcache.hooks.replay import PIECE
+from kvcache.modules import attention_modules, decoder_of
+from kvcache.observation import LOGITS, QUERY_BLOCK
 from kvcache.projections import head_size, kv_heads, query_heads
-from kvcache.replay import PIECE
-from kvcache.selection import Threshold
 from kvcache.storage import HOST
-from longpress.pipeline.prefill import Variant
+from longpress.pipeline.options import PipelineOptions
+from longpress.pipeline.variants import Variant
+from presses.base import BasePress
 
 WIDE = 192
 """Unfinished rows that are decoded at a model's best rate: with fewer, the next context is read first if memory allows."""
-
-WINDOW_QUERIES = 512
-"""Queries of the context's end whose attention presses may hold at once, all windows together."""
 
 GRADIENT = 1024
 """Tokens of a chunk that is read again with gradients."""
@@ -151,14 +151,11 @@ def memory_plan(
     tokens: int,
     variants: Sequence[Variant],
     tail: int,
+    options: PipelineOptions,
     *,
     questions: int = 1,
     contexts: int = 1,
     query_aware: bool = False,
-    max_batch_bytes: int,
-    max_context_bytes: int,
-    prefill_chunk: int | None = None,
-    chunked: bool = False,
     offload: bool = False,
 ) -> MemoryPlan:
     """The bound of a sweep over contexts of at most `tokens`.
@@ -168,63 +165,65 @@ def memory_plan(
         tokens: T, of the longest context.
         variants: of every context.
         tail: most tokens of a question and its answer together.
+        options: of the pipeline.
         questions: asked about each context.
         contexts: how many there are.
         query_aware: whether every question needs a compressed context of its own.
-        max_batch_bytes: as of the pipeline.
-        max_context_bytes: as of the pipeline.
-        prefill_chunk: tokens per chunk of the prefill.
-        chunked: whether every variant compresses chunk by chunk.
         offload: whether what variants keep lies in host memory.
     """
-    full = shape.token * (min(tokens, prefill_chunk) if chunked and prefill_chunk else tokens)
-    distinct = {variant.press.identity(): variant.press for variant in variants}
-    per_press = [
-        [one.limit(tokens) for one in variants if one.press.identity() == identity] for identity in distinct
-    ]
+    alone = options.compress_every is not None  # each variant reads the context by itself
+    chunk = options.compress_every or options.prefill_chunk
     entries = shape.layers * shape.heads * tokens
-    # per press three tensors of scores at most; of one press at a time its selections: masks, positions, and
-    # the sort of all layers
-    selecting = max((len(set(limits)) for limits in per_press), default=0) * 9 + 40
-    hidden = (
-        4
-        * shape.layers
-        * tokens
-        * shape.hidden
-        * sum(press.has("holds_hidden") for press in distinct.values())
-    )
-    evidence = entries * (12 * len(distinct) + selecting) + hidden
+    presses = list({variant.press.identity(): variant.press for variant in variants}.values())
+
+    # While a context is read: the full cache, what presses remember of it, and the work of one layer.
+    full = shape.token * (min(tokens, chunk) if alone and chunk else tokens)
+    remembered = sum(press.evidence_bytes(shape.heads, shape.hidden) for press in presses)
+    evidence = shape.layers * tokens * remembered + entries * _selecting(variants)
+    windows = _window_queries(presses) + (tail if query_aware else 0)
+    work = _work(shape, tokens, chunk, windows)
+    if any(press.traits.reads_again for press in presses):
+        work += _again(shape, tokens)
+
+    # What the variants keep of it: a mask each, and copies where the full cache is not read in place.
     readings, whole = questions if query_aware else 1, shape.token * tokens
-    copies = int(full_kept(variants, tokens, chunked) * whole) * readings + whole * (readings - 1)
+    copies = int(full_kept(variants, tokens, alone) * whole) * readings + whole * (readings - 1)
     stored = entries * len(variants) * readings + (min(copies, whole) if offload else copies)
-    again = any(press.has("whole_context") for press in distinct.values())
-    work = _work(shape, tokens, prefill_chunk) + (_again(shape, tokens) if again else 0)
     reading = full + evidence + stored + work
+
+    # While answers are decoded: the rows of a batch, their questions, and the entries of rows with decode hooks.
+    max_batch_bytes, max_context_bytes = (
+        int(gb * 2**30) for gb in (options.max_batch_gb, options.max_context_gb)
+    )
     rows, row = len(variants) * questions, row_bytes(shape, tokens, tail)
     most = min(contexts * rows, WIDE + rows)
     batch = min(max(max_batch_bytes, row), most * row)
-    asking = min(
-        max_batch_bytes, most * tail * attention_bytes(shape.query_heads, tokens + tail)
-    ) + most * tail * 4 * _per_token(shape)
-    following = [one for one in variants if one.press.while_decoding(one.limit(tokens)) is not None]
-    own = 2 * len(following) * questions * min(contexts, 1 + WIDE // rows) * shape.token * (tokens + tail)
-    together = max(reading, min(contexts * reading, max_context_bytes))
+    asking = min(max_batch_bytes, most * tail * attention_bytes(shape.query_heads, tokens + tail))
+    asking += most * tail * 4 * _per_token(shape)
+    acting = sum(variant.acts_while_decoding for variant in variants)
+    own = 2 * acting * questions * min(contexts, 1 + WIDE // rows) * shape.token * (tokens + tail)
     decoding = batch + asking + own + 2 * whole // shape.layers
-    return MemoryPlan(
-        shape.weights, full, evidence, work, stored, together, decoding, full + copies if offload else 0
-    )
+
+    together = max(reading, min(contexts * reading, max_context_bytes))
+    on_host = full + copies if offload else 0
+    return MemoryPlan(shape.weights, full, evidence, work, stored, together, decoding, on_host)
 
 
-def check_offload(offload: str) -> None:
-    """Refuse what is no choice of `offload`.
+def _selecting(variants: Sequence[Variant]) -> int:
+    """Bytes per entry while one press selects: masks and positions per budget, and the sort of all layers."""
+    budgets: dict[Hashable, set[Budget]] = {}
+    for variant in variants:
+        budgets.setdefault(variant.press.identity(), set()).add(variant.budget)
+    return max(map(len, budgets.values()), default=0) * 9 + 40
 
-    Raises:
-        ValueError: what is allowed.
+
+def _window_queries(presses: Sequence[BasePress]) -> int:
+    """Queries of the context's end whose attention is held at once.
+
+    That of windows of equal size is held once for all presses; of one at a time there are copies in float32.
     """
-    if offload not in ("auto", "always", "never"):
-        raise ValueError(
-            f"offload={offload!r} must be 'auto' (caches lie in host memory where a context does not fit the GPU), 'always' or 'never'"
-        )
+    windows = {press.traits.window_queries for press in presses}
+    return sum(windows) + 3 * max(windows, default=0)
 
 
 def room(model: nn.Module, offload: str) -> float:
@@ -243,16 +242,19 @@ def room(model: nn.Module, offload: str) -> float:
 
 
 def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
-    """Whether copies of what the presses keep of a context would take more memory, and more to read, than the full cache itself."""
+    """Whether copies of what the presses keep of a context would take more memory than the full cache itself.
+
+    Then they would also take more time to read.
+    """
     plain = [
         variant for variant in variants if variant.cache_bits is None
-    ]  # a quantised cache is a copy in any case
-    limits = [(variant.press.identity(), variant.press.lossless, variant.limit(tokens)) for variant in plain]
-    if any(lossless or limit == 0 for _, lossless, limit in limits):
+    ]  # a quantised cache is a copy anyway
+    if any(not variant.removes for variant in plain):
         return True  # the full cache is read anyway
     most: dict[Hashable, float] = {}
-    for identity, _, limit in limits:
-        kept = 1.0 if isinstance(limit, Threshold) else 1 - limit
+    for variant in plain:
+        budget, identity = variant.budget, variant.press.identity()
+        kept = budget.kept_share(tokens) if budget.has_count else 1.0
         most[identity] = max(kept, most.get(identity, 0.0))
     return sum(most.values()) > 1
 
@@ -260,29 +262,22 @@ def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
 def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
     """Share of the full cache that copies take, of what variants keep.
 
-    Variants whose kept sets are nested share the largest; none is copied where the full cache is read in
-    place; where each variant reads alone, each has its own.
+    Variants whose kept sets are nested share the largest; none is copied where the full cache is read in place;
+    where each variant reads alone, each has its own.
     """
     in_place = not alone and read_in_place(variants, tokens)
     shares: dict[Any, list[float]] = {}
-    nested = {}
+    nested: dict[Any, bool] = {}
     for variant in variants:
-        limit, press = variant.limit(tokens), variant.press
-        lossless = press.lossless and not alone
-        follows = press.while_decoding(limit) is not None
-        there = variant.cache_bits is None and (lossless or (in_place and press.gathers and not follows))
-        kept = (
-            0.0
-            if there
-            else 1.0
-            if isinstance(limit, Threshold)
-            else press.entries(1, 1, tokens, limit)[1] / tokens
-        )
-        shares.setdefault((press.identity(), variant.cache_bits), []).append(min(1.0, kept))
-        nested[press.identity(), variant.cache_bits] = (
-            variant.cache_bits is None and press.has_threshold and press.gathers and not follows and not alone
-        )
-    return sum(max(kept) if nested[identity] else sum(kept) for identity, kept in shares.items())
+        press, traits = variant.press, variant.press.traits
+        shareable = variant.cache_bits is None and traits.only_selects and not variant.acts_while_decoding
+        keeps_all = not traits.evicts_in_prefill and not alone and variant.cache_bits is None
+        there = keeps_all or (in_place and shareable)
+        kept = 0.0 if there else press.entry_bounds(1, 1, tokens, variant.budget)[1] / tokens
+        group = (press.identity(), variant.cache_bits)
+        shares.setdefault(group, []).append(min(1.0, kept))
+        nested[group] = shareable and traits.takes_threshold and not alone
+    return sum(max(kept) if nested[group] else sum(kept) for group, kept in shares.items())
 
 
 def row_bytes(shape: Shape, entries: int, tail: int) -> int:
@@ -325,12 +320,12 @@ def _per_token(shape: Shape) -> int:
     )
 
 
-def _work(shape: Shape, tokens: int, prefill_chunk: int | None) -> int:
+def _work(shape: Shape, tokens: int, prefill_chunk: int | None, window_queries: int) -> int:
     """Bytes of activations: one layer reading (a chunk of) the context, and presses looking at that layer as a whole."""
     at_once = min(tokens, prefill_chunk or tokens)
     reading = 4 * (at_once * _per_token(shape) + 4 * tokens * shape.hidden + 6 * tokens * shape.head_size)
     copies = 6 * shape.query_heads * shape.head_size + 16 * shape.heads * shape.head_size + 3 * shape.hidden
-    looking = 4 * tokens * (copies + WINDOW_QUERIES * shape.query_heads) + 5 * 4 * min(
+    looking = 4 * tokens * (copies + window_queries * shape.query_heads) + 5 * 4 * min(
         LOGITS, QUERY_BLOCK * shape.query_heads * tokens
     )
     return max(reading, looking) + 4 * tokens * shape.hidden * 3

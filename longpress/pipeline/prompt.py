@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvcache.compressing import Framing
+from kvcache.hooks.prefill import PromptTokens
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Prompt:
         before, answer = question + self.after + answer_prefix, reference.strip()
         return self._encode(answer if not before or before[-1].isspace() else f" {answer}") if answer else []
 
-    def framing(self, question: int = 0) -> Framing:
+    def prompt_tokens(self, question: int = 0) -> PromptTokens:
         """What a press may know of the prompt around a context whose last `question` tokens are a question."""
-        return Framing(len(self._encode(self.before)), self._encode(self.after), self._encode, question)
+        return PromptTokens(len(self._encode(self.before)), self._encode(self.after), self._encode, question)
 
     def question_tokens(self, context: str, characters: int) -> list[int]:
         """Positions of the tokens that overlap the last `characters` of the context."""

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from longpress.pipeline.compressed_context import CompressedContext
 from longpress.pipeline.decode import Decoder
 from longpress.pipeline.fidelity import measure
-from longpress.pipeline.prefill import CompressedContext, Variant
 from longpress.pipeline.prompt import Question
 from longpress.pipeline.rows import Answer
+from longpress.pipeline.variants import Variant
 from presses.base import BasePress
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.decode_hooks import Follower
-from longpress.pipeline.prefill import CompressedContext
+from kvcache.hooks.decode_hooks import DecodeHook
+from longpress.pipeline.compressed_context import CompressedContext
 from longpress.pipeline.prompt import Question
+from longpress.pipeline.variants import Variant
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class AfterQuestion:
     ) -> list[AfterQuestion | None]:
         """The rows of a cache whose tails hold their questions, with `hidden` (R, D).
 
-        None for a row with followers: they act pass by pass, so an answer read in one pass is not what they
+        None for a row with decode_hooks: they act pass by pass, so an answer read in one pass is not what they
         would have made of it.
         """
         layers: list[CompressedLayer] = cache.layers
@@ -46,7 +47,7 @@ class AfterQuestion:
                 for layer in layers
             ]
             rows.append(
-                None if any(layer.followers[row] for layer in layers) else cls(context, tails, hidden[row])
+                None if any(layer.decode_hooks[row] for layer in layers) else cls(context, tails, hidden[row])
             )
         return rows
 
@@ -77,18 +78,21 @@ class Row:
         context: what the variant keeps.
         question_ids: tokens read after the context.
         question: with its limits; its text is not looked at again.
-        follower: makes what acts on one compressed layer while the answer is written, or None.
+        variant: press and budget, whose decode hooks act while the answer is written.
     """
 
     context: CompressedContext
     question_ids: list[int]
     question: Question
-    follower: Callable[[], Follower | None] = lambda: None
+    variant: Variant
 
-    def followers(self) -> list[Follower | None]:
+    def decode_hooks(self) -> list[DecodeHook | None]:
         """One per layer of the model; layers left whole have none."""
         layers = range(len(self.context.layers))
-        return [self.follower() if at in self.context.observed else None for at in layers]
+        if not self.variant.acts_while_decoding:
+            return [None for _ in layers]
+        press, budget = self.variant.press, self.variant.budget
+        return [press.decode_hook(budget) if at in self.context.observed else None for at in layers]
 
 
 @dataclass

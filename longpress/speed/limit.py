@@ -21,7 +21,7 @@ from transformers import AttentionInterface, DynamicCache
 
 from kvcache.attention import attending
 from kvcache.matmul import fast_products
-from kvcache.observation import cache_keyword
+from kvcache.modules import cache_keyword
 from longpress.pipeline.clock import now
 from longpress.pipeline.prompt import Prompt
 from longpress.speed.sweep import load

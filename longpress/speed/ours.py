@@ -10,7 +10,7 @@ from typing import Any
 
 from longpress.catalogue import find, presses
 from longpress.models.host_memory import peak_memory_bytes
-from longpress.pipeline import CompressingPipeline, Question, Request, Variant
+from longpress import CompressingPipeline, Question, Request, Variant
 from longpress.pipeline.clock import now
 from longpress.speed.sweep import Point, Row, load
 

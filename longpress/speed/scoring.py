@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from benchmarks.haystack import load
-from kvcache.observation import LayerObservation, cache_keyword, observing
+from kvcache.observation import LayerObservation
+from kvcache.modules import cache_keyword
+from kvcache.hooks.prefill import observing
 from longpress.catalogue import presses
 from longpress.models.loading import load_model
 from longpress.pipeline.clock import now

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.attention import attending
-from kvcache.compressing import Prefill
-from kvcache.observation import LayerObservation, cache_keyword, decoder_of, observing
+from kvcache.hooks.prefill import Prefill, observing
+from kvcache.modules import cache_keyword, decoder_of
+from kvcache.observation import LayerObservation
 
 
 def model_name(module: nn.Module) -> str:

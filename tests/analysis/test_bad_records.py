@@ -1,17 +1,15 @@
-"""Record files that are damaged anywhere: what is no record is left out and said so, and never makes a wrong table or a traceback."""
+"""Record files damaged anywhere make no wrong table and no traceback, and what is left out is said."""
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from longpress.analysis import compare
 from longpress.analysis.records import Record, read_records
-from longpress.analysis.tables import write as tables
-from longpress.evaluation import rescore
-from tests.analysis.test_records import make, write
+from tests.support.made_up_records import ruler_record, write_lines
 
 TEXTS = (
     "key",
@@ -62,26 +60,32 @@ BAD = {
     "schema": [None, "1", True, 1.0, 0, -1],
 }
 CASES = [(name, value) for name, values in BAD.items() for value in values]
-COMMANDS = {
-    "tables": lambda folder: [folder],
+COMMANDS: dict[str, Callable[[Path], list[object]]] = {
+    "tables": lambda folder: [folder, "--no-plots"],
     "compare": lambda folder: ["none", "knorm", folder],
     "rescore": lambda folder: [folder, f"{folder}-new"],
 }
-MAIN = {"tables": tables.main, "compare": compare.main, "rescore": rescore.main}
+"""Arguments of the commands that read records of a folder."""
+Run = Callable[[str, Path], tuple[int, str]]
+"""Gives exit code and stderr of a command, given the folder."""
+
+
+@pytest.fixture
+def run(exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Run:
+    def command(name: str, folder: Path) -> tuple[int, str]:
+        code = exit_code(name, *COMMANDS[name](folder))
+        return code, capsys.readouterr().err
+
+    return command
 
 
 def rows() -> list[dict]:
     made = [
-        make(f"{press}{n}", press=press, sample_id=f"vt/{n}", context_id=f"c{n}")
+        ruler_record(f"{press}{n}", press=press, sample_id=f"vt/{n}", context_id=f"c{n}")
         for press in ("none", "knorm")
         for n in range(3)
     ]
     return [json.loads(record.to_json()) for record in made]
-
-
-def run(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = MAIN[command](COMMANDS[command](str(folder)))
-    return code, capsys.readouterr().err
 
 
 def is_one_sentence(printed: str) -> bool:
@@ -94,28 +98,26 @@ def test_every_field_is_damaged_in_turn() -> None:
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}={str(value)[:12]}" for name, value in CASES])
 def test_a_damaged_field_is_no_record_and_its_neighbours_are_read(
-    name: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, value: object, tmp_path: Path, run: Run
 ) -> None:
     good = rows()
-    write(tmp_path / "one", *map(json.dumps, [*good[:2], {**good[2], name: value}, *good[3:]]))
+    write_lines(tmp_path / "one", *map(json.dumps, [*good[:2], {**good[2], name: value}, *good[3:]]))
     assert [record.key for record in read_records([tmp_path / "one"])] == [
         row["key"] for row in [*good[:2], *good[3:]]
     ]
-    write(tmp_path / "all", *(json.dumps({**row, name: value}) for row in good))
+    write_lines(tmp_path / "all", *(json.dumps({**row, name: value}) for row in good))
     for command in COMMANDS:
-        code, err = run(command, tmp_path / "all", capsys)
+        code, err = run(command, tmp_path / "all")
         assert code == 2, command
         assert is_one_sentence(err), (command, err)
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] in (["one", "all"], ["all", "one"])
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["records"]
 
 
-def test_a_damaged_line_is_said_and_the_table_is_that_of_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_line_is_said_and_the_table_is_that_of_the_others(tmp_path: Path, run: Run) -> None:
     good = [json.dumps(row) for row in rows()]
-    write(tmp_path / "whole", *good[:5])
-    write(
+    write_lines(tmp_path / "whole", *good[:5])
+    write_lines(
         tmp_path / "torn",
         *good[:3],
         good[3].replace('"score": 0.5', '"score": 5'),
@@ -123,13 +125,11 @@ def test_a_damaged_line_is_said_and_the_table_is_that_of_the_others(
         good[4],
         good[5][:-9].encode(),
     )
-    assert run("tables", tmp_path / "whole", capsys) == (0, "")
-    code, err = run("tables", tmp_path / "torn", capsys)
+    assert run("tables", tmp_path / "whole") == (0, "")
+    code, err = run("tables", tmp_path / "torn")
     assert code == 0
-    assert (
-        err
-        == f"note: {tmp_path / 'torn' / 'records' / 'a.jsonl'}: damaged lines left out: 2; the command that wrote them answers again\n"
-    )
+    damaged = tmp_path / "torn" / "records" / "a.jsonl"
+    assert err == (f"note: {damaged}: damaged lines left out: 2; the command that wrote them answers again\n")
     assert (tmp_path / "torn" / "scores.csv").read_text() == (tmp_path / "whole" / "scores.csv").read_text()
 
 
@@ -148,9 +148,7 @@ FILES = {
 @pytest.mark.parametrize(
     "content", [*FILES, "folder", "file", "nothing", "torn gzip", "no gzip", "dangling link"]
 )
-def test_what_holds_no_record_gets_one_sentence(
-    command: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_holds_no_record_gets_one_sentence(command: str, content: str, tmp_path: Path, run: Run) -> None:
     folder = tmp_path / "results"
     if content != "nothing":
         (folder / "records").mkdir(parents=True)
@@ -168,7 +166,7 @@ def test_what_holds_no_record_gets_one_sentence(
         (folder / "records" / "a.jsonl.gz").write_bytes(b"not packed")
     elif content == "dangling link":
         (folder / "records" / "a.jsonl").symlink_to(tmp_path / "nowhere")
-    code, err = run(command, folder, capsys)
+    code, err = run(command, folder)
     assert code == 2
     assert is_one_sentence(err), err
 
@@ -179,10 +177,10 @@ NAMES = ("key", "model", "benchmark", "task", "sample_id", "press")
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("text", ["\ud800", "\0", "a\nb", ""])
 def test_a_name_that_cannot_stand_in_a_table_is_no_record(
-    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, text: str, tmp_path: Path, run: Run
 ) -> None:
-    write(tmp_path / "results", *(json.dumps({**row, name: text}) for row in rows()))
-    code, err = run("tables", tmp_path / "results", capsys)
+    write_lines(tmp_path / "results", *(json.dumps({**row, name: text}) for row in rows()))
+    code, err = run("tables", tmp_path / "results")
     if text == "\ud800" and name in (
         "model",
         "benchmark",
@@ -201,14 +199,12 @@ def test_a_name_that_cannot_stand_in_a_table_is_no_record(
 
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a|b&%$#_{}~^\\", "../../../etc/x", "x" * 40])
-def test_any_name_makes_a_table(
-    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_name_makes_a_table(name: str, text: str, tmp_path: Path, run: Run) -> None:
     changed = [
         {**row, name: text + (row[name] if name in ("key", "sample_id", "press") else "")} for row in rows()
     ]
-    write(tmp_path / "results", *map(json.dumps, changed))
-    code, err = run("tables", tmp_path / "results", capsys)
+    write_lines(tmp_path / "results", *map(json.dumps, changed))
+    code, err = run("tables", tmp_path / "results")
     assert code == 0, err
     assert "<script>alert" not in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["results"]

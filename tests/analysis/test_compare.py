@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from longpress.analysis.compare import compare
-from tests.analysis.test_scores import line
+from longpress.analysis.tables.comparison import compare
+from tests.support.made_up_records import line
 
 
 def test_a_press_against_itself_differs_by_nothing() -> None:

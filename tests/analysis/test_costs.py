@@ -1,11 +1,11 @@
-"""Costs by hand: the prefill without its onlookers, shares of it, seconds per token, bytes."""
+"""Costs by hand: the prefill without what presses observed in it, shares of it, seconds per token, bytes."""
 
 from __future__ import annotations
 
 import pytest
 
 from longpress.analysis.tables.costs import COLUMNS, cost_grids, costs
-from tests.analysis.test_scores import line, record
+from tests.support.made_up_records import line, record
 
 
 def test_the_prefill_alone_and_what_each_press_adds() -> None:

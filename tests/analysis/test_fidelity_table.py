@@ -1,8 +1,9 @@
-"""Fidelity in records: means, errors and differences by hand, and the samples that score and fidelity need."""
+"""Fidelity in records: means, errors and differences by hand, and the samples that tests need."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longpress.analysis import compare
 from longpress.analysis.records import Record, RecordWriter
 from longpress.analysis.stats import clusters, intervals, significance
+from longpress.analysis.tables.comparison import compare, compare_all
 from longpress.analysis.tables.fidelity import fidelity, markdown
 from longpress.analysis.tables.scores import scores
-from longpress.analysis.tables.write import report
-from tests.analysis.test_scores import line
+from longpress.analysis.tables.write import write_tables
+from tests.support.made_up_records import line
 
 
 def with_fidelity(rows: list[Record], divergences: list[float], agreement: float = 0.5) -> list[Record]:
@@ -56,7 +57,7 @@ def test_tables_write_it_where_it_was_measured(tmp_path: Path) -> None:
         with RecordWriter(folder) as writer:
             for row in rows:
                 writer.append(row)
-        report([folder])
+        write_tables([folder])
 
     rows = line("a", [1.0, 0.0, 1.0], "knorm", 0.5)
     write(tmp_path / "without", rows)
@@ -109,10 +110,12 @@ def test_samples_needed_find_the_difference_with_the_power_stated() -> None:
     assert math.isnan(needed(clusters.cluster([0.5])))
 
 
-def test_compare_says_how_many_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_says_how_many_samples(
+    tmp_path: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     one = with_fidelity(line("a", [1.0, 0.0, 1.0, 0.0] * 5, "x", 0.5), [0.1, 0.2, 0.3, 0.2] * 5)
     other = with_fidelity(line("a", [1.0, 0.0, 0.0, 1.0] * 4 + [0.0] * 4, "y", 0.5), [0.4, 0.6, 0.5, 0.5] * 5)
-    frame = compare.compare(one + other, "x", "y")
+    frame = compare(one + other, "x", "y")
     assert len(frame) == 1
     assert frame["needed_score"].iloc[0] > 4 * frame["needed_answer_kl"].iloc[0] >= 4 * significance.FEWEST
     assert math.isinf(frame["needed_answer_agreement"].iloc[0]) and math.isnan(
@@ -121,7 +124,7 @@ def test_compare_says_how_many_samples(tmp_path: Path, capsys: pytest.CaptureFix
     with RecordWriter(tmp_path) as writer:
         for row in one + other:
             writer.append(row)
-    assert compare.main(["x", "y", str(tmp_path)]) == 0
+    assert exit_code("compare", "x", "y", tmp_path) == 0
     printed = capsys.readouterr().out
     assert (
         "samples to tell the two apart" in printed
@@ -131,7 +134,7 @@ def test_compare_says_how_many_samples(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_compare_finds_in_fidelity_what_the_score_leaves_open(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores_of = {"x": [1.0, 0.0] * 10, "y": [1.0, 0.0, 0.0, 1.0] * 5, "z": [1.0, 0.0] * 10}
     rows = with_fidelity(line("a", [1.0] * 20), [0.0] * 20)
@@ -139,7 +142,7 @@ def test_compare_finds_in_fidelity_what_the_score_leaves_open(
         rows += with_fidelity(
             line("a", scores_of[press], press, 0.5), [divergence + 0.001 * at for at in range(20)]
         )
-    frame = compare.compare_all(rows, "x").set_index("other")
+    frame = compare_all(rows, "x").set_index("other")
     assert frame.index.tolist() == ["y", "z"], "neither itself nor the full cache"
     assert frame["delta_answer_kl"].tolist() == pytest.approx([-0.3, 0.0]) and frame[
         "p_answer_kl"
@@ -151,7 +154,7 @@ def test_compare_finds_in_fidelity_what_the_score_leaves_open(
     with RecordWriter(tmp_path) as writer:
         for row in rows:
             writer.append(row)
-    assert compare.main(["x", "all", str(tmp_path)]) == 0
+    assert exit_code("compare", "x", "all", tmp_path) == 0
     printed = capsys.readouterr().out
     assert (
         "x against every other press, 2 comparisons" in printed
@@ -159,4 +162,4 @@ def test_compare_finds_in_fidelity_what_the_score_leaves_open(
         and "-0.300 (4e-05)" in printed
     )
     with pytest.raises(ValueError, match="no other press shares samples and a budget with 'x'"):
-        compare.compare_all([row for row in rows if row.press in ("x", "none")], "x")
+        compare_all([row for row in rows if row.press in ("x", "none")], "x")

@@ -1,20 +1,62 @@
-"""Hand-computed error bars, their edges, and simulated coverage."""
+"""Hand-computed intervals and p-values, their edges, and simulated coverage."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from longpress.analysis.stats import clusters, intervals, significance
+from longpress.analysis.stats import clusters, intervals, multiple_testing, significance
+from longpress.analysis.stats.estimates import Samples, TaskEstimate, macro_average, task_estimates
+
+
+class Estimated(NamedTuple):
+    n: int
+    n_clusters: int
+    mean: float
+    se: float
+    low: float
+    high: float
+
+
+class Differing(NamedTuple):
+    mean: float
+    se: float
+    low: float
+    high: float
+    p_value: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def estimate(values: Any, weights: Any = None, ids: Any = None, seed: int = 0) -> Estimated:
+    """The mean of scores; every sample is its own cluster without ids."""
+    summed = clusters.cluster(values, weights, ids)
+    (task,), _ = task_estimates([summed], [], seed)
+    return Estimated(summed.n, len(summed.sums), *task.estimate)
+
+
+def difference(values: Any, baseline: Any, ids: Any = None) -> Differing:
+    """The mean difference of two rows of scores of the same samples."""
+    names = np.array([f"{at:05d}" for at in range(len(values))], dtype=str)
+    contexts = names if ids is None else np.asarray(ids)
+    row, other = (
+        Samples("a row", names, names, np.asarray(scores, dtype=float), np.ones(len(names)), contexts)
+        for scores in (values, baseline)
+    )
+    paired = row.minus(other)
+    _, (task,) = task_estimates([], [paired.summed])
+    p_value = float(significance.p_values([paired.summed])[0])
+    return Differing(*task.estimate, p_value, paired.wins, paired.ties, paired.losses)
 
 
 def test_mean_and_standard_error_by_hand() -> None:
-    one = intervals.estimate([0.0, 0.5, 1.0, 0.5])
+    one = estimate([0.0, 0.5, 1.0, 0.5])
     assert one.n == one.n_clusters == 4
     assert one.mean == 0.5
     assert one.se == pytest.approx(math.sqrt(0.5 / 3) / 2)  # sd^2 = (0.25 + 0 + 0.25 + 0) / 3
@@ -22,21 +64,21 @@ def test_mean_and_standard_error_by_hand() -> None:
 
 def test_clustered_standard_error_by_hand() -> None:
     # residual sums of the clusters: a +0.5, b -0.5; n = 4, C = 2: sqrt(2/1 * (0.25 + 0.25)) / 4
-    one = intervals.estimate([1.0, 0.5, 0.5, 0.0], ids=["a", "a", "b", "b"])
+    one = estimate([1.0, 0.5, 0.5, 0.0], ids=["a", "a", "b", "b"])
     assert (one.n, one.n_clusters, one.mean) == (4, 2, 0.5)
     assert one.se == pytest.approx(math.sqrt(2 * 0.5) / 4)
 
 
 def test_clusters_of_one_change_nothing_and_their_order_neither() -> None:
     x = np.random.default_rng(0).random(40)
-    plain, named = intervals.estimate(x), intervals.estimate(x, ids=[f"c{at}" for at in range(40)])
+    plain, named = estimate(x), estimate(x, ids=[f"c{at}" for at in range(40)])
     assert named == plain
     assert plain.se == pytest.approx(x.std(ddof=1) / math.sqrt(40))
 
 
 def test_weighted_mean_is_that_of_repeated_questions_in_one_context() -> None:
-    repeated = intervals.estimate([1.0, 1.0, 1.0, 0.0, 0.5], ids=[0, 0, 0, 1, 2])
-    weighted = intervals.estimate([1.0, 0.0, 0.5], weights=[3, 1, 1])
+    repeated = estimate([1.0, 1.0, 1.0, 0.0, 0.5], ids=[0, 0, 0, 1, 2])
+    weighted = estimate([1.0, 0.0, 0.5], weights=[3, 1, 1])
     assert weighted.mean == pytest.approx(3.5 / 5)
     assert weighted.mean == pytest.approx(repeated.mean)
     assert weighted.se == pytest.approx(repeated.se)
@@ -50,7 +92,7 @@ def test_wilson_equals_scipy(right: int, n: int) -> None:
 
 
 def test_500_of_500_has_no_standard_error_but_an_interval() -> None:
-    one = intervals.estimate(np.ones(500))
+    one = estimate(np.ones(500))
     assert one.se == 0
     assert one.high == 1
     assert 1 - one.low == pytest.approx(0.0076, abs=1e-4)
@@ -59,38 +101,38 @@ def test_500_of_500_has_no_standard_error_but_an_interval() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("n", [1, 2, 50])
 def test_equal_values_never_have_an_interval_of_width_zero(value: float, n: int) -> None:
-    one = intervals.estimate(np.full(n, value))
+    one = estimate(np.full(n, value))
     assert 0 <= one.low <= value <= one.high <= 1
     assert one.high - one.low > 0.05
     assert math.isnan(one.se) if n == 1 else one.se == pytest.approx(0)
 
 
 def test_one_cluster_of_many_questions_counts_as_one_observation() -> None:
-    one = intervals.estimate([1.0, 0.0, 1.0, 1.0], ids=["a"] * 4)
+    one = estimate([1.0, 0.0, 1.0, 1.0], ids=["a"] * 4)
     assert math.isnan(one.se)
     assert (one.low, one.high) == pytest.approx(tuple(map(float, intervals.wilson(0.75, 1))))
 
 
 def test_no_sample_is_nan() -> None:
-    one = intervals.estimate([])
+    one = estimate([])
     assert one.n == 0
     assert math.isnan(one.mean) and math.isnan(one.low)
-    assert math.isnan(intervals.difference([], []).p_value)
+    assert math.isnan(difference([], []).p_value)
 
 
 def test_clustered_proportions_are_wider_and_never_narrower_than_independent_ones() -> None:
     alone = np.arange(100) % 2 == 0
-    one = intervals.estimate(np.repeat(alone, 5).astype(float), ids=np.repeat(np.arange(100), 5))
-    independent = intervals.estimate(np.repeat(alone, 5).astype(float))
-    per_context = intervals.estimate(alone.astype(float))
+    one = estimate(np.repeat(alone, 5).astype(float), ids=np.repeat(np.arange(100), 5))
+    independent = estimate(np.repeat(alone, 5).astype(float))
+    per_context = estimate(alone.astype(float))
     assert one.high - one.low > 2 * (independent.high - independent.low)
     assert (one.low, one.high) == pytest.approx((per_context.low, per_context.high), abs=0.005)
     opposite = np.tile(
         [0.0, 1.0], 100
     )  # each context has one easy and one hard question: less variance is not believed
     mixed, plain = (
-        intervals.estimate(opposite, ids=np.repeat(np.arange(100), 2)),
-        intervals.estimate(opposite),
+        estimate(opposite, ids=np.repeat(np.arange(100), 2)),
+        estimate(opposite),
     )
     assert mixed.high - mixed.low >= plain.high - plain.low
 
@@ -98,9 +140,9 @@ def test_clustered_proportions_are_wider_and_never_narrower_than_independent_one
 def test_bootstrap_is_seeded_and_close_to_the_normal_interval_for_many_samples() -> None:
     x = np.random.default_rng(1).random(2000)
     one, again, other = (
-        intervals.estimate(x, seed=3),
-        intervals.estimate(x, seed=3),
-        intervals.estimate(x, seed=4),
+        estimate(x, seed=3),
+        estimate(x, seed=3),
+        estimate(x, seed=4),
     )
     assert one == again
     assert other.low != one.low
@@ -131,16 +173,16 @@ def test_bootstrap_in_chunks_and_of_weighted_clusters(monkeypatch: pytest.Monkey
 )
 def test_bad_input_is_refused(values: Any, weights: Any, ids: Any) -> None:
     with pytest.raises(ValueError, match="must be"):
-        intervals.estimate(values, weights, ids)
+        estimate(values, weights, ids)
 
 
 def test_negative_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="must lie"):
-        intervals.estimate([-0.5, 0.5])
+        estimate([-0.5, 0.5])
 
 
 def test_paired_difference_by_hand() -> None:
-    one = intervals.difference([1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5])
+    one = difference([1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5])
     assert (one.wins, one.ties, one.losses) == (2, 2, 0)
     assert one.mean == pytest.approx(1.5 / 4)
     assert one.se == pytest.approx(np.std([1, 0, 0, 0.5], ddof=1) / 2)
@@ -152,7 +194,7 @@ def test_a_press_compared_with_itself() -> None:
         np.random.default_rng(0).random(300),
         (np.random.default_rng(0).random(300) < 0.7).astype(float),
     ):
-        one = intervals.difference(x, x)
+        one = difference(x, x)
         assert (one.mean, one.se, one.p_value, one.wins, one.ties, one.losses) == (0, 0, 1, 0, 300, 0)
         bound = intervals.Z**2 / (300 + intervals.Z**2)  # Tango's interval without discordant pairs
         assert (one.low, one.high) == pytest.approx((-bound, bound))
@@ -165,7 +207,7 @@ def test_mcnemar_equals_the_binomial_test(wins: int, losses: int) -> None:
         np.r_[np.zeros(wins), np.ones(losses), np.ones(20)],
     )
     expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    assert intervals.difference(x, y).p_value == pytest.approx(expected)
+    assert difference(x, y).p_value == pytest.approx(expected)
 
 
 def test_sign_flips_equal_scipy_where_exact_and_are_near_it_otherwise() -> None:
@@ -185,8 +227,8 @@ def test_sign_flips_equal_scipy_where_exact_and_are_near_it_otherwise() -> None:
 
 def test_clustered_differences_are_tested_by_cluster() -> None:
     x, y, ids = np.ones(40), np.zeros(40), np.repeat(np.arange(4), 10)
-    assert intervals.difference(x, y).p_value < 1e-10
-    assert intervals.difference(x, y, ids=ids).p_value == pytest.approx(2 / 2**4)
+    assert difference(x, y).p_value < 1e-10
+    assert difference(x, y, ids=ids).p_value == pytest.approx(2 / 2**4)
 
 
 def test_pairs_are_the_common_ids_and_prompts_must_agree() -> None:
@@ -194,17 +236,31 @@ def test_pairs_are_the_common_ids_and_prompts_must_agree() -> None:
     assert (left.tolist(), right.tolist()) == ([1, 2], [2, 0])
     with pytest.raises(ValueError, match=r"sample 'c' \(1 of 2\) was asked with different prompts"):
         clusters.pair(["b", "a", "c"], ["2", "1", "3"], ["c", "d", "a"], ["X", "4", "1"])
-    with pytest.raises(ValueError, match="cannot be paired"):
-        intervals.difference([1.0], [1.0, 0.0])
+
+
+def test_rows_are_paired_on_the_samples_that_both_have() -> None:
+    def row(label: str, hashes: str, **scores: float) -> Samples:
+        names = np.array(list(scores))
+        values, weights = np.array(list(scores.values())), np.arange(1.0, len(names) + 1)
+        return Samples(label, names, np.array([hashes] * len(names)), values, weights, names)
+
+    paired = row("x", "1", a=1.0, b=0.5, c=0.0).minus(row("y", "1", c=0.5, b=0.5, d=1.0))
+    assert (paired.summed.n, paired.wins, paired.ties, paired.losses) == (2, 0, 1, 1)
+    assert paired.summed.mean == pytest.approx(-0.5 * 3 / 5), "weights are those of the first"
+    assert row("x", "1", a=1.0).minus(row("y", "1", b=1.0)).summed.n == 0
+    with pytest.raises(
+        ValueError, match=r"x against y: sample 'a' \(1 of 1\) was asked with different prompts"
+    ):
+        row("x", "1", a=1.0).minus(row("y", "2", a=1.0))
 
 
 def test_adjusted_p_values_by_hand() -> None:
     p = [0.01, 0.04, math.nan, 0.03]
-    assert significance.holm(p) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
-    assert significance.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, math.nan, 0.04], nan_ok=True)
+    assert multiple_testing.holm(p) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
+    assert multiple_testing.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, math.nan, 0.04], nan_ok=True)
     assert (
-        np.isnan(significance.holm([math.nan])).all()
-        and np.isnan(significance.benjamini_hochberg([math.nan])).all()
+        np.isnan(multiple_testing.holm([math.nan])).all()
+        and np.isnan(multiple_testing.benjamini_hochberg([math.nan])).all()
     )
 
 
@@ -340,23 +396,20 @@ def test_intervals_at_0_and_100_percent_cover_and_are_open(true: float, n: int) 
     )
 
 
+def _task(cell: clusters.Clusters, seed: int, paired: bool) -> TaskEstimate:
+    of_scores, of_differences = task_estimates([] if paired else [cell], [cell] if paired else [], seed, 1000)
+    return (of_scores + of_differences)[0]
+
+
 def _macro_coverage(
     draws: Sequence[Callable[[np.random.Generator], tuple[Any, Any]]], true: float, trials: int, paired: bool
 ) -> float:
     generator, hits, shares = np.random.default_rng(1), 0, np.full(len(draws), 1 / len(draws))
     for trial in range(trials):
         cells = [clusters.cluster(draw(generator)[0]) for draw in draws]
-        drawn = [
-            intervals.bootstrap([cell], 100 * trial + at, 1000)[0] if cell.resampled else None
-            for at, cell in enumerate(cells)
-        ]
-        interval = intervals.difference_interval if paired else intervals.score_interval
-        ends = [interval(cell, one) for cell, one in zip(cells, drawn, strict=True)]
-        known = [share * one for share, one in zip(shares, drawn, strict=True) if one is not None]
-        inside = [one is not None for one in drawn]
-        total = np.sum(known, axis=0) if known else None
-        _, _, low, high = intervals.macro(cells, *zip(*ends, strict=True), shares, total, inside, paired)
-        hits += low - 1e-9 <= true <= high + 1e-9
+        tasks = [_task(cell, 100 * trial + at, paired) for at, cell in enumerate(cells)]
+        average = macro_average(tasks, list(shares), paired)
+        hits += average.low - 1e-9 <= true <= average.high + 1e-9
     return hits / trials
 
 
@@ -409,7 +462,7 @@ def test_adjusted_p_values_hold_the_level_of_their_family() -> None:
     generator, families, size = np.random.default_rng(2), 400, 12
     cells = [clusters.cluster(generator.choice([-1.0, 0.0, 1.0], 60)) for _ in range(families * size)]
     p = significance.p_values(cells).reshape(families, size)
-    for adjust in (significance.holm, significance.benjamini_hochberg):
+    for adjust in (multiple_testing.holm, multiple_testing.benjamini_hochberg):
         wrong = np.mean([(adjust(row) < 0.05).any() for row in p])
         assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / families), (
             "where nothing differs, one family in twenty says something does"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.ruler import RulerBenchmark
-from longpress.analysis.kvpress_export import kvpress, main
+from longpress.analysis.kvpress_export import kvpress
 from longpress.analysis.records import Record, RecordWriter
 from longpress.analysis.tables.scores import scores
-from tests.analysis.test_scores import record
+from tests.support.made_up_records import record
 
 ANSWERS = {
     "niah_single_1": [["123"], ["456"], ["789"]],
@@ -98,7 +99,7 @@ def test_budgets_of_other_kinds(tmp_path: Path) -> None:
     assert "compression_ratio" not in OmegaConf.load(threshold / "config.yaml")
 
 
-def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(tmp_path: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     rows = ruler_rows("none", 0.0, "a", "b", "c")
     kvpress(rows, tmp_path)
     for given, reason in (
@@ -117,8 +118,9 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RecordWriter(tmp_path / "run") as writer:
         for row in rows:
             writer.append(row)
-    assert main(["kvpress", str(tmp_path / "run"), str(tmp_path / "out"), "--name", "none"]) == 2
-    assert main(["kvpress", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    exported = ("export", "kvpress", tmp_path / "run", tmp_path / "out")
+    assert exit_code(*exported, "--name", "none") == 2
+    assert exit_code(*exported) == 0
     assert "no_press__0.00" in capsys.readouterr().out
 
 

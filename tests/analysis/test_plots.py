@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,43 +10,45 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from longpress.analysis.plots import draw as plots
-from longpress.analysis.plots import heatmap, pareto, ranking
+from longpress.analysis.plots import curves, draw, heatmap, pareto, ranking
 from longpress.analysis.records import FIDELITY, Record, RecordWriter
 from longpress.analysis.tables.fidelity import fidelity
+from longpress.analysis.tables.row_keys import row_labels
 from longpress.analysis.tables.scores import scores
-from tests.analysis.test_scores import line, record
+from tests.support.made_up_records import line, record
 
 
 def labelled(rows: Sequence[Record]) -> pd.DataFrame:
     frame = scores(rows)
-    return frame.assign(label=plots._labels(frame))
+    return frame.assign(label=row_labels(frame))
 
 
-def test_command_writes_pictures_and_names_the_best(tmp_path: Path) -> None:
+def test_tables_draw_plots_and_name_the_best(tmp_path: Path, exit_code: Callable[..., int]) -> None:
     rows = [*line("a", [1.0, 1.0, 0.5]), *line("b", [1.0, 0.5, 0.5])]
-    for number in range(plots.TOP + 3):
+    for number in range(curves.TOP + 3):
         for ratio in (0.25, 0.5):
             for task in ("a", "b"):
                 rows += line(task, [number / 20, 0.1, 0.2], f"press{number}", ratio)
     with RecordWriter(tmp_path) as writer:
         for row in rows:
             writer.append(row)
-    assert plots.main([str(tmp_path)]) == 0
+    assert exit_code("tables", "--no-plots", tmp_path) == 0
+    assert not [*tmp_path.glob("*.png"), *tmp_path.glob("*.pdf")]
+    assert exit_code("tables", tmp_path) == 0
     stems = ("curves-1", "pareto-1", "ranking-1")
     assert {path.name for path in tmp_path.glob("*-1.*")} == {
         f"{stem}.{ending}" for stem in stems for ending in ("png", "pdf")
     }
     frame = labelled(rows)
-    order = plots.ranked(frame, "a")
-    assert order[0] == f"press{plots.TOP + 2}" and order[-1] == "press0"
-    figure = plots._curves(frame, ["a"], order, "t")
+    order = curves.ranked(frame, "a")
+    assert order[0] == f"press{curves.TOP + 2}" and order[-1] == "press0"
+    figure = curves.score_curves(frame, ["a"], order, "t")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "full cache",
-        *order[: plots.TOP],
+        *order[: curves.TOP],
     ], "in the order of the ranking"
     assert (
-        f"{plots.TOP} best of {plots.TOP + 3}" in figure.get_suptitle()
+        f"{curves.TOP} best of {curves.TOP + 3}" in figure.get_suptitle()
         and "3 in grey" in figure.get_suptitle()
     )
     drawn = {each.get_label(): each for each in figure.axes[0].lines}
@@ -124,17 +126,15 @@ def test_fidelity_curves_show_every_measure(tmp_path: Path) -> None:
     for press, ratio in (("none", 0.0), ("knorm", 0.25), ("knorm", 0.5), ("snapkv", 0.25), ("snapkv", 0.5)):
         measured = {name: ratio * (2 if press == "knorm" else 1) / 2 for name in FIDELITY}
         rows += [replace(row, **measured) for row in line("a", [1.0, 0.5, 0.5], press, ratio)]
-    written = plots.draw(scores(rows), rows, tmp_path)
+    written = draw.draw(scores(rows), rows, tmp_path, fidelity(rows))
     assert {"fidelity-1.png", "fidelity-1.pdf"} <= {path.name for path in written}
-    figure = plots.fidelity_curves(fidelity(rows), "t")
+    figure = curves.fidelity_curves(fidelity(rows), "t")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["full cache", "snapkv", "knorm"]
     assert {axes.get_title().split(" ")[0] for axes in figure.axes} == set(FIDELITY)
     drawn = {each.get_label(): list(each.get_ydata()) for each in figure.axes[0].lines}
     assert drawn["knorm"] == pytest.approx([0.25, 0.5][::-1]) and drawn["snapkv"] == pytest.approx(
         [0.125, 0.25][::-1]
     )
-    assert not [
-        path
-        for path in plots.draw(scores(line("a", [1.0])), line("a", [1.0]), tmp_path)
-        if "fidelity" in path.name
-    ]
+    unmeasured = line("a", [1.0])
+    written = draw.draw(scores(unmeasured), unmeasured, tmp_path, fidelity(unmeasured))
+    assert not [path for path in written if "fidelity" in path.name]

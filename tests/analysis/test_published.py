@@ -12,8 +12,9 @@ import pytest
 
 from longpress.analysis.records import read_records
 from longpress.analysis.tables.fidelity import fidelity
+from longpress.analysis.tables.grid import MISSING
 from longpress.analysis.tables.latex import escape
-from longpress.analysis.tables.layout import MISSING, views
+from longpress.analysis.tables.layout import layouts
 from longpress.analysis.tables.markdown import difference_cell, score_cell
 from longpress.analysis.tables.scores import scores
 
@@ -24,7 +25,7 @@ PUBLISHED = sorted(
     if list(path.parent.glob("records/*.jsonl.gz"))
 )
 LARGEST = 5 * 2**20
-"""Bytes of a folder, so that a clone stays small."""
+"""So many bytes a folder may hold, so that a clone stays small."""
 
 
 def test_something_is_published() -> None:
@@ -51,23 +52,22 @@ def test_numbers_come_from_the_records_and_agree_in_every_form(folder: Path) -> 
     page = (folder / "report.html").read_text(encoding="utf-8")
     found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert found
-    for view, drawn in zip(views(frame), json.loads(found[1])["views"], strict=True):
-        tasks = [column for column in view.columns if column not in view.averages]
-        for line, of_page in zip(view.lines, drawn["lines"], strict=True):
-            start = (line.press, line.budget or MISSING, line.kept, line.samples)
-            assert (*start, *(score_cell(line.cells.get(column)) for column in view.columns)) in markdown
+    for table, drawn in zip(layouts(frame), json.loads(found[1])["views"], strict=True):
+        for row, of_page in zip(table.rows, drawn["lines"], strict=True):
+            start = (row.press, row.budget or MISSING, row.kept, row.samples)
+            assert (*start, *(score_cell(row.cells.get(column)) for column in table.columns)) in markdown
             typeset = next(
-                row
-                for row in latex
-                if row[:4] == (escape(start[0]), escape(start[1]), escape(start[2]), escape(start[3]))
+                cells
+                for cells in latex
+                if cells[:4] == (escape(start[0]), escape(start[1]), escape(start[2]), escape(start[3]))
             )
-            for column, text in zip([*tasks, *view.averages], typeset[4:], strict=True):
-                row = line.cells.get(column)
-                shown = "--" if row is None or math.isnan(row["score"]) else f"{row['score']:.1f}"
+            for column, text in zip([*table.tasks, *table.averages], typeset[4:], strict=True):
+                cell = row.cells.get(column)
+                shown = "--" if cell is None or math.isnan(cell["score"]) else f"{cell['score']:.1f}"
                 assert re.sub(r"\\textbf{([^}]*)}", r"\1", text).startswith(shown), (start, column)
-                if row is not None:
-                    assert of_page["cells"][column]["text"] == score_cell(row)
-                    assert of_page["cells"][column]["difference"] == difference_cell(row)
+                if cell is not None:
+                    assert of_page["cells"][column]["text"] == score_cell(cell)
+                    assert of_page["cells"][column]["difference"] == difference_cell(cell)
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)

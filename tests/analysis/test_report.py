@@ -1,4 +1,4 @@
-"""The report: numbers as in the tables, everything foreign escaped, structure, kept maps, and what is left out."""
+"""The report: numbers as in the tables, foreign text escaped, structure, kept maps, and what is left out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,16 +17,14 @@ import pytest
 
 from longpress.analysis.kept_maps import KeptMap, append, read_kept_maps
 from longpress.analysis.records import Record
-from longpress.analysis.report import page as report
-from longpress.analysis.report import samples as report_samples
+from longpress.analysis.report import page as page_module
+from longpress.analysis.report import samples as samples_module
+from longpress.analysis.report.page import page as page_text
 from longpress.analysis.tables.costs import cost_grids, costs
 from longpress.analysis.tables.fidelity import fidelity, fidelity_grids
 from longpress.analysis.tables.markdown import difference_cell, markdown, score_cell
 from longpress.analysis.tables.scores import scores
-from tests.analysis.test_scores import line
-from tests.analysis.test_tables import PRESSES, sweep, write
-
-ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!-- \u2028 \ud800 &amp; 😀"
+from tests.support.made_up_records import ATTACK, PRESSES, kept_map, line, sweep, write_records
 
 
 class Page(HTMLParser):
@@ -51,13 +50,7 @@ class Page(HTMLParser):
 
 
 def page_of(rows: list[Record], folders: list[Path] = []) -> Page:  # noqa: B006
-    return Page(report.page(scores(rows), rows, folders, costs(rows), fidelity(rows)))
-
-
-def kept_map(keys: list[str], text: str = "a needle 😀 in hay", sample: str = "a/0") -> KeptMap:
-    words = [match.span() for match in re.finditer(r"\S+\s*", text)]
-    counts = {key: np.arange(len(words), dtype=np.int32) for key in keys}
-    return KeptMap(text, np.array(words, dtype=np.int32), 4, {sample: [[2, 8]]}, {sample: "where?"}, counts)
+    return Page(page_text(scores(rows), rows, folders, costs(rows), fidelity(rows)))
 
 
 def test_cells_are_those_of_the_tables() -> None:
@@ -109,7 +102,7 @@ def test_foreign_text_stays_text() -> None:
 
 
 def test_the_policy_names_the_only_script_and_style() -> None:
-    text = report.page(scores(rows := sweep(["a"], PRESSES)), rows, [], costs(rows), fidelity(rows))
+    text = page_text(scores(rows := sweep(["a"], PRESSES)), rows, [], costs(rows), fidelity(rows))
     policy = next(
         value["content"]
         for tag, value in Page(text).elements
@@ -117,7 +110,10 @@ def test_the_policy_names_the_only_script_and_style() -> None:
     )
     script, style = re.findall(r"<script>(.*?)</script>|<style>(.*?)</style>", text, re.S)
     assert "default-src 'none'" in policy and "unsafe" not in policy
-    assert report._hash(style[0] or script[0]) in policy and report._hash(script[1] or style[1]) in policy
+    assert (
+        page_module._hash(style[0] or script[0]) in policy
+        and page_module._hash(script[1] or style[1]) in policy
+    )
     assert not re.search(
         r"(?:src|href)=.?(?:https?:)?//|@import|url\(|innerHTML|insertAdjacent|document\.write|\bon\w+=", text
     )
@@ -201,7 +197,7 @@ def test_parameters_and_models_find_their_lines() -> None:
 
 
 def test_of_many_answers_the_first_of_every_task_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_samples, "ANSWERS", 16)
+    monkeypatch.setattr(samples_module, "ANSWERS", 16)
     data = page_of(sweep(["a", "b"], PRESSES, n=20)).data()
     assert [one["id"] for one in data["samples"]] == ["a/0", "a/1", "b/0", "b/1"]
     assert data["note"] == "16 of 160 answers are here: the first 4 of 40 samples, task by task."
@@ -211,7 +207,7 @@ def test_of_many_answers_the_first_of_every_task_are_kept(monkeypatch: pytest.Mo
 def test_kept_maps_come_back_and_shade_their_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = sweep(["a"], PRESSES, n=3)
     mine = [one.key for one in rows if one.sample_id == "a/2"]
-    path = write(tmp_path / "run", rows) / "kept_maps" / "x.jsonl"
+    path = write_records(tmp_path / "run", rows) / "kept_maps" / "x.jsonl"
     append(path, kept_map(mine, sample="a/2"))
     with path.open("a") as file:
         file.write('{"schema": 1, "torn')
@@ -226,7 +222,7 @@ def test_kept_maps_come_back_and_shade_their_sample(tmp_path: Path, monkeypatch:
     utf16 = context["text"].encode("utf-16-le")
     assert "".join(utf16[2 * a : 2 * b].decode("utf-16-le") for a, b in spans) == context["text"]
     assert context["evidence"] == {"a/2": [[2, 8]]}
-    monkeypatch.setattr(report_samples, "CONTEXT_BYTES", 10)
+    monkeypatch.setattr(samples_module, "CONTEXT_BYTES", 10)
     bounded = page_of(rows, [tmp_path / "run"])
     assert (
         "context-0" not in bounded.blocks
@@ -249,9 +245,11 @@ def test_packed_maps_are_read(tmp_path: Path) -> None:
     assert [list(one.counts) for one in read_kept_maps([tmp_path])] == [["key"]]
 
 
-def test_the_command_writes_the_page_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write(tmp_path / "run", sweep(["a"], PRESSES))
-    assert report.main([str(folder)]) == 0
+def test_the_command_writes_the_page_alone(
+    tmp_path: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_records(tmp_path / "run", sweep(["a"], PRESSES))
+    assert exit_code("report", folder) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["records", "report.html"]
-    assert report.main([str(tmp_path / "missing")]) == 2
+    assert exit_code("report", tmp_path / "missing") == 2
     assert capsys.readouterr().err.startswith("error: ")

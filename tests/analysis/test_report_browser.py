@@ -1,4 +1,4 @@
-"""The report in a real Chromium: silent and offline, nothing foreign runs, keys, geometry, contrast, numbers, sorting."""
+"""The report in a real Chromium: offline, nothing foreign runs, keys, geometry, contrast, numbers, order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from longpress.analysis.kept_maps import append
-from longpress.analysis.tables.write import report
-from tests.analysis.test_report import ATTACK, kept_map
-from tests.analysis.test_scores import line
-from tests.analysis.test_tables import write
+from longpress.analysis.tables.write import write_tables
 from tests.support.browser import faint_text, layout_problems, opened
+from tests.support.made_up_records import ATTACK, kept_map, line, write_records
 from tests.support.many_records import TOKENS, many_records, write_many
 
 pytestmark = pytest.mark.browser
@@ -22,7 +20,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="session")
 def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of 9 presses at 4 ratios on 13 tasks, with a press that failed, and one of long name that lacks tasks."""
+    """A sweep of 9 presses at 4 ratios on 13 tasks, a press that failed, and one of long name on one task."""
     folder = tmp_path_factory.mktemp("sweep")
     write_many(folder, samples=6, presses=9)
     some = [
@@ -43,8 +41,8 @@ def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for one in some
         if one.task == "vt"
     ]
-    write(folder, failed + named)
-    report([folder])
+    write_records(folder, failed + named)
+    write_tables([folder])
     return folder / "report.html"
 
 
@@ -67,14 +65,14 @@ def attacked_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         replace(one, context_id=f"context-{at % 3}", prompt_hash=f"prompt-{at % 3}")
         for at, one in enumerate(rows)
     ]  # hashes: ours
-    write(folder, rows)
+    write_records(folder, rows)
     for at in range(3):
         sample = f"{ATTACK}/{at}"
         append(
             folder / "kept_maps" / "a.jsonl",
             kept_map([one.key for one in rows if one.sample_id == sample], ATTACK * 3, sample),
         )
-    report([folder])
+    write_tables([folder])
     return folder / "report.html"
 
 
@@ -118,7 +116,9 @@ def test_the_policy_holds_even_where_markup_gets_in(browser: Any, attacked_page:
     with opened(browser, attacked_page) as page:
         page.evaluate("""() => {
           const add = (text) => document.body.insertAdjacentHTML("beforeend", text);
-          document.body.append(Object.assign(document.createElement("script"), { textContent: "document.title = 'owned'" }));
+          const script = document.createElement("script");
+          script.textContent = "document.title = 'owned'";
+          document.body.append(script);
           add("<img src='https://example.org/x' onerror=\\"document.title='owned'\\">");
           add("<iframe src='https://example.org/'></iframe><style>body { display: none }</style>");
         }""")
@@ -138,10 +138,11 @@ def test_the_policy_holds_even_where_markup_gets_in(browser: Any, attacked_page:
 
 def focused(page: Any) -> dict[str, Any]:
     return page.evaluate("""() => {
-      const node = document.activeElement, style = getComputedStyle(node), ring = node.querySelector?.(".ring");
+      const node = document.activeElement, style = getComputedStyle(node);
       const outlined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1;
-      const ringed = ring && getComputedStyle(ring).stroke !== "rgba(0, 0, 0, 0)" && getComputedStyle(ring).stroke !== "none";
-      return { name: node.id || node.className.baseVal || node.textContent, tag: node.tagName, visible: Boolean(outlined || ringed) };
+      const ring = node.querySelector?.(".ring"), stroke = ring && getComputedStyle(ring).stroke;
+      const visible = Boolean(outlined || (ring && stroke !== "rgba(0, 0, 0, 0)" && stroke !== "none"));
+      return { name: node.id || node.className.baseVal || node.textContent, tag: node.tagName, visible };
     }""")
 
 
@@ -340,8 +341,8 @@ def test_the_overview_says_who_moves_the_model_least(browser: Any, tmp_path: Pat
     rows = line("a", [1.0, 0.0, 1.0])
     for press, divergence in (("knorm", 0.5), ("snapkv", 0.125), ("random", 2.0)):
         rows += [replace(one, answer_kl=divergence) for one in line("a", [1.0, 0.0, 1.0], press, 0.5)]
-    write(tmp_path, rows)
-    report([tmp_path])
+    write_records(tmp_path, rows)
+    write_tables([tmp_path])
     with opened(browser, tmp_path / "report.html") as page:
         said = page.locator("#overview-body").text_content().replace("\xa0", " ")
         assert (

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longpress.analysis.records import Record, record_key
 from longpress.analysis.stats import intervals
+from longpress.analysis.stats.clusters import cluster
+from longpress.analysis.stats.significance import p_values
+from longpress.analysis.tables.averages import averages
 from longpress.analysis.tables.row_keys import differing
-from longpress.analysis.tables.scores import COLUMNS, averages, scores
+from longpress.analysis.tables.scores import COLUMNS, scores
+from tests.support.made_up_records import line, record
 
-
-def record(
-    task: str, at: int, score: float | None, press: str = "none", ratio: float | None = 0.0, **changes: Any
-) -> Record:
-    values: dict[str, Any] = {
-        "model": "tiny",
-        "benchmark": "unlisted",
-        "benchmark_version": "1",
-        "task": task,
-        "sample_id": f"{task}/{at}",
-        "context_id": f"{task}-{at}",
-        "press": press,
-        "press_parameters": {},
-        "compression_ratio": ratio,
-        "query_aware": False,
-        "metric": "f1",
-        "score": score,
-        "scores": {} if score is None else {"f1": score},
-        "prediction": "text",
-        "references": ["a"],
-        "kept_fraction": 1 - (ratio or 0),
-        "kept_entries": [1],
-        "cache_bytes": 50,
-        "full_cache_bytes": 100,
-        "context_tokens": 10,
-        "question_tokens": 2,
-        "new_tokens": 4,
-        "stop_reason": "eos",
-        "prefill_seconds": 1.0,
-        "observe_seconds": 0.0,
-        "compress_seconds": 0.0,
-        "decode_seconds": 0.5,
-        "prompt_hash": f"{task}-{at}",
-        "error": None if score is not None else "Traceback",
-    }
-    values |= changes
-    content = {name: values[name] for name in values if name not in ("score", "scores", "error")}
-    return Record(key=record_key(content), **values)
-
-
-def line(
-    task: str, values: Sequence[float | None], press: str = "none", ratio: float | None = 0.0, **changes: Any
-) -> list[Record]:
-    return [record(task, at, value, press, ratio, **changes) for at, value in enumerate(values)]
+ROOT = Path(__file__).parents[2]
 
 
 def cell(frame: pd.DataFrame, **names: Any) -> Any:
@@ -93,7 +52,7 @@ def test_a_cell_by_hand() -> None:
     assert press["ci_low"] <= press["score"] <= press["ci_high"]
 
 
-def test_the_frame_says_what_errorbars_says() -> None:
+def test_the_frame_says_what_intervals_say() -> None:
     generator = np.random.default_rng(0)
     x, y, contexts = generator.random(60), generator.random(60), [f"c{at // 3}" for at in range(60)]
     rows = [
@@ -103,15 +62,23 @@ def test_the_frame_says_what_errorbars_says() -> None:
     ]
     weights, order = np.array([1.0 + at % 2 for at in range(60)]), sorted(range(60), key=lambda at: f"a/{at}")
     one = cell(scores(rows), press="knorm", task="a")
-    expected = intervals.estimate(x[order], weights[order], np.array(contexts)[order])
-    change = intervals.difference(x[order], y[order], weights[order], np.array(contexts)[order])
+    score = cluster(x[order], weights[order], np.array(contexts)[order])
+    expected = (
+        *(score.mean, score.standard_error),
+        *intervals.score_interval(score, intervals.bootstrap([score])[0]),
+    )
     assert [one["score"], one["se"], one["ci_low"], one["ci_high"]] == pytest.approx(
-        [100 * part for part in expected[2:]]
+        [100 * part for part in expected]
+    )
+    change = cluster(x[order] - y[order], weights[order], np.array(contexts)[order])
+    expected = (
+        *(change.mean, change.standard_error),
+        *intervals.difference_interval(change, intervals.bootstrap([change])[0]),
     )
     assert [one["delta"], one["delta_se"], one["delta_ci_low"], one["delta_ci_high"]] == pytest.approx(
-        [100 * p for p in change[2:6]]
+        [100 * part for part in expected]
     )
-    assert one["p_value"] == pytest.approx(change.p_value)
+    assert one["p_value"] == pytest.approx(p_values([change])[0])
     assert (one["n"], one["n_contexts"]) == (60, 20)
 
 
@@ -299,13 +266,20 @@ def test_averages_are_the_suites_own_cut_to_the_tasks_present() -> None:
     )
 
 
-def test_no_torch() -> None:
-    code = (
-        "import sys, longpress.analysis.tables.write, longpress.analysis.tables.layout as layout; "
-        "layout.averages('ruler', ['vt']); sys.exit('torch' in sys.modules)"
+def test_no_module_imports_torch_or_what_takes_long() -> None:
+    folder = ROOT / "longpress" / "analysis"
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in folder.rglob("*.py")
     )
-    root = Path(__file__).parent.parent.parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    assert "longpress.analysis.tables.write" in modules
+    code = (
+        f"import sys, importlib; [importlib.import_module(name) for name in {modules}]; "
+        "from longpress.analysis.tables.averages import averages; averages('ruler', ['vt']); "
+        "print(*{'torch', 'transformers', 'scipy.stats', 'matplotlib.figure'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ""
 
 
 @pytest.mark.slow

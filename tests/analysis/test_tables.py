@@ -5,46 +5,23 @@ from __future__ import annotations
 import gzip
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from longpress.analysis.records import Record, RecordWriter
 from longpress.analysis.tables.latex import escape, latex
-from longpress.analysis.tables.layout import views
+from longpress.analysis.tables.layout import layouts
 from longpress.analysis.tables.markdown import difference_cell, markdown, score_cell, terminal
 from longpress.analysis.tables.scores import COLUMNS, scores
-from longpress.analysis.tables.write import main, report
-from tests.analysis.test_scores import line
-
-
-def sweep(
-    tasks: Sequence[str], presses: Sequence[tuple[str, float]], n: int = 20, **changes: Any
-) -> list[Record]:
-    generator = np.random.default_rng(0)
-    rows = []
-    for task in tasks:
-        for press, ratio in (("none", 0.0), *presses):
-            rows += line(task, list(generator.random(n).round(2) * (1 - ratio / 2)), press, ratio, **changes)
-    return rows
-
-
-def write(folder: Path, records: Sequence[Record]) -> Path:
-    with RecordWriter(folder) as writer:
-        for record in records:
-            writer.append(record)
-    return folder
+from longpress.analysis.tables.write import write_tables
+from tests.support.made_up_records import PRESSES, line, sweep, write_records
 
 
 def lines_of(text: str, start: str) -> list[str]:
     return [row for row in text.splitlines() if row.startswith(start)]
-
-
-PRESSES = [("snapkv", 0.5), ("knorm", 0.5), ("knorm", 0.25)]
 
 
 def test_markdown_has_scores_and_differences_full_cache_first() -> None:
@@ -121,7 +98,7 @@ def test_every_cell_fits_a_terminal(tasks: int, presses: int) -> None:
 
 def test_latex_escapes_rotates_and_balances() -> None:
     rows = sweep([f"task_{at}" for at in range(13)], PRESSES, model="a_b&c%#{}~^\\$")
-    text = latex(views(scores(rows)))
+    text = latex(layouts(scores(rows)))
     assert r"a\_b\&c\%\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$" in text
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     assert r"\rotatebox{70}{task\_0}" in text
@@ -138,13 +115,15 @@ def test_latex_is_bold_only_where_the_lead_is_significant() -> None:
     high, low, close = [1.0] * 40, [0.0] * 30 + [1.0] * 10, [1.0] * 39 + [0.0]
     significant = [*line("a", high), *line("a", high, "knorm", 0.5), *line("a", low, "snapkv", 0.5)]
     noise = [*line("a", high), *line("a", high, "knorm", 0.5), *line("a", close, "snapkv", 0.5)]
-    assert latex(views(scores(significant))).count(r"\textbf{100.0}") == 1
-    assert r"\textbf" not in latex(views(scores(noise)))
+    assert latex(layouts(scores(significant))).count(r"\textbf{100.0}") == 1
+    assert r"\textbf" not in latex(layouts(scores(noise)))
 
 
-def test_report_writes_whole_files_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write(tmp_path / "run", sweep(["a", "b"], PRESSES))
-    frame = report([folder])
+def test_files_are_written_whole_and_tables_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_records(tmp_path / "run", sweep(["a", "b"], PRESSES))
+    frame = write_tables([folder])
     written = ["costs.csv", "records", "report.html", "scores.csv", "scores.parquet", "table.md", "table.tex"]
     assert sorted(path.name for path in folder.iterdir()) == written
     csv, parquet = pd.read_csv(folder / "scores.csv"), pd.read_parquet(folder / "scores.parquet")
@@ -154,27 +133,48 @@ def test_report_writes_whole_files_and_prints(tmp_path: Path, capsys: pytest.Cap
     assert set(csv["task"]) == {"a", "b", "average"}
     assert "full cache" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
-    report([folder])
+    write_tables([folder])
     assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
 
 
 def test_folders_are_merged_and_repeats_count_once(tmp_path: Path) -> None:
-    one = write(tmp_path / "one", sweep(["a"], [("knorm", 0.5)]))
-    two = write(tmp_path / "two", sweep(["a"], [("knorm", 0.5)]) + line("a", [0.5] * 20, "snapkv", 0.5))
-    frame = report([one, two])
+    one = write_records(tmp_path / "one", sweep(["a"], [("knorm", 0.5)]))
+    two = write_records(
+        tmp_path / "two", sweep(["a"], [("knorm", 0.5)]) + line("a", [0.5] * 20, "snapkv", 0.5)
+    )
+    frame = write_tables([one, two], tmp_path / "new" / "both")
     assert set(frame["press"]) == {"none", "knorm", "snapkv"}
     assert set(frame["n"]) == {20}
-    assert not (two / "scores.csv").exists()
+    assert (tmp_path / "new" / "both" / "scores.csv").exists()
+    assert [path.name for folder in (one, two) for path in folder.iterdir()] == ["records", "records"]
+
+
+@pytest.mark.parametrize("command", ["tables", "report"])
+def test_several_folders_need_another_one(
+    tmp_path: Path, command: str, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (write_records(tmp_path / name, sweep(["a"], PRESSES)) for name in ("one", "two"))
+    before = sorted(tmp_path.rglob("*"))
+    assert exit_code(command, one, two) == 2
+    assert "add --out DIR" in capsys.readouterr().err
+    assert exit_code(command, one, two, "--out", two / ".." / "one") == 2
+    assert "none of which is changed" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert exit_code(command, one, two, "--out", tmp_path / "both") == 0
+    assert exit_code(command, one, "--out", tmp_path / "alone") == 0
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()} == {"records"}
+    pages = [(tmp_path / name / "report.html").read_bytes() for name in ("both", "alone")]
+    assert pages[0] == pages[1], "the second folder repeats the first"
 
 
 def test_records_packed_for_keeping_give_the_same_table(tmp_path: Path) -> None:
-    folder = write(tmp_path / "run", sweep(["a"], PRESSES))
-    expected = report([folder])
+    folder = write_records(tmp_path / "run", sweep(["a"], PRESSES))
+    expected = write_tables([folder])
     (path,) = (folder / "records").iterdir()
     with gzip.open(f"{path}.gz", "wb") as packed:
         packed.write(path.read_bytes())
     path.unlink()
-    pd.testing.assert_frame_equal(report([folder]), expected)
+    pd.testing.assert_frame_equal(write_tables([folder]), expected)
 
 
 def test_several_models_and_versions_have_tables_of_their_own(tmp_path: Path) -> None:
@@ -189,19 +189,16 @@ def test_several_models_and_versions_have_tables_of_their_own(tmp_path: Path) ->
 
 
 def test_group_headers_of_a_suite_with_named_averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    from longpress.analysis.tables import layout as tables
-    from longpress.analysis.tables import scores as module
+    from longpress.analysis.tables import averages as module
+    from longpress.analysis.tables import scores as scores_module
 
-    def named(benchmark: str, tasks: Any) -> Any:
-        third = 1 / 3
-        return ["a", "b", "c"], {
-            "average": {"a": third, "b": third, "c": third},
-            "questions": {"a": 0.5, "b": 0.5},
-        }
+    def named(benchmark: str, tasks: Any) -> module.Averages:
+        plain = dict.fromkeys("abc", 1 / 3)
+        return module.Averages(["a", "b", "c"], {"average": plain, "questions": {"a": 0.5, "b": 0.5}})
 
     monkeypatch.setattr(module, "averages", named)
-    monkeypatch.setattr(tables, "averages", named)
-    text = latex(views(scores(sweep(["a", "b", "c"], PRESSES))))
+    monkeypatch.setattr(scores_module, "averages", named)
+    text = latex(layouts(scores(sweep(["a", "b", "c"], PRESSES))))
     assert r"\multicolumn{2}{c}{questions}" in text
     assert r"\cmidrule(lr){5-6}" in text
 
@@ -224,7 +221,7 @@ def test_lossless_only_where_the_whole_interval_says_so() -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "file", "no records", "only corrupt", "newer"])
 def test_bad_folders_end_with_one_sentence(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     if kind == "file":
@@ -235,17 +232,15 @@ def test_bad_folders_end_with_one_sentence(
         (folder / "records" / "a.jsonl").write_text("{torn")
     if kind == "newer":
         (folder / "records" / "a.jsonl").write_text('{"schema": 99}\n')
-    assert main([str(folder)]) == 2
+    assert exit_code("tables", folder) == 2
     streams = capsys.readouterr()
     assert streams.out == ""
     assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
     assert "run" in streams.err
 
 
-def test_no_argument_is_a_usage_error() -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2
+def test_no_argument_is_a_usage_error(exit_code: Callable[..., int]) -> None:
+    assert exit_code("tables") == 2
 
 
 @pytest.mark.latex
@@ -264,9 +259,12 @@ def test_latex_compiles_as_it_stands(tmp_path: Path, inside: bool) -> None:
     ]
     rows += sweep([f"task_{at}" for at in range(13)], PRESSES)
     rows += line("vt", [1.0], benchmark="alone")
-    folder = write(tmp_path / "run", rows)
-    report([folder])
-    paper = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\section{A}\\input{table.tex}\\end{document}\n"
+    folder = write_records(tmp_path / "run", rows)
+    write_tables([folder])
+    paper = (
+        "\\documentclass{article}\\usepackage{booktabs,graphicx}"
+        "\\begin{document}\\section{A}\\input{table.tex}\\end{document}\n"
+    )
     source = "paper.tex" if inside else "table.tex"
     (folder / "paper.tex").write_text(paper)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", source]
@@ -279,11 +277,11 @@ def test_latex_compiles_as_it_stands(tmp_path: Path, inside: bool) -> None:
 
 @pytest.mark.parametrize("tasks", [2, 13])
 def test_markdown_and_latex_agree_with_the_csv_to_the_digit(tmp_path: Path, tasks: int) -> None:
-    folder = write(
+    folder = write_records(
         tmp_path / "run",
         [*sweep([f"t{at}" for at in range(tasks)], PRESSES), *line("t0", [0.5, 0.25], "partial", 0.5)],
     )
-    report([folder])
+    write_tables([folder])
     csv = pd.read_csv(folder / "scores.csv")
     expected = {
         (

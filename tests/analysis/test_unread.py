@@ -15,8 +15,8 @@ RESULTS = ROOT / "results" / "longbench-smollm2"
 SIGPIPE = 128 + 13
 """Exit code of such a command in a shell."""
 COMMANDS = {
-    "compare": ["-m", "longpress.analysis.compare", "kvzip", "all", str(RESULTS)],
-    "catalogue": ["-m", "longpress.catalogue"],
+    "compare": ["-m", "longpress", "compare", "kvzip", "all", str(RESULTS)],
+    "catalogue": ["-m", "longpress", "ls"],
     "help": ["evaluate.py", "--help"],
 }
 
@@ -44,7 +44,7 @@ def test_a_reader_that_leaves_gets_no_traceback(name: str, unbuffered: str) -> N
 
 def test_tables_are_whole_where_nobody_reads_what_is_printed(tmp_path: Path) -> None:
     shutil.copytree(RESULTS / "records", tmp_path / "records")
-    assert unread(["-m", "longpress.analysis.tables.write", "--no-plots", str(tmp_path)], "1") == (
+    assert unread(["-m", "longpress", "tables", "--no-plots", str(tmp_path)], "1") == (
         SIGPIPE,
         "",
     )

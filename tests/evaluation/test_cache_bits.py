@@ -1,35 +1,24 @@
-"""`cache_bits` as an axis of a sweep: lines of the table, keys of records, the plan, one sentence for what is no size."""
+"""`cache_bits` as an axis of a sweep: lines of the table, keys of records, the plan, what is no size."""
 
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from longpress.catalogue import ROOT
-from longpress.evaluation.config import Settings, register, settings
-from longpress.evaluation.record_builder import _bits_key
-from tests.evaluation.test_runner import run
-from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
-from tests.support.tiny_models import tiny_model
+from longpress.evaluation.config import Settings, composed, register, settings
+from longpress.evaluation.record_builder import key_of_variant
+from tests.support.running import run, save_tiny_model
 
 
 def checked(*overrides: str) -> Settings:
     register()
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return settings(
-            OmegaConf.create(
-                OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
-            )
-        )
+    return settings(composed(overrides))
 
 
-def lines(*overrides: str) -> list[tuple[str, float, int | None]]:
+def lines(*overrides: str) -> list[tuple[str, float | None, int | None]]:
     return [
-        (label, variant.compression_ratio, variant.cache_bits)
-        for label, variant in checked(*overrides).variants
+        (label, variant.budget.ratio, variant.cache_bits) for label, variant in checked(*overrides).variants
     ]
 
 
@@ -53,14 +42,14 @@ def test_keys_of_other_records_stay_as_they_were() -> None:
     plain, four, two = (
         variant for _, variant in checked("press=knorm", "cache_bits=[null,4,2]", "baseline=false").variants
     )
-    assert _bits_key(plain) == []
-    assert _bits_key(four) != _bits_key(two)
+    assert key_of_variant(plain) == ["knorm", {}, 0.5]
+    assert key_of_variant(four) == ["knorm", {}, 0.5, {"cache_bits": 4}]
+    assert key_of_variant(two) != key_of_variant(four)
 
 
 @pytest.mark.slow
 def test_a_sweep_over_sizes(tmp_path: Path) -> None:
-    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny_model(tmp_path / "model")
     results = tmp_path / "results"
     planned = run(tmp_path / "model", results, "cache_bits=[8,2]", "plan=true").stdout
     assert "11 variants" in planned

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longpress import CompressingPipeline
 from longpress.catalogue import ROOT, presses
-from longpress.evaluation.calibrate import Calibration, calibrate, main
-from longpress.pipeline import CompressingPipeline
-from presses.base import BasePress
+from longpress.cli import main
+from longpress.evaluation.calibrate import Calibration, calibrate
 from presses.expected_attention import query_statistics
 from presses.headkv import repeated_attention
 from presses.kvzap import KVzapPress, fitted
@@ -21,20 +21,20 @@ from presses.kvzip import KVzipPress
 from presses.lukv import concave, pruned_shares
 from presses.support.weights import prefilled, show
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.running import save_tiny_model
 from tests.support.tiny_models import tiny_model
 
-ABLE = sorted(name for name, entry in presses().items() if entry.load().calibrate is not BasePress.calibrate)
+ABLE = sorted(name for name, entry in presses().items() if entry.load()().traits.has_recipe)
 TEXT = (
-    "the keeper of the lamp wrote down in march that 4711 ships had passed, and in june that none had come back. "
-    * 30
+    "the keeper of the lamp wrote down in march that 4711 ships had passed, and in june that none had come "
+    "back. " * 30
 )
 
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("calibrated")
-    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder / "model")
-    byte_tokenizer(chat_template=False).save_pretrained(folder / "model")
+    save_tiny_model(folder / "model", chat_template=False)
     (folder / "text.txt").write_text(TEXT)
     return folder / "model", folder / "text.txt"
 
@@ -54,7 +54,18 @@ def arguments(press: str, saved: tuple[Path, Path], out: Path, *more: str) -> li
     ]
 
 
+def command(*arguments: str) -> int:
+    """The exit code of the command."""
+    try:
+        main(["calibrate", *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 def test_who_has_a_recipe() -> None:
+    writers = [name for name, entry in presses().items() if "calibrate" in vars(entry.load())]
+    assert sorted(writers) == ABLE
     assert ABLE == ["duo_attention", "expected_attention_stats", "headkv", "kvzap", "lukv", "qfilter"]
 
 
@@ -63,7 +74,7 @@ def test_from_a_text_to_an_answer(
     name: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["presses.kvzap.model_type=linear"] if name == "kvzap" else []
-    assert main(arguments(name, saved, tmp_path / "weights", *more)) == 0
+    assert command(*arguments(name, saved, tmp_path / "weights", *more)) == 0
     assert f"presses.{name}.weights={tmp_path / 'weights'}" in capsys.readouterr().out
     note = json.loads((tmp_path / "weights" / "calibration.json").read_text())
     assert note["press"] == name
@@ -78,7 +89,7 @@ def test_from_a_text_to_an_answer(
     )
     assert full
     assert kept is not None
-    assert main(arguments(name, saved, tmp_path / "weights", *more)) == 2
+    assert command(*arguments(name, saved, tmp_path / "weights", *more)) == 2
     assert "holds weights already" in capsys.readouterr().err
 
 
@@ -140,7 +151,8 @@ def test_scores_of_heads_separate_a_head_that_copies(saved: tuple[Path, Path], t
     [
         (
             ["snapkv"],
-            "has no published recipe; those that have: duo_attention, expected_attention_stats, headkv, kvzap, lukv, qfilter",
+            "has no published recipe; those that have: duo_attention, expected_attention_stats, headkv, "
+            "kvzap, lukv, qfilter",
         ),
         (["qfilters"], "did you mean qfilter"),
         (["qfilter", "presses.qfilter.colour=red"], "presses.qfilter.colour=red"),
@@ -153,7 +165,7 @@ def test_scores_of_heads_separate_a_head_that_copies(saved: tuple[Path, Path], t
 def test_one_sentence_for_what_cannot_be_done(
     more: list[str], message: str, saved: tuple[Path, Path], tmp_path: Path, capsys
 ) -> None:
-    assert main([*more[:1], *arguments("x", saved, tmp_path)[1:], *more[1:]]) == 2
+    assert command(*more[:1], *arguments("x", saved, tmp_path)[1:], *more[1:]) == 2
     assert message in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -195,13 +207,12 @@ def test_a_linear_model_learns_what_kvzip_plus_finds(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_from_a_text_to_a_table_on_a_real_model(tmp_path: Path) -> None:
-    """Filters of SmolLM2 from the text that comes with longpress, and a sweep with them that is no worse than chance."""
-    assert (
-        main(["qfilter", "model=smollm2", f"out={tmp_path / 'weights'}", "pieces=4", "model.device=cpu"]) == 0
-    )
+    """Filters of SmolLM2 from the text that comes with longpress; a sweep with them beats chance."""
+    out = f"out={tmp_path / 'weights'}"
+    assert command("qfilter", "model=smollm2", out, "pieces=4", "model.device=cpu") == 0
     note = json.loads((tmp_path / "weights" / "calibration.json").read_text())
     assert (note["pieces"], note["tokens"]) == (4, 4000)
-    command = [
+    sweep = [
         sys.executable,
         "evaluate.py",
         "press=[qfilter,random]",
@@ -215,7 +226,7 @@ def test_from_a_text_to_a_table_on_a_real_model(tmp_path: Path) -> None:
         "limit=2",
     ]
     done = subprocess.run(
-        [*command, *options, "plots=false", f"results={tmp_path / 'results'}"],
+        [*sweep, *options, "plots=false", f"results={tmp_path / 'results'}"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -1,30 +1,31 @@
-"""Faults of a run: what raises becomes a failed cell, signals and full disks lose nothing, the next run does what is left."""
+"""Faults of a run: what raises becomes a failed cell, signals and full disks lose nothing.
+
+The next run does what is left.
+"""
 
 import ast
 import json
-import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from benchmarks.ruler import RulerBenchmark
 from longpress.analysis.records import RecordWriter, read_records
-from longpress.evaluation.config import register, settings
-from longpress.evaluation.launch.sweeper import _in_a_sweep
+from longpress.evaluation.config import composed, register, settings
+from longpress.evaluation.launch.sweeper import run_job
 from longpress.evaluation.runner import EvaluationRunner
-from tests.analysis.test_records import make
-from tests.evaluation.test_runner import ROOT, command, content, records
+from tests.support.made_up_records import ruler_record
+from tests.support.running import ROOT, command, content, records
 from tests.support.warm_command import Command, completed
 
 BROKEN = '''"""Broken: raises from layer {layer} on, in long contexts.
@@ -47,30 +48,21 @@ class BrokenPress(ScorerPress):
 SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]"]
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
-    from tests.support.tiny_models import tiny_model
-
-    folder = tmp_path_factory.mktemp("small")
-    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+FEW = ["benchmark.length=1024", "max_batch_gb=0.002"]
+"""Few rows are decoded together, so that records come context by context."""
 
 
-def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    """A command, started as users do where it needs an environment or limits of its own."""
-    if not options:
-        return completed(*arguments[1:])
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300, **options)
+def run(*arguments: str, **surroundings: Any) -> subprocess.CompletedProcess[str]:
+    """A command that was begun with the interpreter's name."""
+    return completed(*arguments[1:], **surroundings)
 
 
-def test_a_press_that_raises_is_a_failed_cell_and_is_tried_again(small_model: Path, tmp_path: Path) -> None:
+def test_a_press_that_raises_is_a_failed_cell_and_is_tried_again(model_folder: Path, tmp_path: Path) -> None:
     own, results = tmp_path / "own", tmp_path / "results"
     own.mkdir()
     (own / "broken.py").write_text(BROKEN.format(layer=1, condition="layer.index == 1"))
     asked = command(
-        small_model,
+        model_folder,
         results,
         *SMALL,
         f"presses_dir={own}",
@@ -97,48 +89,45 @@ def test_a_press_that_raises_is_a_failed_cell_and_is_tried_again(small_model: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_with_its_code_and_no_torn_line(small_model: Path, tmp_path: Path, number: int) -> None:
-    asked = command(small_model, tmp_path, "limit=80")
-    process = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_signal_ends_with_its_code_and_no_torn_line(
+    model_folder: Path, tmp_path: Path, number: int
+) -> None:
+    asked = command(model_folder, tmp_path, *FEW, "limit=12")
+    process = Command(tmp_path / "printed", *asked[1:])
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("records/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
-    _, printed = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, printed
+    code, printed = process.wait(60), process.stderr
+    assert code == 128 + number, printed
     assert "the same command goes on from there" in printed
     assert "Traceback" not in printed
     found = records(tmp_path)
     assert len({record["key"] for record in found}) == len(found)
-    assert 0 < len(found) < 2 * 80 * 5
+    assert 0 < len(found) < 2 * 12 * 5
     assert not any(record["error"] for record in found)
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(small_model: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(model_folder: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     asked = ["limit=2", "benchmark.tasks=[niah_single_1]", "kept_maps=0"]
-    assert run(*command(small_model, whole, *asked)).returncode == 0
+    assert run(*command(model_folder, whole, *asked)).returncode == 0
     size = sum(path.stat().st_size for path in whole.glob("records/*.jsonl"))
     limit = size // 2 + 100
-
-    def limited() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = run(*command(small_model, cut, *asked), preexec_fn=limited)
+    done = run(*command(model_folder, cut, *asked), largest_file=limit)
     assert done.returncode == 2, done.stderr
     assert "cannot be written (File too large)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert run(*command(small_model, cut, *asked)).returncode == 0
+    assert run(*command(model_folder, cut, *asked)).returncode == 0
     assert {record.key for record in read_records([cut])} == {record["key"] for record in records(whole)}
 
 
 @pytest.mark.parametrize("results", ["/proc/longpress", "/dev/null/results"])
 def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_loaded(
-    small_model: Path, tmp_path: Path, results: str
+    model_folder: Path, tmp_path: Path, results: str
 ) -> None:
     model = tmp_path / "model"
-    shutil.copytree(small_model, model)
+    shutil.copytree(model_folder, model)
     (model / "model.safetensors").write_bytes(b"not weights")
     done = run(*command(model, Path(results), *SMALL))
     assert done.returncode == 2
@@ -146,9 +135,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_loaded(
     assert "Traceback" not in done.stderr
 
 
-def test_the_same_command_twice_gives_the_same_records(small_model: Path, tmp_path: Path) -> None:
+def test_the_same_command_twice_gives_the_same_records(model_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert run(*command(small_model, tmp_path / name, "limit=1")).returncode == 0
+        assert run(*command(model_folder, tmp_path / name, "limit=1")).returncode == 0
     timed = {"prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds"}
     first, second = (
         [{key: value for key, value in one.items() if key not in timed} for one in records(tmp_path / n)]
@@ -162,12 +151,10 @@ def test_the_same_command_twice_gives_the_same_records(small_model: Path, tmp_pa
     assert all(len(described[name]) == 64 for name in ("sample_ids_sha256", "contexts_sha256"))
 
 
-def test_two_jobs_on_one_folder_give_the_records_of_one(small_model: Path, tmp_path: Path) -> None:
-    assert run(*command(small_model, tmp_path / "one", "limit=2")).returncode == 0
-    jobs = [
-        subprocess.Popen(command(small_model, tmp_path / "two", "limit=2"), stdout=subprocess.DEVNULL)
-        for _ in range(2)
-    ]
+def test_two_jobs_on_one_folder_give_the_records_of_one(model_folder: Path, tmp_path: Path) -> None:
+    assert run(*command(model_folder, tmp_path / "one", "limit=2")).returncode == 0
+    asked = command(model_folder, tmp_path / "two", "limit=2")
+    jobs = [Command(tmp_path / f"printed {at}", *asked[1:]) for at in range(2)]
     assert [job.wait(300) for job in jobs] == [0, 0]
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
@@ -179,14 +166,14 @@ def test_a_full_disk_under_a_record_is_a_sentence(tmp_path: Path) -> None:
     ):
         writer.path.parent.mkdir()
         writer.path.symlink_to("/dev/full")
-        writer.append(make())
+        writer.append(ruler_record())
 
 
 def test_no_clock_that_can_jump_is_read() -> None:
     """Durations are differences of a monotonic clock, and no name or decision depends on the time of day."""
     found = {}
-    for package in ("benchmarks", "evaluation", "kvcache", "pipeline", "presses"):
-        for path in (ROOT / package).glob("*.py"):
+    for package in ("benchmarks", "kvcache", "longpress", "presses"):
+        for path in (ROOT / package).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             named = [
                 node
@@ -197,18 +184,18 @@ def test_no_clock_that_can_jump_is_read() -> None:
                 name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
             }
             used = {node.attr for node in named if node.value.id == "time" and "time" in imported}
-            found[path.name] = (used - {"perf_counter", "monotonic"}) | (imported & {"datetime"})
+            found[path.relative_to(ROOT)] = (used - {"perf_counter", "monotonic"}) | (imported & {"datetime"})
     assert not {name: used for name, used in found.items() if used}
 
 
 def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all(
-    small_model: Path, tmp_path: Path
+    model_folder: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "broken.py").write_text(BROKEN.format(layer=0, condition="True"))
     asked = command(
-        small_model,
+        model_folder,
         tmp_path / "results",
         *SMALL,
         f"presses_dir={own}",
@@ -226,23 +213,22 @@ def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all
         1024,
     }
     with pytest.raises(SystemExit, match="143"):
-        _in_a_sweep(lambda config: sys.exit(143), OmegaConf.create())
+        run_job(lambda config: sys.exit(143), OmegaConf.create())
     with pytest.raises(RuntimeError, match="exit code 1"):
-        _in_a_sweep(lambda config: sys.exit(1), OmegaConf.create())
+        run_job(lambda config: sys.exit(1), OmegaConf.create())
 
 
-def prepared(small_model: Path, results: Path, *arguments: str) -> EvaluationRunner:
+def prepared(model_folder: Path, results: Path, *arguments: str) -> EvaluationRunner:
     """A run in this process."""
     given = [
-        argument for argument in command(small_model, results, *SMALL, *arguments)[2:] if "=" in argument
+        argument for argument in command(model_folder, results, *SMALL, *arguments)[2:] if "=" in argument
     ]
     register(given)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return EvaluationRunner(settings(compose("config", overrides=given)))
+    return EvaluationRunner(settings(composed(given)))
 
 
 def test_a_scorer_that_raises_or_gives_no_score_is_a_failed_cell(
-    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     score = RulerBenchmark.score
     odd = {
@@ -258,7 +244,7 @@ def test_a_scorer_that_raises_or_gives_no_score_is_a_failed_cell(
         return given or score(self, sample, prediction)
 
     monkeypatch.setattr(RulerBenchmark, "score", broken)
-    run = prepared(small_model, tmp_path, "limit=4", "press=knorm", "compression_ratio=0.5")
+    run = prepared(model_folder, tmp_path, "limit=4", "press=knorm", "compression_ratio=0.5")
     run.run()
     assert run.failed == 2 * 3
     found = {(record["press"], record["sample_id"][-1]): record for record in records(tmp_path)}
@@ -274,9 +260,9 @@ def test_a_scorer_that_raises_or_gives_no_score_is_a_failed_cell(
     assert "failed samples, left out" in capsys.readouterr().out
 
 
-def test_a_model_of_nan_gives_errors_and_no_score(small_model: Path, tmp_path: Path) -> None:
+def test_a_model_of_nan_gives_errors_and_no_score(model_folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    shutil.copytree(small_model, model)
+    shutil.copytree(model_folder, model)
     weights = load_file(model / "model.safetensors")
     save_file(
         {name: one * float("nan") if "layers.1.mlp" in name else one for name, one in weights.items()},
@@ -294,7 +280,7 @@ def test_a_model_of_nan_gives_errors_and_no_score(small_model: Path, tmp_path: P
     assert pd.read_csv(tmp_path / "results" / "scores.csv")["score"].isna().all()
 
 
-def test_a_data_row_that_raises_fails_alone_or_is_named(small_model: Path, tmp_path: Path) -> None:
+def test_a_data_row_that_raises_fails_alone_or_is_named(model_folder: Path, tmp_path: Path) -> None:
     row = {"context": "words " * 50, "answers": ["a"], "all_classes": None, "length": 50}
     rows = [{**row, "input": f"Question {n}?"} for n in range(3)]
     rows[1]["context"] += "\ud800"  # which no tokenizer takes
@@ -308,7 +294,7 @@ def test_a_data_row_that_raises_fails_alone_or_is_named(small_model: Path, tmp_p
     ]
     base = [
         "model=hub",
-        f"model.path={small_model}",
+        f"model.path={model_folder}",
         "model.name=tiny",
         "plots=false",
         f"results={tmp_path / 'results'}",
@@ -330,7 +316,7 @@ def test_a_data_row_that_raises_fails_alone_or_is_named(small_model: Path, tmp_p
     assert len(records(tmp_path / "results")) == len(found)
 
 
-def test_no_secret_reaches_the_folder(small_model: Path, tmp_path: Path) -> None:
+def test_no_secret_reaches_the_folder(model_folder: Path, tmp_path: Path) -> None:
     own, secret = tmp_path / "own", "a-plain-looking-password"
     own.mkdir()
     raising = BROKEN.format(layer=0, condition="True").replace(
@@ -338,14 +324,14 @@ def test_no_secret_reaches_the_folder(small_model: Path, tmp_path: Path) -> None
     )
     (own / "broken.py").write_text(raising.replace("from dataclasses", "import os\nfrom dataclasses"))
     asked = command(
-        small_model,
+        model_folder,
         tmp_path / "results",
         *SMALL,
         f"presses_dir={own}",
         "press=broken",
         "compression_ratio=0.5",
     )
-    done = run(*asked, env={**os.environ, "HUB_TOKEN": secret})
+    done = run(*asked, environment={"HUB_TOKEN": secret})
     assert done.returncode == 1, done.stderr
     for path in (
         path for path in (tmp_path / "results").rglob("*") if path.is_file() and path.name != "scores.parquet"
@@ -359,15 +345,15 @@ def test_no_secret_reaches_the_folder(small_model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["../../../etc/x", "/etc/x", "a b;rm -rf *", "..", "a\\b", "org/model"])
-def test_names_of_users_become_one_safe_folder(small_model: Path, name: str) -> None:
-    folder = prepared(small_model, Path("x"), f"model.name='{name}'", "results=null").settings.results
+def test_names_of_users_become_one_safe_folder(model_folder: Path, name: str) -> None:
+    folder = prepared(model_folder, Path("x"), f"model.name='{name}'", "results=null").settings.results
     assert folder.parent == Path("results")
     assert re.fullmatch(r"ruler-[\w.-]+", folder.name)
 
 
-def test_bfloat16_says_what_it_does_not_guarantee(small_model: Path, tmp_path: Path) -> None:
+def test_bfloat16_says_what_it_does_not_guarantee(model_folder: Path, tmp_path: Path) -> None:
     asked = command(
-        small_model,
+        model_folder,
         tmp_path / "results",
         *SMALL,
         "press=knorm",

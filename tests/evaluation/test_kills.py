@@ -1,4 +1,4 @@
-"""Runs killed by SIGKILL at random instants and started again: the records of the uninterrupted run, none twice, none lost."""
+"""Runs killed by SIGKILL at random instants and started again: no record is lost, none made twice."""
 
 import itertools
 import json
@@ -15,11 +15,9 @@ import pandas as pd
 import pytest
 
 from longpress.analysis.records import read_records
-from tests.evaluation.test_faults import small_model
-from tests.evaluation.test_runner import command
+from tests.support.running import command
 from tests.support.warm_command import Command
 
-__all__ = ["small_model"]
 SWEEP = [
     "benchmark.length=1024",
     "limit=4",
@@ -110,10 +108,10 @@ def wait_until(condition: Callable[[], bool], process: Command | Fresh) -> None:
 
 
 @pytest.fixture(scope="module")
-def warm(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Command]:
+def warm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Command]:
     """Starts the command on a folder."""
     printed = tmp_path_factory.mktemp("printed")
-    return lambda results: Command(printed, "evaluate.py", *command(small_model, results, *SWEEP)[2:])
+    return lambda results: Command(printed, "evaluate.py", *command(model_folder, results, *SWEEP)[2:])
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +138,7 @@ def whole(warm: Callable[[Path], Command], tmp_path_factory: pytest.TempPathFact
 
 
 def killed(process: Command | Fresh, results: Path, part: str, seconds: float) -> str:
-    """Kill a run so many seconds after a part of its work has begun; where it was hit, or "" if it had ended."""
+    """Kill a run so many seconds after a part of its work has begun; where it was hit, "" if it had ended."""
     before = len(written(results))
     awaited = {
         "start": lambda there: True,
@@ -173,7 +171,7 @@ def killed(process: Command | Fresh, results: Path, part: str, seconds: float) -
 
 
 def tear(results: Path, draw: random.Random) -> set[str]:
-    """Cut the last line of a record file somewhere, as a kill inside a write would; the keys that are lost with it."""
+    """Cut the last line of a record file, as a kill inside a write would; the keys that are lost with it."""
     files = sorted(results.glob("records/*.jsonl"))
     if not files:
         return set()
@@ -211,12 +209,12 @@ def test_fifty_kills_lose_and_repeat_nothing(
 
 @pytest.mark.slow
 def test_kills_of_the_command_as_users_start_it(
-    small_model: Path, warm: Callable[[Path], Command], whole: Whole, tmp_path: Path
+    model_folder: Path, warm: Callable[[Path], Command], whole: Whole, tmp_path: Path
 ) -> None:
     draw = random.Random(51)
     parts = {"start": 2.0, "answers": whole.seconds["answers"], "tables": whole.seconds["tables"] / 2}
     hit = [
-        killed(Fresh(command(small_model, tmp_path, *SWEEP)), tmp_path, part, draw.uniform(0, bound))
+        killed(Fresh(command(model_folder, tmp_path, *SWEEP)), tmp_path, part, draw.uniform(0, bound))
         for part, bound in parts.items()
     ]
     assert sum(map(bool, hit)) >= 2, hit

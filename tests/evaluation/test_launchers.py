@@ -1,4 +1,4 @@
-"""Shards as jobs of joblib and of Ray: the table of a single run, and two processes on two cores faster than one."""
+"""Shards as jobs of joblib and of Ray: the table of a single run; two processes are faster than one."""
 
 import subprocess
 import sys
@@ -7,28 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.test_runner import ROOT, content, records, table
-from tests.evaluation.test_sweeper import evaluate, tiny
+from tests.support.running import ROOT, content, multirun, records, table
 
-__all__ = ["tiny"]
 pytestmark = pytest.mark.cluster
 SWEEP = ["press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "limit=6"]
 
 
-def test_shards_on_ray_fill_one_folder_as_a_single_run(tiny: Path, tmp_path: Path) -> None:
+def test_shards_on_ray_fill_one_folder_as_a_single_run(model_folder: Path, tmp_path: Path) -> None:
     shards = ["shard.count=3", "shard.index=range(3)"]
-    evaluate(tiny, tmp_path / "shards", "-m", *SWEEP, *shards, "hydra/launcher=ray")
+    multirun(model_folder, tmp_path / "shards", "-m", *SWEEP, *shards, "hydra/launcher=ray")
     assert len(list((tmp_path / "shards" / "records").iterdir())) == 3
-    evaluate(tiny, tmp_path / "single", *SWEEP)
+    multirun(model_folder, tmp_path / "single", *SWEEP)
     assert content(tmp_path / "shards") == content(tmp_path / "single")
     assert len(records(tmp_path / "shards")) == 60
     assert table(tmp_path / "shards") == table(tmp_path / "single")
 
 
-def test_a_job_that_fails_on_ray_fails_alone(tiny: Path, tmp_path: Path) -> None:
+def test_a_job_that_fails_on_ray_fails_alone(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folders = f"results={tmp_path / 'file'},{tmp_path / 'good'}"
-    done = evaluate(tiny, tmp_path, "-m", folders, "limit=1", "press=knorm", "hydra/launcher=ray", code=1)
+    done = multirun(
+        model_folder, tmp_path, "-m", folders, "limit=1", "press=knorm", "hydra/launcher=ray", code=1
+    )
     assert "1 of 2 jobs failed" in done.stderr
     assert len(records(tmp_path / "good")) == 4
 

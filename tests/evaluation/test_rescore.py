@@ -1,13 +1,14 @@
 """Stored answers scored again without a model."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longpress.analysis.records import Record, read_records
-from longpress.evaluation.rescore import main, rescore
+from longpress.evaluation.rescore import rescore, run
 
 RECORD = Record(
     key="k",
@@ -55,13 +56,13 @@ def test_answers_get_the_scores_of_today(tmp_path: Path) -> None:
     again, untouched = sorted(rescore(source), key=lambda record: record.sample_id)
     assert (again.score, again.metric, again.benchmark_version) == (0.5, "string_match_all", "1")
     assert untouched == failed
-    assert main([str(source), str(tmp_path / "new")]) == 0
+    run(Namespace(folder=source, out=tmp_path / "new"))
     assert {record.score for record in read_records([tmp_path / "new"])} == {0.5, None}
     assert json.loads((source / "records" / "a.jsonl").read_text().split("\n")[0])["score"] == 0.0
 
 
 @pytest.mark.parametrize("kind", ["empty", "foreign", "full"])
-def test_bad_folders_get_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_bad_folders_get_a_sentence(tmp_path: Path, kind: str) -> None:
     source = write(
         tmp_path / "old",
         *(
@@ -71,5 +72,5 @@ def test_bad_folders_get_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixtur
         ),
     )
     out = write(tmp_path / "new", RECORD) if kind == "full" else tmp_path / "new"
-    assert main([str(source), str(out)]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(ValueError, match=r"holds no records|no benchmark 'nobench'|already holds records"):
+        run(Namespace(folder=source, out=out))

@@ -1,8 +1,5 @@
-"""Runs of the real command on a tiny model: shared prefill, resume, growth of a table, and one sentence for bad input."""
+"""Runs of the real command on a tiny model: shared prefill, resume, growth of a table, bad input."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,77 +8,8 @@ from pathlib import Path
 import pytest
 
 from longpress.analysis.kept_maps import read_kept_maps
-from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
-from tests.support.tiny_models import tiny_model
-from tests.support.warm_command import completed
-
-ROOT = Path(__file__).parents[2]
-SWEEP = [
-    "press=[knorm,snapkv]",
-    "compression_ratio=[0.25,0.5]",
-    "benchmark=ruler",
-    "benchmark.tasks=[niah_single_1,vt]",
-    "limit=3",
-]
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def command(model_folder: Path, results: Path, *arguments: str) -> list[str]:
-    common = [
-        "model=hub",
-        f"model.path={model_folder}",
-        "model.name=tiny",
-        "benchmark.length=2048",
-        f"results={results}",
-        "plots=false",
-    ]
-    return [sys.executable, str(ROOT / "evaluate.py"), *SWEEP, *common, *arguments]
-
-
-def run(
-    model_folder: Path, results: Path, *arguments: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    done = completed(*command(model_folder, results, *arguments)[1:])
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def records(results: Path) -> list[dict]:
-    lines = [
-        line
-        for path in sorted((results / "records").glob("*.jsonl"))
-        for line in path.read_text().split("\n")
-        if line
-    ]
-    return [json.loads(line) for line in lines]
-
-
-def content(results: Path) -> set[tuple]:
-    """What must not depend on how the run went."""
-    return {
-        (
-            r["key"],
-            r["sample_id"],
-            r["press"],
-            r["compression_ratio"],
-            r["prediction"],
-            r["score"],
-            str(r["kept_entries"]),
-        )
-        for r in records(results)
-    }
-
-
-def table(results: Path) -> str:
-    """The printed scores, without the seconds that follow them."""
-    return (results / "table.md").read_text(encoding="utf-8").split("### Cost")[0]
+from tests.support.running import ROOT, command, content, records, run
+from tests.support.warm_command import Command, completed
 
 
 @pytest.fixture(scope="session")
@@ -147,23 +75,17 @@ def test_fidelity_stands_in_records_and_tables(model_folder: Path, tmp_path: Pat
 
 
 def kill_after(seconds: float, model_folder: Path, results: Path) -> None:
-    process = subprocess.Popen(
-        command(model_folder, results),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = Command(results.with_name(f"{results.name} printed"), *command(model_folder, results)[1:])
     deadline = time.monotonic() + 120
     while (
         seconds < 0
         and not list(results.glob("records/*.jsonl"))
         and time.monotonic() < deadline
-        and process.poll() is None
+        and not process.ended
     ):
         time.sleep(0.005)
     time.sleep(abs(seconds))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
 
 
 def test_tokens_and_thresholds_stand_beside_ratios(model_folder: Path, tmp_path: Path) -> None:
@@ -230,7 +152,7 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
         (["threshold=high"], "threshold='high' must be a finite number"),
         (["press=adakv", "threshold=0.5"], "adakv takes no threshold"),
         (["limit=0"], "limit=0 must be at least 1"),
-        (["compresion_ratio=0.5"], "compresion_ratio"),
+        (["compresion_ratio=0.5"], "no option compresion_ratio; did you mean compression_ratio?"),
         (["presses.snapkv.windw_size=3"], "windw_size"),
         (["presses.snapkv.window_size=wide"], "wide"),
         (["presses.snapkv.window_size=0"], "window_size=0 must be at least 1"),
@@ -240,6 +162,11 @@ def test_a_torn_line_is_done_again(finished: tuple[Path, str], model_folder: Pat
         (["model.path=/nowhere/model"], "/nowhere/model"),
         (["model.dtype=float7"], "float7"),
         (["prefill_chunk=0"], "prefill_chunk=0"),
+        (["compress_every=0"], "compress_every=0"),
+        (
+            ["prefill=chunked", "prefill_chunk=500"],
+            "there is no option prefill; did you mean compress_every?",
+        ),
         (["max_batch_gb=0"], "max_batch_gb=0"),
         (["offload=sometimes"], "offload='sometimes' must be 'auto'"),
     ],
@@ -281,7 +208,8 @@ def test_help_names_every_press_and_benchmark_within_a_second() -> None:
 def test_a_press_of_ones_own_needs_one_file(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine.py").write_text(
-        '"""Mine: large values stay."""\nfrom dataclasses import dataclass\nfrom presses.scorer import ScorerPress\n\n\n'
+        '"""Mine: large values stay."""\n'
+        "from dataclasses import dataclass\nfrom presses.scorer import ScorerPress\n\n\n"
         "@dataclass(frozen=True)\nclass MinePress(ScorerPress):\n    power: float = 2.0\n\n"
         "    def score(self, layer):\n        return layer.values.norm(dim=-1) ** self.power\n"
     )
@@ -341,12 +269,12 @@ def test_in_query_aware_runs_every_question_has_a_map_of_its_own(model_folder: P
         assert all(len(counts) == found[key]["context_tokens"] for key, counts in one.counts.items())
 
 
-def test_a_chunked_prefill_is_recorded_with_its_peak_and_stands_in_lines_of_its_own(
+def test_compression_while_reading_is_recorded_with_its_peak_and_stands_in_lines_of_its_own(
     model_folder: Path, tmp_path: Path
 ) -> None:
     short = ["press=knorm", "compression_ratio=0.5", "benchmark.tasks=[niah_single_1]", "limit=1"]
     run(model_folder, tmp_path, *short)
-    done = run(model_folder, tmp_path, *short, "prefill=chunked", "prefill_chunk=500")
+    done = run(model_folder, tmp_path, *short, "compress_every=500")
     assert "knorm (prefill chunked/500)" in done.stdout
     of = {(r["press"], r["prefill"]): r for r in records(tmp_path)}
     assert set(of) == {
@@ -364,7 +292,5 @@ def test_a_chunked_prefill_is_recorded_with_its_peak_and_stands_in_lines_of_its_
     assert (
         maps[of["knorm", "chunked/500"]["key"]].sum() == sum(of["knorm", "chunked/500"]["kept_entries"]) * 2
     )
-    refused = run(model_folder, tmp_path, "press=kvzip", "prefill=chunked", "prefill_chunk=500", code=2)
+    refused = run(model_folder, tmp_path, "press=kvzip", "compress_every=500", code=2)
     assert "press kvzip needs the whole context" in refused.stdout + refused.stderr
-    refused = run(model_folder, tmp_path, *short, "prefill=chunked", code=2)
-    assert "prefill=chunked with prefill_chunk=None" in refused.stdout + refused.stderr

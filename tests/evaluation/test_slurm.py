@@ -1,4 +1,4 @@
-"""A one-node Slurm runs an array of shards; one is killed, one is told to make room, both are queued again, and nothing is lost."""
+"""A one-node Slurm runs an array of shards; one is killed, one told to make room, and nothing is lost."""
 
 import os
 import signal
@@ -9,26 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.test_runner import ROOT, content, records, table
-from tests.evaluation.test_sweeper import evaluate, sweep_command, tiny
+from tests.support.running import ROOT, content, multirun, multirun_command, records, table
 
-__all__ = ["tiny"]
 pytestmark = pytest.mark.cluster
 SWEEP = ["press=[knorm,snapkv]", "compression_ratio=[0.1,0.2,0.3,0.4,0.5]", "limit=45"]
-"""30 contexts a shard, of which at most 18 (192 rows) are decoded together: half a shard's records come before its end."""
+"""30 contexts a shard, of which at most 18 (192 rows) are decoded together.
+
+Half of a shard's records come before its end.
+"""
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("slurm")
-    script = str(ROOT / "tests" / "start_slurm.sh")
+    script = str(ROOT / "tests" / "support" / "start_slurm.sh")
     subprocess.run([script, str(folder)], check=True, timeout=60)
     yield os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": str(ROOT)}
     subprocess.run([script, str(folder), "stop"], check=True, timeout=60)
 
 
 def test_shards_that_are_killed_or_preempted_are_queued_again_and_nothing_is_lost(
-    tiny: Path, tmp_path: Path, slurm: dict[str, str]
+    model_folder: Path, tmp_path: Path, slurm: dict[str, str]
 ) -> None:
     results = tmp_path / "shards"
     launcher = [
@@ -38,7 +39,9 @@ def test_shards_that_are_killed_or_preempted_are_queued_again_and_nothing_is_los
         "hydra.launcher.timeout_min=20",
     ]
     launcher += [f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j", f"hydra.sweep.dir={tmp_path}"]
-    command = sweep_command(tiny, results, "-m", *SWEEP, *launcher, "shard.count=3", "shard.index=range(3)")
+    command = multirun_command(
+        model_folder, results, "-m", *SWEEP, *launcher, "shard.count=3", "shard.index=range(3)"
+    )
     sweep = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=slurm, cwd=ROOT
     )
@@ -57,7 +60,7 @@ def test_shards_that_are_killed_or_preempted_are_queued_again_and_nothing_is_los
     printed, _ = sweep.communicate(timeout=280)
     assert sweep.returncode == 0, printed
     assert "plan: 3 jobs, 90 prefills, 990 answers left" in printed
-    evaluate(tiny, tmp_path / "single", *SWEEP)
+    multirun(model_folder, tmp_path / "single", *SWEEP)
     assert content(results) == content(tmp_path / "single")
     assert len(records(results)) == 990
     assert len(list(results.glob("records/*.jsonl"))) == 5, (

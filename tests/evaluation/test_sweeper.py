@@ -1,17 +1,12 @@
-"""Multirun, shards and plans: jobs share prefills, contexts are split without loss, and nothing is loaded to plan."""
+"""Multirun, shards, plans: jobs share prefills, contexts are split without loss, plans load nothing."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from longpress.evaluation.launch.sweeper import fold
-from tests.evaluation.test_runner import ROOT, content, records, table
-from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
-from tests.support.tiny_models import tiny_model
-from tests.support.warm_command import completed
+from tests.support.running import content, multirun, records, table
 
 FOLDED = frozenset({"press", "compression_ratio"})
 
@@ -45,68 +40,44 @@ def test_an_interval_is_refused() -> None:
         folded("compression_ratio=interval(0,1)")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama", vocab_size=VOCABULARY).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def sweep_command(tiny: Path, results: Path, *arguments: str) -> list[str]:
-    common = [
-        "benchmark=ruler",
-        "benchmark.tasks=[niah_single_1,vt]",
-        "limit=2",
-        "benchmark.length=2048",
-        f"results={results}",
-        "plots=false",
-    ]
-    model = ["model=hub", f"model.path={tiny}", "model.name=tiny"]
-    flag, rest = [one for one in arguments if one == "-m"], [one for one in arguments if one != "-m"]
-    return [sys.executable, str(ROOT / "evaluate.py"), *flag, *common, *model, *rest]
-
-
-def evaluate(tiny: Path, results: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = completed(*sweep_command(tiny, results, *arguments)[1:])
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def test_shards_fill_one_folder_as_a_single_run(tiny: Path, tmp_path: Path) -> None:
+def test_shards_fill_one_folder_as_a_single_run(model_folder: Path, tmp_path: Path) -> None:
     sweep = ["press=knorm,snapkv", "compression_ratio=0.25,0.5"]
-    planned = evaluate(tiny, tmp_path / "shards", "-m", *sweep, "plan=true")
+    planned = multirun(model_folder, tmp_path / "shards", "-m", *sweep, "plan=true")
     assert "plan: 1 job, 4 prefills, 20 answers left" in planned.stdout
     assert not (tmp_path / "shards").exists()
-    printed = evaluate(
-        tiny, tmp_path / "shards", "-m", *sweep, "shard.count=2", "shard.index=range(2)"
+    printed = multirun(
+        model_folder, tmp_path / "shards", "-m", *sweep, "shard.count=2", "shard.index=range(2)"
     ).stdout
     assert "plan: 2 jobs, 4 prefills, 20 answers left" in printed
-    evaluate(tiny, tmp_path / "single", "press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]")
+    multirun(model_folder, tmp_path / "single", "press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]")
     assert content(tmp_path / "shards") == content(tmp_path / "single")
     assert len(records(tmp_path / "shards")) == 20
     assert table(tmp_path / "shards") == table(tmp_path / "single")
     assert (
         "0 of 20 answers left"
-        in evaluate(
-            tiny, tmp_path / "single", "press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "plan=true"
+        in multirun(
+            model_folder,
+            tmp_path / "single",
+            "press=[knorm,snapkv]",
+            "compression_ratio=[0.25,0.5]",
+            "plan=true",
         ).stdout
     )
 
 
 @pytest.mark.parametrize("wrong", [["shard.count=2", "shard.index=2"], ["press=knorm", "limit=0,1"]], ids=str)
 def test_a_job_that_cannot_run_is_refused_before_any_starts(
-    tiny: Path, tmp_path: Path, wrong: list[str]
+    model_folder: Path, tmp_path: Path, wrong: list[str]
 ) -> None:
-    done = evaluate(tiny, tmp_path / "none", "-m", *wrong, code=2)
+    done = multirun(model_folder, tmp_path / "none", "-m", *wrong, code=2)
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert not (tmp_path / "none").exists()
 
 
-def test_a_failing_job_leaves_the_others_alone(tiny: Path, tmp_path: Path) -> None:
+def test_a_failing_job_leaves_the_others_alone(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = evaluate(
-        tiny,
+    done = multirun(
+        model_folder,
         tmp_path,
         "-m",
         f"results={tmp_path / 'file'},{tmp_path / 'good'}",

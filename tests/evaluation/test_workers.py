@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from longpress.evaluation.config import register, settings
+from longpress.evaluation.config import composed, register, settings
 from longpress.evaluation.runner import EvaluationRunner
 from longpress.evaluation.workers import device_of, threads_of
-from tests.evaluation.test_runner import ROOT, command, content, model_folder, records, run, table
+from tests.support.running import command, content, records, run, table
+from tests.support.warm_command import warm_context
 
-__all__ = ["model_folder"]
 DEADLY = '''"""Deadly: takes its process with it, once, and in long contexts always.
 
 Source: a test.
@@ -57,14 +56,18 @@ def prepared(model: Path, folder: Path, results: str, *arguments: str) -> Evalua
         f"model.path={model}",
     ]
     register(given)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return EvaluationRunner(
-            settings(compose("config", overrides=[*given, f"results={folder / results}", *arguments]))
-        )
+    return EvaluationRunner(settings(composed([*given, f"results={folder / results}", *arguments])))
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers begin as forks of the warmed-up process, in a fraction of the time that a user's take."""
+    warm = warm_context()
+    monkeypatch.setattr("longpress.evaluation.workers.multiprocessing.get_context", lambda method: warm)
 
 
 def test_records_are_those_of_one_process_though_a_worker_died(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    forked_workers: None, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [
         "model.name=tiny",

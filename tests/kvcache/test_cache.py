@@ -5,19 +5,22 @@ import torch
 from transformers import DynamicCache
 
 from kvcache.attention import attending, attention_forward
-from kvcache.cache import CompressedLayer, Kept, Storage
-from kvcache.compressing import stack_nested
-from kvcache.observation import cache_keyword
-from kvcache.selection import Selection, budget, check_ratio
+from kvcache.budget import Budget, check_ratio
+from kvcache.cache import CompressedLayer
+from kvcache.compress import FullLayer, Target, compress
+from kvcache.modules import cache_keyword
+from kvcache.selection import Selection, gather
+from kvcache.storage import KVStorage, KVView
+from kvcache.traits import Traits
 from presses import AdaKVPress, KnormPress, SnapKVPress
 from tests.support.tiny_models import tiny_ids, tiny_model
 
 H, G, D = 2, 3, 8
 
 
-def storage(length: int, seed: int) -> Storage:
+def storage(length: int, seed: int) -> KVStorage:
     generator = torch.Generator().manual_seed(seed)
-    return Storage(
+    return KVStorage(
         torch.randn(H, length, D, generator=generator), torch.randn(H, length, D, generator=generator)
     )
 
@@ -31,10 +34,10 @@ def by_hand(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> to
 def test_ragged_attention_equals_attention_over_what_each_row_and_head_keeps(n: int) -> None:
     shared, other = storage(11, 0), storage(7, 1)
     rows = [
-        Kept(shared, torch.tensor([11, 3])),
-        Kept(shared, torch.tensor([5, 0])),
-        Kept(other),
-        Kept(shared),
+        KVView(shared, torch.tensor([11, 3])),
+        KVView(shared, torch.tensor([5, 0])),
+        KVView(other),
+        KVView(shared),
     ]
     check_rows(rows, n)
 
@@ -46,10 +49,10 @@ def test_rows_that_read_the_full_cache_in_place_see_what_they_keep_and_nothing_e
         Selection.top(torch.rand(1, H, 11), counts)
         for counts in (5, torch.tensor([[2, 9]]), torch.tensor([[0, 3]]))
     ]
-    check_rows([Kept(full), *(Kept(full, mask.counts[0], mask.keep[0]) for mask in masks)], n)
+    check_rows([KVView(full), *(KVView(full, mask.counts[0], mask.keep[0]) for mask in masks)], n)
 
 
-def check_rows(rows: list[Kept], n: int) -> None:
+def check_rows(rows: list[KVView], n: int) -> None:
     layer = CompressedLayer(rows, 20)
     torch.manual_seed(2)
     first, second = torch.randn(4, H, 3, D), torch.randn(4, H, n, D)
@@ -83,7 +86,7 @@ def check_rows(rows: list[Kept], n: int) -> None:
 
 def test_rows_leave_without_changing_the_others() -> None:
     shared = storage(11, 0)
-    rows = [Kept(shared, torch.tensor([11 - row, row + 1])) for row in range(4)]
+    rows = [KVView(shared, torch.tensor([11 - row, row + 1])) for row in range(4)]
     layer = CompressedLayer(rows, 11)
     tail = torch.randn(4, H, 5, D)
     layer.armed = True
@@ -98,15 +101,48 @@ def test_rows_leave_without_changing_the_others() -> None:
             )
 
 
+class GivenMasks:
+    """A press that keeps what it is told: per budget a mask (H, T)."""
+
+    name, traits = "given", Traits()
+
+    def __init__(self, masks: list[torch.Tensor]) -> None:
+        self.masks = {Budget(tokens=1 + at): mask for at, mask in enumerate(masks)}
+
+    def select(self, evidence, budget):
+        return [Selection(self.masks[budget][None])]
+
+    def apply(self, keys, values, selection):
+        return gather(keys, selection.positions), gather(values, selection.positions)
+
+    def next_position(self, selections):
+        return selections[0].keep.shape[-1]
+
+    def acts_while_decoding(self, budget):
+        return False
+
+    def entry_metadata(self, evidence):
+        return None
+
+
+def kept_by(full: KVStorage, masks: list[torch.Tensor]) -> list[KVView]:
+    press = GivenMasks(masks)
+    layer = FullLayer(0, full.keys[None], full.values[None], None)
+    ((_, views),) = compress(
+        press, [None], [layer], [Target(budget) for budget in press.masks], all_layers=True
+    )
+    return [view for (view,) in views]
+
+
 def test_nested_variants_share_memory_and_others_do_not() -> None:
     full = storage(20, 0)
     scores = torch.rand(1, H, 20)
     nested = [Selection.top(scores, n).keep[0] for n in (15, 10, 2)]
     odd = Selection.top(torch.rand(1, H, 20), 9).keep[0]
-    kept = stack_nested(full.keys, full.values, nested, None)
+    kept = kept_by(full, nested)
     assert len({id(one.storage) for one in kept}) == 1
     assert kept[0].storage.keys.shape[1] == 15
-    mixed = stack_nested(full.keys, full.values, [*nested, odd], None)
+    mixed = kept_by(full, [*nested, odd])
     for one, mask in zip([*kept, *mixed], [*nested, *nested, odd], strict=True):
         for head, count in enumerate(one.entries()):
             expected = {tuple(row.tolist()) for row in full.keys[head, mask[head]]}
@@ -116,7 +152,7 @@ def test_nested_variants_share_memory_and_others_do_not() -> None:
 def test_memory_shrinks_for_head_wise_budgets() -> None:
     full = storage(100, 0)
     keep = Selection.top(torch.rand(1, H, 100), torch.tensor([[40, 10]])).keep[0]
-    (kept,) = stack_nested(full.keys, full.values, [keep], None)
+    (kept,) = kept_by(full, [keep])
     assert kept.entries() == [40, 10]
     assert kept.bytes() == 50 * 2 * D * 4
 
@@ -167,7 +203,12 @@ def test_padded_batches_are_refused() -> None:
 
 
 def test_budget_truncates_as_published_numbers_do() -> None:
-    assert (budget(1000, 0.9), budget(1000, 0.5), budget(3, 0.9), budget(701, 0.25)) == (99, 500, 1, 525)
+    assert (
+        Budget(ratio=0.9).entries(1000),
+        Budget(ratio=0.5).entries(1000),
+        Budget(ratio=0.9).entries(3),
+        Budget(ratio=0.25).entries(701),
+    ) == (99, 500, 1, 525)
     assert check_ratio(0.1 + 0.2) == 0.3
 
 

@@ -11,9 +11,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, Pre
 from kvcache import architecture
 from kvcache.architecture import TESTED, TRIED, check_model
 from kvcache.attention import attending
-from kvcache.observation import LayerObservation, cache_keyword, observing
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import observing
+from kvcache.modules import cache_keyword
+from kvcache.observation import LayerObservation
 from kvcache.rotary import NONE
-from longpress.pipeline import CompressingPipeline
+from longpress import CompressingPipeline
 from presses import (
     AdaKVPress,
     CriticalKVPress,
@@ -128,9 +131,9 @@ def test_attention_queries_and_keys_are_those_of_transformers(kind: str) -> None
         torch.testing.assert_close(hidden, model.model(input_ids=ids).last_hidden_state, rtol=1e-4, atol=1e-4)
     assert layers
     for layer in layers:
-        assert layer.witness is not None and layer.witness.queries is not None
-        torch.testing.assert_close(layer.queries(2), layer.witness.queries, rtol=1e-4, atol=1e-4)
-        assert layer.scale == pytest.approx(layer.witness.scaling)
+        assert layer.attention_probe is not None and layer.attention_probe.queries is not None
+        torch.testing.assert_close(layer.queries(2), layer.attention_probe.queries, rtol=1e-4, atol=1e-4)
+        assert layer.scale == pytest.approx(layer.attention_probe.scaling)
         positions = torch.arange(90)
         torch.testing.assert_close(
             layer.rotary.turn(layer.keys_before_rope(), *layer.rotary.at(positions)),
@@ -167,12 +170,8 @@ def test_a_sweep_answers_as_each_press_alone_or_says_why_not(kind: str) -> None:
             pipeline.sweep(CONTEXT, QUESTIONS, [rerotation])
     answers = pipeline.sweep(CONTEXT, QUESTIONS, variants, max_new_tokens=4)
     for (press, ratio), row in zip(variants, answers, strict=True):
-        alone = [
-            pipeline(
-                CONTEXT, question=question, press=replace(press, compression_ratio=ratio), max_new_tokens=4
-            )["answer"]
-            for question in QUESTIONS
-        ]
+        single = replace(press, compression_ratio=ratio)
+        alone = pipeline(CONTEXT, questions=QUESTIONS, press=single, max_new_tokens=4)["answers"]
         assert row == alone, press.name
 
 
@@ -181,7 +180,7 @@ def test_keys_move_to_where_the_model_would_have_put_them(kind: str) -> None:
     model, ids = model_of(kind), tiny_ids(60) % (VOCABULARY - 4) + 4
     layers, _ = observed(model, ids)
     press = KeyRerotationPress(KnormPress(), 0.5)
-    found = press.select([press.observe(layer) for layer in layers], 0.5)
+    found = press.select([press.observe(layer) for layer in layers], Budget(ratio=0.5))
     layouts = set()
     for layer, selection in zip(layers, found, strict=True):
         keys, _ = press.apply(layer.keys, layer.values, selection)

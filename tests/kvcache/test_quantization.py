@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvcache.quantization import GROUP, check_bits, pack
-from kvcache.storage import Kept, Storage
+from kvcache.storage import KVStorage, KVView
 from tests.support.tiny_models import frozen_normal
 
 H, D = 2, 16
@@ -54,28 +54,30 @@ def test_codes_by_hand() -> None:
 
 
 def test_bytes_by_hand() -> None:
-    storage = Storage(entries(70), entries(70) + 1)
-    assert Kept(storage).bytes() == 2 * 2 * 70 * 16 * 4
+    storage = KVStorage(entries(70), entries(70) + 1)
+    assert KVView(storage).bytes() == 2 * 2 * 70 * 16 * 4
     for bits, per_token in ((8, 16), (4, 8), (2, 4)):
-        kept = Kept(storage, torch.tensor([70, 33])).quantised(bits, movable=False)
+        kept = KVView(storage, torch.tensor([70, 33])).quantised(bits, movable=False)
         keys = (
             103 * per_token + (3 + 2) * 16 * 4
         )  # three and two groups of 32 tokens, per channel a scale and a low of two bytes
         values = 103 * (per_token + 4)  # 16 channels are one group
         assert kept.bytes() == keys + values
-        movable = Kept(storage, torch.tensor([70, 33])).quantised(bits, movable=True)
+        movable = KVView(storage, torch.tensor([70, 33])).quantised(bits, movable=True)
         assert movable.bytes() == 2 * values
-    assert Kept(storage).quantised(16, movable=False).bytes() == 2 * 2 * 70 * 16 * 2
+    assert KVView(storage).quantised(16, movable=False).bytes() == 2 * 2 * 70 * 16 * 2
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
-    storage = Storage(entries(64), entries(64)).quantised(4, None, movable=False)
+    storage = KVStorage(entries(64), entries(64)).quantised(4, None, movable=False)
     held = [
         part
         for one in (storage.stored_keys, storage.stored_values)
         for part in (one.codes, one.scale, one.low)
     ]
-    assert storage.bytes == sum(part.numel() * part.element_size() for part in held) == Kept(storage).bytes()
+    assert (
+        storage.bytes == sum(part.numel() * part.element_size() for part in held) == KVView(storage).bytes()
+    )
 
 
 def test_what_lies_behind_a_heads_entries_leaves_no_trace() -> None:
@@ -89,7 +91,7 @@ def test_what_lies_behind_a_heads_entries_leaves_no_trace() -> None:
 
 
 def test_moved_entries_keep_their_codes() -> None:
-    storage = Storage(entries(40), entries(40) + 1).quantised(2, None, movable=True)
+    storage = KVStorage(entries(40), entries(40) + 1).quantised(2, None, movable=True)
     new, at = entries(3), torch.tensor([[0, 7, 39, 41], [1, 2, 40, 42]])
     after = storage.moved(new, new + 1, at, None)
     again = after.moved(new, new + 1, torch.tensor([[1, 2], [0, 1]]), None)
@@ -114,11 +116,11 @@ def test_types_and_extremes(dtype: torch.dtype) -> None:
 
 
 def test_sixteen_bits() -> None:
-    storage = Storage(entries(9), entries(9))
+    storage = KVStorage(entries(9), entries(9))
     halved = storage.quantised(16, None, movable=False)
     assert torch.equal(halved.keys, storage.keys.bfloat16().float())
     assert halved.read_dtype == torch.float32
-    small = Storage(entries(9).half(), entries(9).half())
+    small = KVStorage(entries(9).half(), entries(9).half())
     assert small.quantised(16, None, movable=False).stored_keys is small.stored_keys
 
 

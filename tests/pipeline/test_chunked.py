@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from kvcache.attention import attending
+from kvcache.budget import Budget
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.compressing import Framing
-from kvcache.observation import cache_keyword
-from kvcache.selection import budget
+from kvcache.hooks.prefill import PromptTokens
+from kvcache.modules import cache_keyword
+from longpress import CompressingPipeline, Variant
 from longpress.catalogue import presses
-from longpress.pipeline import CompressingPipeline, Variant
-from longpress.pipeline.chunked import read_in_chunks
-from longpress.pipeline.prefill import CompressedContext
+from longpress.pipeline.compress_while_reading import read_and_compress
+from longpress.pipeline.compressed_context import CompressedContext
+from longpress.pipeline.options import PipelineOptions
 from presses import (
     AdaKVPress,
     ExpectedAttentionPress,
@@ -38,17 +39,16 @@ def pipeline_of(family: str = "llama", size: int = SIZE, **options) -> Compressi
     return CompressingPipeline(
         tiny_model(family, vocab_size=VOCABULARY, **options),
         byte_tokenizer(),
-        prefill="chunked",
-        prefill_chunk=size,
+        options=PipelineOptions(compress_every=size),
     )
 
 
 def read(family: str, press, ratio: float, size: int = SIZE, watched=(), **options) -> CompressedContext:
     pipeline = pipeline_of(family, size, **options)
-    framing = Framing(0, (), lambda text: ())
+    prompt_tokens = PromptTokens(0, (), lambda text: ())
     ids = tiny_ids(TOKENS) % VOCABULARY
-    kept, _ = read_in_chunks(
-        pipeline.model, ids, Variant(press, ratio), size, pipeline._forward, framing, watched
+    kept, _ = read_and_compress(
+        pipeline.model, ids, Variant(press, ratio), size, pipeline._forward, prompt_tokens, watched
     )
     return kept
 
@@ -63,9 +63,15 @@ def logits_on(model, kept: CompressedContext, ids: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("name", sorted(presses()))
 def test_every_press_meets_its_budget_chunk_by_chunk_or_is_refused_with_a_sentence(name: str) -> None:
     press = with_weights(presses()[name].load()())
-    ratio = 0.0 if press.lossless else press.compression_ratio if press.own_budget else 0.5
-    if press.needs_whole_context or press.while_decoding(ratio) is not None:
-        with pytest.raises(ValueError, match="run it with prefill=shared"):
+    ratio = (
+        0.0
+        if press.traits.is_full_cache
+        else press.compression_ratio
+        if press.traits.has_fixed_budget
+        else 0.5
+    )
+    if press.traits.needs_whole_context or press.acts_while_decoding(Budget.of(ratio)):
+        with pytest.raises(ValueError, match="compress_every"):
             read("llama", press, ratio)
         return
     kept = read("llama", press, ratio)
@@ -97,13 +103,13 @@ def test_the_first_chunk_is_kept_as_a_context_of_its_own_and_later_ones_are_read
     ids = tiny_ids(TOKENS) % VOCABULARY
     kept = read(family, press, 0.5)
     first = read(family, press, 0.5, size=TOKENS)
-    short = pipeline_of(family)._forward(ids[:, :SIZE], press, Framing(0, (), lambda text: ()))
+    short = pipeline_of(family)._forward(ids[:, :SIZE], press, PromptTokens(0, (), lambda text: ()))
     for index in kept.observed:
         ours, theirs = kept.layers[index].storage, short.layers[index].blocks[0].storage
         assert torch.equal(ours.keys[:, : SIZE // 2], theirs.keys)
         assert torch.equal(ours.values[:, : SIZE // 2], theirs.values)
-    assert kept.entries()[-1] == [sum(budget(n, 0.5) for n in CHUNKS)] * KV_HEADS
-    assert first.entries()[-1] == [budget(TOKENS, 0.5)] * KV_HEADS
+    assert kept.entries()[-1] == [sum(Budget(ratio=0.5).entries(n) for n in CHUNKS)] * KV_HEADS
+    assert first.entries()[-1] == [Budget(ratio=0.5).entries(TOKENS)] * KV_HEADS
     after = torch.tensor([[17, 18, 19]])
     assert not torch.allclose(logits_on(model, kept, after), logits_on(model, first, after), atol=1e-3)
 
@@ -113,21 +119,21 @@ def test_a_budget_in_tokens_is_met_whatever_the_chunks_as_long_as_each_keeps_an_
     asked: int, met: int
 ) -> None:
     pipeline = pipeline_of()
-    variant = Variant(KnormPress(), budget_tokens=asked)
-    framing = Framing(0, (), lambda text: ())
-    kept, _ = read_in_chunks(
-        pipeline.model, tiny_ids(TOKENS) % VOCABULARY, variant, SIZE, pipeline._forward, framing
+    variant = Variant(KnormPress(), Budget(tokens=asked))
+    prompt_tokens = PromptTokens(0, (), lambda text: ())
+    kept, _ = read_and_compress(
+        pipeline.model, tiny_ids(TOKENS) % VOCABULARY, variant, SIZE, pipeline._forward, prompt_tokens
     )
     assert kept.entries() == [[met] * KV_HEADS] * LAYERS
-    kept.check_budget(variant.press, variant.limit(TOKENS))
+    kept.check_budget(variant.press, variant.budget)
 
 
 def test_the_peak_is_what_earlier_chunks_keep_and_one_chunk() -> None:
     kept = read("llama", KnormPress(), 0.75)
-    held = sum(budget(n, 0.75) for n in CHUNKS[:2]) + SIZE
+    held = sum(Budget(ratio=0.75).entries(n) for n in CHUNKS[:2]) + SIZE
     assert kept.peak_entries == LAYERS * KV_HEADS * max(SIZE, held)
     assert kept.full_entries == LAYERS * KV_HEADS * TOKENS
-    assert kept.kept_fraction == sum(budget(n, 0.75) for n in CHUNKS) / TOKENS
+    assert kept.kept_fraction == sum(Budget(ratio=0.75).entries(n) for n in CHUNKS) / TOKENS
     assert read("llama", NonePress(), 0.0).peak_entries == kept.full_entries
 
 
@@ -166,16 +172,19 @@ def test_one_chunk_is_the_shared_prefill_bit_by_bit_and_nothing_is_shared_below(
     assert [row[0] for row in pipeline.sweep(CONTEXT, ["Who?", "Why?"], variants[1:])] == alone
 
 
-@pytest.mark.parametrize("press", [KeyRerotationPress(KnormPress()), FinchPress(), AdaKVPress(FinchPress())])
+@pytest.mark.parametrize(
+    "press", [KeyRerotationPress(KnormPress()), FinchPress(), KeyRerotationPress(FinchPress())]
+)
 def test_presses_that_move_positions_are_refused(press) -> None:
-    with pytest.raises(ValueError, match="run it with prefill=shared"):
+    with pytest.raises(ValueError, match="compress_every"):
         read("llama", press, 0.5)
 
 
-@pytest.mark.parametrize(("mode", "size"), [("chunked", None), ("chunked", 0), ("streamed", 512)])
-def test_a_mode_that_cannot_be_is_refused_when_the_pipeline_is_made(mode: str, size: int | None) -> None:
-    with pytest.raises(ValueError, match="prefill="):
-        CompressingPipeline(pipeline_of().model, byte_tokenizer(), prefill=mode, prefill_chunk=size)
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "64"])
+@pytest.mark.parametrize("option", ["compress_every", "prefill_chunk"])
+def test_a_size_that_cannot_be_is_refused_with_its_options(option: str, size: object) -> None:
+    with pytest.raises(ValueError, match=f"{option}={size!r} must be a positive number of tokens, or null"):
+        PipelineOptions(**{option: size})
 
 
 def test_a_context_that_outgrows_the_window_of_every_layer_is_refused() -> None:

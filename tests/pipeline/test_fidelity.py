@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.observation import cache_keyword
-from longpress.pipeline import CompressingPipeline, Question, Request, Variant, fidelity
+from kvcache.modules import cache_keyword
+from longpress import CompressingPipeline, Question, Request, Variant
+from longpress.pipeline import fidelity
+from longpress.pipeline.options import PipelineOptions
 from presses import (
     AdaKVPress,
     DecodingPress,
@@ -45,7 +47,9 @@ NAMES = {f"{text}_{what}" for text in ("reference", "answer") for what in ("nll"
 def pipeline_of(family: str = "llama", **options) -> CompressingPipeline:
     sliding = {"sliding_window": 64} if family == "gemma3" else {}
     return CompressingPipeline(
-        tiny_model(family, vocab_size=VOCABULARY, **sliding), byte_tokenizer(), fidelity=True, **options
+        tiny_model(family, vocab_size=VOCABULARY, **sliding),
+        byte_tokenizer(),
+        options=PipelineOptions(fidelity=True, **options),
     )
 
 
@@ -115,7 +119,7 @@ def test_equals_reading_the_answers_row_by_row(family: str) -> None:
         found = {name: result.answer.fidelity[name] for name in expected}
         assert found == pytest.approx(expected, rel=2e-4, abs=2e-5), (
             result.variant.press.name,
-            result.variant.compression_ratio,
+            result.variant.budget.ratio,
         )
     assert max(result.answer.fidelity["answer_kl"] for result in results) > 0.01
 
@@ -157,7 +161,7 @@ def test_a_question_does_not_depend_on_others_nor_on_the_other_variants() -> Non
 def test_neither_batches_nor_blocks_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = measured(pipeline_of())
     monkeypatch.setattr(fidelity, "LOGIT_BYTES", 16 * VOCABULARY * 23)  # two of 10 rows' positions at a time
-    for pipeline in (pipeline_of(), pipeline_of(max_batch_bytes=1), pipeline_of(max_batch_bytes=400_000)):
+    for pipeline in (pipeline_of(), pipeline_of(max_batch_gb=1 / 2**30), pipeline_of(max_batch_gb=400_000 / 2**30)):
         for one, other in zip(measured(pipeline), expected, strict=True):
             assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
 
@@ -189,7 +193,7 @@ def test_a_context_is_released_once_it_is_measured() -> None:
     expected = [
         one for text in contexts for one in measured(pipeline_of(), variants=VARIANTS[2:], context=text)
     ]
-    for pipeline in (pipeline_of(), pipeline_of(max_context_bytes=1)):
+    for pipeline in (pipeline_of(), pipeline_of(max_context_gb=1 / 2**30)):
         requests = [Request(text, QUESTIONS, VARIANTS[2:]) for text in contexts]
         results = [result for of_context in pipeline.stream(requests) for result in of_context]
         assert all(not result.context.layers and result.answer.after is None for result in results)

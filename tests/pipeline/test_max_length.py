@@ -2,7 +2,8 @@
 
 import pytest
 
-from longpress.pipeline import CompressingPipeline, Question, Request
+from longpress import CompressingPipeline, Question, Request
+from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.results import Failure
 from presses import KnormPress, NonePress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
@@ -14,7 +15,9 @@ VARIANTS = [(NonePress(), 0.0), (KnormPress(), 0.5)]
 
 
 def pipeline_with(window: int | None) -> CompressingPipeline:
-    return CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), window=window)
+    return CompressingPipeline(
+        tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), max_length=window
+    )
 
 
 def needed() -> int:
@@ -29,10 +32,13 @@ def test_a_prompt_that_fills_the_window_with_its_answer_is_answered_as_by_a_mode
     assert exact == free
 
 
-@pytest.mark.parametrize("mode", [{}, {"prefill": "chunked", "prefill_chunk": 64}])
+@pytest.mark.parametrize("mode", [{}, {"compress_every": 64}])
 def test_one_token_more_is_a_failed_cell_and_the_sweep_goes_on(mode: dict[str, object]) -> None:
     pipeline = CompressingPipeline(
-        tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), window=needed() - 1, **mode
+        tiny_model("llama", vocab_size=VOCABULARY),
+        byte_tokenizer(),
+        max_length=needed() - 1,
+        options=PipelineOptions(**mode),
     )
     requests = [Request(text, QUESTIONS, VARIANTS) for text in (CONTEXT, CONTEXT[:-8])]
     long, short = pipeline.stream(requests)

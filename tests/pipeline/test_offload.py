@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kvcache.storage import Storage
-from longpress.pipeline import CompressingPipeline, Question, Request, Variant
-from longpress.pipeline.facade import MAX_BATCH_BYTES, MAX_CONTEXT_BYTES
+from kvcache.storage import KVStorage
+from longpress import CompressingPipeline, Question, Request, Variant
 from longpress.pipeline.memory import Shape, memory_plan, room
+from longpress.pipeline.options import PipelineOptions
 from presses import (
     AdaKVPress,
     DecodingPress,
@@ -26,7 +26,6 @@ from tests.support.made_up_devices import Placed, made_up_devices, place
 from tests.support.tiny_models import tiny_model
 
 SHAPE = Shape.of(tiny_model("llama"))
-BOUNDS = {"max_batch_bytes": MAX_BATCH_BYTES, "max_context_bytes": MAX_CONTEXT_BYTES}
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
 QUESTIONS = [
     Question("Who?", max_new_tokens=8, reference="the fox"),
@@ -46,7 +45,7 @@ MANY = [
     *(Variant(SnapKVPress(), 0.5, cache_bits=bits) for bits in (16, 8)),
 ]
 SLIDING = [one for one in MANY if one.press.name not in ("key_rerotation", "think", "kvzip")]
-CHUNKS = {"prefill": "chunked", "prefill_chunk": 100}
+CHUNKS = {"compress_every": 100}
 
 
 def pipeline_of(family: str = "llama", **options) -> CompressingPipeline:
@@ -54,10 +53,10 @@ def pipeline_of(family: str = "llama", **options) -> CompressingPipeline:
         family, vocab_size=VOCABULARY, **({"sliding_window": 64} if family == "gemma3" else {})
     )
     place(model, "cpu:0")
-    return CompressingPipeline(model, byte_tokenizer(), **options)
+    return CompressingPipeline(model, byte_tokenizer(), options=PipelineOptions(**options))
 
 
-def parts(storage: Storage) -> list[torch.Tensor]:
+def parts(storage: KVStorage) -> list[torch.Tensor]:
     """The tensors that hold its entries."""
     stored = (storage.stored_keys, storage.stored_values)
     return [
@@ -122,11 +121,11 @@ def test_each_read_moves_the_entries_anew_and_a_question_moves_a_layer_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     moves: list[int] = []
-    read = Storage._read
+    read = KVStorage._read
     with made_up_devices():
         pipeline = pipeline_of(offload="always")
         monkeypatch.setattr(
-            Storage,
+            KVStorage,
             "_read",
             lambda storage, stored: moves.append(storage.reader is not None) or read(storage, stored),
         )
@@ -172,7 +171,8 @@ def test_the_room_is_the_memory_of_the_gpus_that_hold_the_model(monkeypatch: pyt
 def test_the_plan_says_what_lies_where() -> None:
     def plans(*variants: Variant) -> tuple:
         return tuple(
-            memory_plan(SHAPE, 1000, variants, 50, offload=offload, **BOUNDS) for offload in (False, True)
+            memory_plan(SHAPE, 1000, variants, 50, PipelineOptions(), offload=offload)
+            for offload in (False, True)
         )
 
     whole, mask = 1000 * SHAPE.token, 1000 * SHAPE.layers * SHAPE.heads
@@ -190,4 +190,6 @@ def test_the_plan_says_what_lies_where() -> None:
 
 def test_another_choice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"offload='sometimes' must be 'auto' .*, 'always' or 'never'"):
-        CompressingPipeline(tiny_model("llama"), byte_tokenizer(), offload="sometimes")
+        CompressingPipeline(
+            tiny_model("llama"), byte_tokenizer(), options=PipelineOptions(offload="sometimes")
+        )

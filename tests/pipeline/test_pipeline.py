@@ -8,10 +8,12 @@ import torch
 from transformers import DynamicCache
 
 from kvcache.attention import attending
-from kvcache.compressing import chunking
-from kvcache.observation import cache_keyword
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import chunking
+from kvcache.modules import cache_keyword
+from longpress import CompressingPipeline, Question, Request, Variant
 from longpress.catalogue import presses
-from longpress.pipeline import CompressingPipeline, Question, Request, Variant
+from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.prompt import Prompt
 from presses import AdaKVPress, KeyRerotationPress, KnormPress, NonePress, PyramidKVPress, SnapKVPress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
@@ -35,7 +37,10 @@ def model_of(family: str = "llama"):
 
 
 def make_pipeline(family: str = "llama", **options) -> CompressingPipeline:
-    return CompressingPipeline(model_of(family), byte_tokenizer(), **options)
+    max_length = options.pop("max_length", None)
+    return CompressingPipeline(
+        model_of(family), byte_tokenizer(), max_length=max_length, options=PipelineOptions(**options)
+    )
 
 
 def count_prefills(pipeline: CompressingPipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -121,14 +126,28 @@ def test_question_two_after_question_one_equals_question_two_alone() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"prefill_chunk": 37}, {"prefill_chunk": 100}, {"max_batch_bytes": 1}, {"max_batch_bytes": 300_000}],
+    [{"prefill_chunk": 37}, {"prefill_chunk": 100}, {"max_batch_gb": 1 / 2**30}, {"max_batch_gb": 300_000 / 2**30}],
     ids=str,
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_chunks_and_batch_sizes_change_no_answer(options: dict, family: str) -> None:
-    variants = [variant for variant in VARIANTS if family == "llama" or variant[0].name != "key_rerotation"]
-    whole = make_pipeline(family).sweep(CONTEXT, QUESTIONS, variants, max_new_tokens=6)
-    assert make_pipeline(family, **options).sweep(CONTEXT, QUESTIONS, variants, max_new_tokens=6) == whole
+    asked = (CONTEXT, QUESTIONS, of_family(family))
+    assert make_pipeline(family, **options).sweep(*asked, max_new_tokens=6) == read_whole(family)
+
+
+def of_family(family: str) -> list:
+    """The full cache and every press that the family takes, at two ratios."""
+    return [
+        (press, ratio)
+        for press, ratio in VARIANTS
+        if ratio in (0.0, 0.5, 0.9) and (family == "llama" or press.name != "key_rerotation")
+    ]
+
+
+@cache
+def read_whole(family: str) -> list[list[str]]:
+    """Answers after a prefill in one piece, decoded together."""
+    return make_pipeline(family).sweep(CONTEXT, QUESTIONS, of_family(family), max_new_tokens=6)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
@@ -247,8 +266,9 @@ def test_rows_with_limits_of_their_own_share_a_batch() -> None:
         Question("One?", max_new_tokens=2),
         Question("And what about the second?", max_new_tokens=9, answer_prefix=" It is"),
     ]
-    answers = pipeline(CONTEXT, questions=questions, press=VARIANTS)
-    for v, variant in enumerate(VARIANTS):
+    variants = of_family("llama")
+    answers = pipeline(CONTEXT, questions=questions, press=variants)
+    for v, variant in enumerate(variants):
         for q, question in enumerate(questions):
             assert (
                 answers["answers"][v][q] == pipeline(CONTEXT, question=question, press=[variant])["answer"][0]
@@ -274,7 +294,7 @@ def test_query_aware_compression_sees_the_question() -> None:
 
 
 def test_truncation_is_explicit_recorded_and_spares_the_question() -> None:
-    pipeline = make_pipeline(window=120)
+    pipeline = make_pipeline(max_length=120)
     with pytest.raises(ValueError, match="the model's window is 120"):
         pipeline(CONTEXT, question="?")
     for query_aware in (False, True):
@@ -321,8 +341,8 @@ def test_bad_calls_get_a_sentence(options: dict, sentence: str) -> None:
 
 def test_a_press_that_misses_its_budget_stops_the_run() -> None:
     class Greedy(KnormPress):
-        def select(self, evidence, ratio):
-            return super().select(evidence, ratio / 2)
+        def select(self, evidence, budget):
+            return super().select(evidence, Budget(ratio=budget.ratio / 2))
 
     with pytest.raises(ValueError, match="does not meet its budget"):
         make_pipeline()(CONTEXT, question="?", press=[Variant(Greedy(), 0.5)])
@@ -338,20 +358,29 @@ def test_a_prompt_is_the_chat_template_around_context_and_question() -> None:
         bare.context_ids("")
 
 
+THREE = [
+    Request(CONTEXT, [Question("Who?", max_new_tokens=12)], VARIANTS),
+    Request(
+        CONTEXT[::-1],
+        [Question("What?", max_new_tokens=3), Question("Why so?", max_new_tokens=7)],
+        VARIANTS,
+    ),
+    Request(CONTEXT.upper() * 2, [Question("?", max_new_tokens=20)], VARIANTS),
+]
+
+
+@cache
+def answered_alone(at: int) -> list[str]:
+    """The answers to one of the three, in the order of its results."""
+    request = THREE[at]
+    alone = make_pipeline()(request.context, questions=request.questions, press=VARIANTS)
+    return [text for row in alone["answers"] for text in row]
+
+
 @pytest.mark.parametrize("budget", [1, 400_000, 2**30])
 def test_contexts_decoded_together_answer_as_alone(budget: int) -> None:
-    contexts = [CONTEXT, CONTEXT[::-1], CONTEXT.upper() * 2]
-    questions = [
-        [Question("Who?", max_new_tokens=12)],
-        [Question("What?", max_new_tokens=3), Question("Why so?", max_new_tokens=7)],
-        [Question("?")],
-    ]
-    requests = [Request(context, asked, VARIANTS) for context, asked in zip(contexts, questions, strict=True)]
-    together = list(make_pipeline(max_batch_bytes=budget).stream(requests))
+    together = list(make_pipeline(max_batch_gb=budget / 2**30).stream(THREE))
     assert len(together) == 3
-    for request, results in zip(requests, together, strict=True):
-        alone = make_pipeline()(request.context, questions=request.questions, press=VARIANTS)
-        assert [result.answer.text for result in results] == [
-            text for row in alone["answers"] for text in row
-        ]
+    for at, results in enumerate(together):
+        assert [result.answer.text for result in results] == answered_alone(at)
         assert all(result.answer.stop_reason and result.answer.seconds > 0 for result in results)

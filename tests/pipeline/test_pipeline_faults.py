@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from longpress.pipeline import CompressingPipeline, Question, Request, Variant
+from longpress import CompressingPipeline, Question, Request, Variant
 from longpress.pipeline.decode import Decoder
+from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.results import ContextResults, Failure
+from longpress.pipeline.scheduler import Scheduler
 from presses import DecodingPress, KnormPress, NonePress, SnapKVPress
 from presses.scorer import ScorerPress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
@@ -33,10 +35,10 @@ class BrokenPress(ScorerPress):
             raise RuntimeError("broken on purpose")
         return layer.values.norm(dim=-1)
 
-    def select(self, evidence, ratio):
-        if ratio == self.ratio:
+    def select(self, evidence, budget):
+        if budget.ratio == self.ratio:
             raise KeyError("select is broken")
-        return super().select(evidence, ratio)
+        return super().select(evidence, budget)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def pipeline() -> CompressingPipeline:
 
 def texts(results: list) -> list[tuple]:
     return [
-        (result.variant.press.name, result.variant.compression_ratio, result.question, result.answer.text)
+        (result.variant.press.name, result.variant.budget.ratio, result.question, result.answer.text)
         for result in results
     ]
 
@@ -71,7 +73,7 @@ def test_a_press_that_fails_observing_spoils_no_other(
     (alone,) = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD, query_aware)])
     (results,) = pipeline.stream([Request(CONTEXT, QUESTIONS, variants, query_aware)])
     failed = [result for result in results if result.error]
-    assert [(result.variant.compression_ratio, result.question) for result in failed] == [
+    assert [(result.variant.budget.ratio, result.question) for result in failed] == [
         (r, q) for r in (0.25, 0.5) for q in range(4)
     ]
     assert all(
@@ -104,10 +106,10 @@ def test_a_context_that_fails_spoils_no_other(pipeline: CompressingPipeline, exp
 def test_a_context_that_does_not_fit_beside_others_is_read_alone(
     pipeline: CompressingPipeline, expected: list[tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, written = CompressingPipeline._answers, []
+    read, written = Scheduler._read, []
 
-    def crowded(self, decoder, request):
-        written.append(len(decoder.waiting) + len(decoder.alive))
+    def crowded(self, request):
+        written.append(len(self.decoder.waiting) + len(self.decoder.alive))
         if written[-1]:
             error = torch.OutOfMemoryError("out")
             return ContextResults(
@@ -117,9 +119,9 @@ def test_a_context_that_does_not_fit_beside_others_is_read_alone(
                     for q in range(len(request.questions))
                 ]
             )
-        return answers(self, decoder, request)
+        return read(self, request)
 
-    monkeypatch.setattr(CompressingPipeline, "_answers", crowded)
+    monkeypatch.setattr(Scheduler, "_read", crowded)
     first, second = pipeline.stream([Request(CONTEXT, QUESTIONS, GOOD), Request(CONTEXT, QUESTIONS, GOOD)])
     assert texts(first) == texts(second) == expected
     assert written == [0, len(expected), 0]
@@ -206,7 +208,9 @@ def test_a_row_of_nan_is_an_error_and_its_neighbours_answer(
 @pytest.mark.parametrize("fidelity", [False, True])
 def test_an_interruption_gives_what_is_decoded(fidelity: bool) -> None:
     model = tiny_model("llama", vocab_size=VOCABULARY)
-    pipeline = CompressingPipeline(model, byte_tokenizer(), max_context_bytes=1, fidelity=fidelity)
+    pipeline = CompressingPipeline(
+        model, byte_tokenizer(), options=PipelineOptions(max_context_gb=1e-9, fidelity=fidelity)
+    )
     uneven = [
         Question(one.text, "", 2 if at < 3 else 30, min_new_tokens=2 if at < 3 else 30)
         for at, one in enumerate(QUESTIONS)

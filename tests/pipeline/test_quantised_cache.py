@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from kvcache.attention import attending
+from kvcache.budget import Budget
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.observation import cache_keyword
+from kvcache.modules import cache_keyword
+from longpress import CompressingPipeline
 from longpress.models.loading import LoadedModel
-from longpress.pipeline import CompressingPipeline
-from longpress.pipeline.prefill import Onlooker, PrefilledContext, Variant
+from longpress.pipeline.options import PipelineOptions
+from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
+from longpress.pipeline.variants import Variant
 from presses import H2OPress, KnormPress, NonePress, SnapKVPress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.tiny_models import tiny_model
@@ -24,13 +27,15 @@ VARIANTS = [
         for press, ratio in ((NonePress(), 0), (SnapKVPress(), 0.5))
         for bits in (16, 8, 4, 2)
     ),
-    Variant(KnormPress(), budget_tokens=40, cache_bits=2),
+    Variant(KnormPress(), Budget(tokens=40), cache_bits=2),
     Variant(H2OPress(), 0.5, cache_bits=4),
 ]
 
 
 def make_pipeline(**options) -> CompressingPipeline:
-    return CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), **options)
+    return CompressingPipeline(
+        tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), options=PipelineOptions(**options)
+    )
 
 
 def test_the_second_question_does_not_see_the_first() -> None:
@@ -39,7 +44,7 @@ def test_the_second_question_does_not_see_the_first() -> None:
     for at, question in enumerate(QUESTIONS):
         alone = pipeline(CONTEXT, questions=[question], press=VARIANTS, max_new_tokens=20)
         assert [answers[at] for answers in both["answers"]] == [answers[0] for answers in alone["answers"]]
-    one_by_one = make_pipeline(max_batch_bytes=1)(
+    one_by_one = make_pipeline(max_batch_gb=1 / 2**30)(
         CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=20
     )
     assert one_by_one["answers"] == both["answers"]
@@ -86,13 +91,13 @@ def test_errors_on_a_real_model(smollm2: LoadedModel) -> None:
         "On Mondays she walks along the shelves with a lamp, and writes down which of them have been lent, to whom, and for how long. "
     ) * 12
     ids = torch.tensor([smollm2.tokenizer(text)["input_ids"][:528]])
-    model, onlooker, bits = smollm2.model, Onlooker([NonePress()]), [None, 16, 8, 4, 2]
+    model, observer, bits = smollm2.model, SweepObserver([NonePress()]), [None, 16, 8, 4, 2]
     keyword = cache_keyword(model.model)
     from transformers import DynamicCache
 
-    with torch.no_grad(), onlooker(model):
+    with torch.no_grad(), observer(model):
         model.model(input_ids=ids[:, :512], **{keyword: DynamicCache(config=model.config)})
-    contexts = PrefilledContext(onlooker, 0.0).compress(NonePress(), [0.0] * 5, bits=bits)
+    contexts = PrefilledContext(observer, 0.0).compress(NonePress(), [0.0] * 5, bits=bits)
     layers = [
         CompressedLayer([context.layers[at] for context in contexts], 512)
         for at in range(len(contexts[0].layers))

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.ruler import RulerBenchmark
+from longpress import CompressingPipeline, Question
 from longpress.catalogue import presses
 from longpress.models.loading import LoadedModel
-from longpress.pipeline import CompressingPipeline, Question
+from longpress.pipeline.options import PipelineOptions
 
 NAMES = (
     "knorm",
@@ -51,8 +52,10 @@ def test_compressing_while_reading_needs_less_cache_and_still_finds_the_needle(s
     )
     question = Question(sample.question, sample.answer_prefix, 16)
     variants = [(presses()[name].load()(), 0.5) for name in ("snapkv", "keydiff")]
-    shared = CompressingPipeline(smollm2.model, smollm2.tokenizer, prefill_chunk=256)
-    chunked = CompressingPipeline(smollm2.model, smollm2.tokenizer, prefill="chunked", prefill_chunk=256)
+    shared = CompressingPipeline(smollm2.model, smollm2.tokenizer, options=PipelineOptions(prefill_chunk=256))
+    chunked = CompressingPipeline(
+        smollm2.model, smollm2.tokenizer, options=PipelineOptions(compress_every=256)
+    )
     whole, pieces = (
         pipeline(sample.context, question=question, press=variants).results for pipeline in (shared, chunked)
     )

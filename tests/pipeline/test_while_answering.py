@@ -1,12 +1,12 @@
 """Presses that act while answers are written, in the pipeline: beside other rows, with several questions, measured over time."""
 
-from functools import partial
 
 import pytest
 import torch
 
-from longpress.pipeline import CompressingPipeline
+from longpress import CompressingPipeline
 from longpress.pipeline.decode import row_bytes
+from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.prompt import Question
 from longpress.pipeline.rows import Row
 from presses import (
@@ -48,17 +48,19 @@ VARIANTS = [
 
 
 def make_pipeline(**options) -> CompressingPipeline:
-    return CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), **options)
+    return CompressingPipeline(
+        tiny_model("llama", vocab_size=VOCABULARY), byte_tokenizer(), options=PipelineOptions(**options)
+    )
 
 
 def test_rows_that_shrink_answer_beside_others_as_alone() -> None:
     pipeline = make_pipeline()
-    together = pipeline(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=20)
-    small = make_pipeline(max_batch_bytes=1)(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=20)
+    together = pipeline(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=13)
+    small = make_pipeline(max_batch_gb=1 / 2**30)(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=13)
     assert together["answers"] == small["answers"]
     for variant, answers in zip(VARIANTS, together["answers"], strict=True):
         alone = [
-            pipeline(CONTEXT, question=question, press=[variant], max_new_tokens=20)["answer"][0]
+            pipeline(CONTEXT, question=question, press=[variant], max_new_tokens=13)["answer"][0]
             for question in QUESTIONS
         ]
         assert answers == alone
@@ -69,8 +71,8 @@ def test_rows_that_shrink_answer_beside_others_as_alone() -> None:
 def test_a_press_with_its_ratio_answers_as_in_a_sweep() -> None:
     pipeline, press = make_pipeline(), VARIANTS[1][0]
     assert (
-        pipeline(CONTEXT, questions=QUESTIONS, press=press)["answers"]
-        == pipeline.sweep(CONTEXT, QUESTIONS, VARIANTS)[1]
+        pipeline(CONTEXT, questions=QUESTIONS, press=press, max_new_tokens=13)["answers"]
+        == pipeline.sweep(CONTEXT, QUESTIONS, VARIANTS, max_new_tokens=13)[1]
     )
 
 
@@ -116,8 +118,7 @@ def test_memory_of_what_acts_is_counted() -> None:
     results = pipeline(CONTEXT, questions=["who?"], press=variants, max_new_tokens=1).results
     question = Question("", "", 20)
     rows = [
-        Row(one.context, [5] * 10, question, partial(one.variant.press.while_decoding, 0.0))
-        for one in results
+        Row(one.context, [5] * 10, question, one.variant) for one in results
     ]
     full, small, large, cam = (row_bytes(pipeline.model, row) for row in rows)
     layers, token = len(pipeline.model.model.layers), 4 * (64 + 2 * 16)

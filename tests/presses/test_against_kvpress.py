@@ -5,57 +5,28 @@ the numbers were recorded). Gemma3's sliding layer is left whole here; kvpress c
 attention were full.
 """
 
-from functools import cache
-
 import pytest
 import torch
 from transformers import DynamicCache
 
-from kvcache.observation import cache_keyword
+from kvcache.budget import Budget
+from kvcache.modules import cache_keyword
 from kvcache.selection import Selection
 from longpress.models.loading import LoadedModel
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
-from presses.base import BasePress
+from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
 from tests.support.peer.goldens import SMOLLM2, Case, Goldens, load_goldens
-from tests.support.tiny_models import FAMILIES, smollm2_ids, tiny_ids, tiny_model
+from tests.support.prefilled_contexts import model_of, read_context
+from tests.support.recorded_presses import WINDOW, recorded_press
+from tests.support.tiny_models import FAMILIES, smollm2_ids
 
 GOLDENS = load_goldens()
 LABELS = sorted({case.label for case in GOLDENS})
-
-WINDOW = 64
-
-
-def build(description: dict) -> BasePress:
-    import presses
-
-    fields = {key: value for key, value in description.items() if key not in ("class", "eager")}
-    if isinstance(fields.get("press"), dict):
-        fields["press"] = build(fields["press"])
-    if description["class"] == "PyramidKVPress":  # a subclass of SnapKV in kvpress, a wrapper here
-        inner = presses.SnapKVPress(window_size=fields["window_size"], kernel_size=fields.pop("kernel_size"))
-        fields["press"] = inner
-    return getattr(presses, description["class"])(**fields)
-
-
-@cache
-def model_of(family: str):
-    return tiny_model(family)
-
-
-def prefilled(family: str, length: int, press: BasePress) -> PrefilledContext:
-    model = model_of(family)
-    onlooker = Onlooker([press])
-    with torch.no_grad(), onlooker(model):
-        model.model(
-            input_ids=tiny_ids(length), **{cache_keyword(model.model): DynamicCache(config=model.config)}
-        )
-    return PrefilledContext(onlooker, 0.0)
 
 
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
-    press = build(GOLDENS.metadata["presses"][label])
+    press = recorded_press(GOLDENS.metadata["presses"][label])
     cases = [case for case in GOLDENS.cases(label) if case.family == family]
     if not cases:  # kvpress fails on this family; then we must not
         assert any(
@@ -64,37 +35,45 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
         )
         if label.startswith("KeyRerotation"):
             with pytest.raises(ValueError, match="sliding-window layers"):
-                prefilled(family, 90, press).compress(press, [0.5])
+                read_context(model_of(family), [press], 90).compress(press, [0.5])
         else:
-            assert prefilled(family, 90, press).compress(press, [0.5])
+            assert read_context(model_of(family), [press], 90).compress(press, [0.5])
         return
     if family == "gemma3" and label.startswith(
         "PyramidKV"
     ):  # our pyramid spans the two compressed layers, kvpress's all three
-        (context,) = prefilled(family, 701, press).compress(press, [0.5])
-        assert sum(map(sum, context.entries()[1:])) == press.entries(2, 2, 701, 0.5)[0]
+        (context,) = read_context(model_of(family), [press], 701).compress(press, [0.5])
+        assert sum(map(sum, context.entries()[1:])) == press.entry_bounds(2, 2, 701, Budget(ratio=0.5))[0]
         return
     for length in sorted({case.length for case in cases}):
-        read = prefilled(family, length, press)
+        read = read_context(model_of(family), [press], length)
         for case in (case for case in cases if case.length == length):
-            compare(GOLDENS, case, press.select(read.onlooker.evidence[press.identity()], case.ratio), read)
+            compare(
+                GOLDENS,
+                case,
+                press.select(read.observer.evidence[press.identity()], Budget.of(case.ratio)),
+                read,
+            )
 
 
 def test_kept_positions_on_smollm2_equal_kvpress(smollm2: LoadedModel) -> None:
     goldens = load_goldens(SMOLLM2)
     assert goldens.metadata["model"]["sha256"] == smollm2.revision
     made = {
-        label: build(goldens.metadata["presses"][label]) for label in sorted({case.label for case in goldens})
+        label: recorded_press(goldens.metadata["presses"][label])
+        for label in sorted({case.label for case in goldens})
     }
-    onlooker = Onlooker(list(made.values()))
-    with torch.no_grad(), onlooker(smollm2.model):
+    observer = SweepObserver(list(made.values()))
+    with torch.no_grad(), observer(smollm2.model):
         smollm2.model.model(
             input_ids=smollm2_ids(701), **{cache_keyword(smollm2.model.model): DynamicCache()}
         )
-    read = PrefilledContext(onlooker, 0.0)
+    read = PrefilledContext(observer, 0.0)
     for case in goldens:
         press = made[case.label]
-        compare(goldens, case, press.select(read.onlooker.evidence[press.identity()], case.ratio), read)
+        compare(
+            goldens, case, press.select(read.observer.evidence[press.identity()], Budget.of(case.ratio)), read
+        )
 
 
 def compare(goldens: Goldens, case: Case, selections: list[Selection], read: PrefilledContext) -> None:
@@ -117,7 +96,7 @@ def compare(goldens: Goldens, case: Case, selections: list[Selection], read: Pre
 )
 def test_rerotated_keys_equal_kvpress(name: str) -> None:
     _, label, family, length, ratio = name.split(" ")
-    press = build(GOLDENS.metadata["presses"][label])
-    (context,) = prefilled(family, int(length), press).compress(press, [float(ratio)])
+    press = recorded_press(GOLDENS.metadata["presses"][label])
+    (context,) = read_context(model_of(family), [press], int(length)).compress(press, [float(ratio)])
     for kept, theirs in zip(context.layers, torch.from_numpy(GOLDENS.arrays[name]), strict=True):
         torch.testing.assert_close(kept.storage.keys, theirs, rtol=1e-4, atol=1e-4)

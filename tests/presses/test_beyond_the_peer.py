@@ -5,10 +5,11 @@ from math import log
 import pytest
 import torch
 
-from kvcache.selection import apportion
+from kvcache.budget import Budget
 from presses import KnormPress, ObservedAttentionPress, VATPPress
 from presses.cake import preference
 from presses.rkv import redundancy
+from presses.support.budgets import apportion
 from presses.zigzagkv import need
 
 
@@ -60,12 +61,17 @@ def test_rkv_spares_the_latest_repetition() -> None:
 def test_vatp_weighs_attention_by_the_value() -> None:
     press = VATPPress(ObservedAttentionPress(), sinks=1, window_size=0)
     scores, norms = torch.tensor([[[0.1, 0.4, 0.3, 0.2]]]), torch.tensor([[[1.0, 1.0, 2.0, 1.0]]])
-    (weighted,) = press.scores_at([(scores, norms)], 0.5)
+    (weighted,) = press.scores_at([(scores, norms)], Budget(ratio=0.5))
     torch.testing.assert_close(weighted[0, 0, 1:], torch.tensor([0.4, 0.6, 0.2]))
-    assert press.select([(scores, norms)], 0.5)[0].keep[0, 0].tolist() == [True, False, True, False]
+    assert press.select([(scores, norms)], Budget(ratio=0.5))[0].keep[0, 0].tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_vatp_refuses_negative_scores() -> None:
     press = VATPPress(KnormPress())
     with pytest.raises(ValueError, match="knorm gives negative"):
-        press.select([(torch.tensor([[[-1.0, -2.0]]]), torch.ones(1, 1, 2))], 0.5)
+        press.select([(torch.tensor([[[-1.0, -2.0]]]), torch.ones(1, 1, 2))], Budget(ratio=0.5))

@@ -9,7 +9,9 @@ from hydra import compose, initialize_config_dir
 from torch.nn import functional
 from transformers import DynamicCache
 
-from kvcache.observation import LayerObservation, cache_keyword, observing
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import observing
+from kvcache.modules import cache_keyword
 from longpress.evaluation.config import register, settings
 from presses import (
     BlockPress,
@@ -32,9 +34,10 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.lukv import head_budgets
-from tests.presses.test_against_kvpress import WINDOW, build, prefilled
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import Case, load_goldens
+from tests.support.prefilled_contexts import model_of, observed_layer, read_context
+from tests.support.recorded_presses import WINDOW, recorded_press
 from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
@@ -62,7 +65,7 @@ ACROSS_LAYERS = ("DuoAttention", "FastKVzip")
 def golden_press(label: str) -> BasePress:
     described = GOLDENS.metadata["presses"][label]
     bookkeeping = {"compression_ratios"} if label.startswith("SimLayerKV") else {"decoding"}
-    return with_weights(build({key: value for key, value in described.items() if key not in bookkeeping}))
+    return with_weights(recorded_press(described, without=bookkeeping))
 
 
 @pytest.mark.parametrize("label", [label for label in LABELS if not label.startswith(WRONG)])
@@ -75,23 +78,24 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
             failure["label"] == label and failure["family"] == family
             for failure in GOLDENS.metadata["failures"]
         )
-        assert prefilled(family, 90, press).compress(press, [0.5])
+        assert read_context(model_of(family), [press], 90).compress(press, [0.5])
     for length in sorted({case.length for case in cases}):
-        read = prefilled(family, length, press)
-        evidence = read.onlooker.evidence[press.identity()]
+        read = read_context(model_of(family), [press], length)
+        evidence = read.observer.evidence[press.identity()]
         for case in (case for case in cases if case.length == length):
             if family == "gemma3" and label.startswith(
                 ACROSS_LAYERS
             ):  # ours compete over the two compressed layers, theirs over all three
                 kept = sum(
-                    int(selection.keep.sum()) for selection in press.select(evidence, case.ratio or 0.5)
+                    int(selection.keep.sum())
+                    for selection in press.select(evidence, Budget.of(case.ratio or 0.5))
                 )
-                fewest, most = press.entries(2, 2, length, case.ratio or 0.5)
+                fewest, most = press.entry_bounds(2, 2, length, Budget.of(case.ratio or 0.5))
                 assert fewest <= kept <= most
                 continue
             detail = GOLDENS.details[case]
             for index, selection in zip(
-                read.prefill.layers, press.select(evidence, case.ratio or 0.5), strict=True
+                read.prefill.layers, press.select(evidence, Budget.of(case.ratio or 0.5)), strict=True
             ):
                 ours, theirs = selection.keep[0], torch.from_numpy(GOLDENS[case][index])
                 assert ours.sum() == theirs.sum(), case
@@ -102,23 +106,12 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
                 assert int((ours != theirs)[:, free].sum()) <= 2 * detail.get("unstable", 0), (case, index)
 
 
-def observed(family: str, tokens: int, index: int = -1, batch: int = 1) -> LayerObservation:
-    layers: list[LayerObservation] = []
-    model = tiny_model(family)
-    with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
-        model.model(
-            input_ids=tiny_ids(tokens, batch),
-            **{cache_keyword(model.model): DynamicCache(config=model.config)},
-        )
-    return layers[index]
-
-
 # Chunks see their own rotations (kvpress: the end of the context's).
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunks_are_scored_with_their_own_positions(family: str) -> None:
-    layer = observed(family, 701)
+    layer = observed_layer(family, 701)
     press = ChunkPress(SnapKVPress(window_size=16), chunk_length=256)
     queries, keys = layer.queries(), layer.keys.repeat_interleave(layer.group, 1)
     future = torch.ones(16, 256, dtype=torch.bool).triu(241)
@@ -137,8 +130,8 @@ def test_chunks_are_scored_with_their_own_positions(family: str) -> None:
 def test_the_last_chunk_equals_kvpress_the_others_do_not(family: str) -> None:
     label, last, differing = "Chunk(SnapKV, chunk_length=256)", 512, 0
     press = golden_press(label)
-    read = prefilled(family, 701, press)
-    selections = press.select(read.onlooker.evidence[press.identity()], 0.5)
+    read = read_context(model_of(family), [press], 701)
+    selections = press.select(read.observer.evidence[press.identity()], Budget(ratio=0.5))
     for index, selection in zip(read.prefill.layers, selections, strict=True):
         ours, theirs = selection.keep[0], torch.from_numpy(GOLDENS[Case(label, family, 701, 0.5)][index])
         assert torch.equal(ours[:, last:], theirs[:, last:])
@@ -148,12 +141,12 @@ def test_the_last_chunk_equals_kvpress_the_others_do_not(family: str) -> None:
 
 def test_one_chunk_is_the_press_inside() -> None:
     press, inside = ChunkPress(ExpectedAttentionPress(), chunk_length=128), ExpectedAttentionPress()
-    layer = observed("llama", 100)
+    layer = observed_layer("llama", 100)
     torch.testing.assert_close(press.observe(layer)[0], inside.observe(layer))
 
 
 def test_random_chunks_differ() -> None:
-    first, second = ChunkPress(RandomPress(), chunk_length=50).observe(observed("llama", 100))
+    first, second = ChunkPress(RandomPress(), chunk_length=50).observe(observed_layer("llama", 100))
     assert not torch.equal(first, second)
 
 
@@ -162,24 +155,26 @@ def test_random_chunks_differ() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_block_of_a_tokenwise_score_is_plain_top_k(size: int) -> None:
-    layer = observed("llama", 90)
+    layer = observed_layer("llama", 90)
     for ratio in (0.3, 0.9):
         (streamed,) = BlockPress(KnormPress(), block_size=size).select(
-            [BlockPress(KnormPress()).observe(layer)], ratio
+            [BlockPress(KnormPress()).observe(layer)], Budget.of(ratio)
         )
-        (plain,) = KnormPress().select([KnormPress().score(layer)], ratio)
+        (plain,) = KnormPress().select([KnormPress().score(layer)], Budget.of(ratio))
         assert torch.equal(streamed.keep, plain.keep)
 
 
 def test_block_gives_a_scorer_of_hidden_states_the_tokens_it_speaks_of() -> None:
     """Done by hand for the first block of SnapKV: attention among kept tokens and the block."""
-    layer = observed("qwen3", 40)
+    layer = observed_layer("qwen3", 40)
     press = BlockPress(TOVAPress(), block_size=20)
-    (selection,) = press.select([press.observe(layer)], 0.5)  # 20 tokens, then 20 more: one step, over all 40
-    (plain,) = TOVAPress().select([TOVAPress().score(layer)], 0.5)
+    (selection,) = press.select(
+        [press.observe(layer)], Budget(ratio=0.5)
+    )  # 20 tokens, then 20 more: one step, over all 40
+    (plain,) = TOVAPress().select([TOVAPress().score(layer)], Budget(ratio=0.5))
     assert torch.equal(selection.keep, plain.keep)
     press = BlockPress(TOVAPress(), block_size=10)
-    (selection,) = press.select([press.observe(layer)], 0.5)
+    (selection,) = press.select([press.observe(layer)], Budget(ratio=0.5))
     votes = (
         layer.queries()[:, :, 29:30]
         @ layer.keys[:, :, :30].repeat_interleave(layer.group, 1).mT
@@ -199,7 +194,7 @@ def test_block_gives_a_scorer_of_hidden_states_the_tokens_it_speaks_of() -> None
 
 
 def test_block_holds_hidden_states_only_for_scorers_that_look_at_them() -> None:
-    layer = observed("llama", 30)
+    layer = observed_layer("llama", 30)
     assert BlockPress(KeyDiffPress()).observe(layer).hidden.numel() == 0
     assert BlockPress(SnapKVPress()).observe(layer).hidden is layer.hidden
 
@@ -224,7 +219,7 @@ def test_rows_of_a_batch_decide_for_themselves(press: BasePress) -> None:
         evidence: list = []
         with torch.no_grad(), observing(model, lambda layer, cache: evidence.append(press.observe(layer))):
             model.model(input_ids=tiny_ids(90, 2)[rows], **{cache_keyword(model.model): DynamicCache()})
-        return torch.stack([selection.keep for selection in press.select(evidence, 0.5)], dim=1)
+        return torch.stack([selection.keep for selection in press.select(evidence, Budget(ratio=0.5))], dim=1)
 
     model = tiny_model("llama")
     both = select(slice(0, 2))
@@ -241,8 +236,8 @@ def test_entropy_gate_by_hand() -> None:
     press = EntropyGatedChunkKVPress(KnormPress(), chunk_length=2, low_entropy_chunk_length=1)
     # means 4.5 2 1 1.55, median 1.55; entropies 0 1 1 0.21, median 0.21: the first chunk is gated, the last
     # (0.21 is not below) is not
-    assert press.select([scores], 0.625)[0].positions.tolist() == [[[0, 2, 3]]]
-    assert press.select([scores], 0.375)[0].positions.tolist() == [[[0, 2, 3, 6, 7]]]
+    assert press.select([scores], Budget(ratio=0.625))[0].positions.tolist() == [[[0, 2, 3]]]
+    assert press.select([scores], Budget(ratio=0.375))[0].positions.tolist() == [[[0, 2, 3, 6, 7]]]
 
 
 def test_head_budgets_by_hand() -> None:
@@ -258,12 +253,12 @@ def test_head_budgets_by_hand() -> None:
 def test_dms_by_hand() -> None:
     scores = torch.tensor([[5.0, 1.0, 3.0, 0.0], [1.0, 1.0, 1.0, 0.0]])[None]
     press = DMSPress(KnormPress(), threshold=3.0, sliding_window_size=1)
-    assert press.select([scores], 0.5)[0].keep[0].tolist() == [
+    assert press.select([scores], Budget(ratio=0.5))[0].keep[0].tolist() == [
         [True, False, True, True],
         [False, False, False, True],
     ]
     by_ratio = DMSPress(KnormPress(), sliding_window_size=1)
-    assert by_ratio.select([scores], 0.5)[0].counts.tolist() == [[3, 1]]
+    assert by_ratio.select([scores], Budget(ratio=0.5))[0].counts.tolist() == [[3, 1]]
 
 
 def test_duo_attention_measures_what_it_keeps() -> None:
@@ -271,15 +266,15 @@ def test_duo_attention_measures_what_it_keeps() -> None:
         press = DuoAttentionPress(
             head_compression_ratio=0.5, on_the_fly_scoring=True, sink_size=16, recent_size=64
         )
-        (context,) = prefilled("llama", tokens, press).compress(press, [0.5])
+        (context,) = read_context(model_of("llama"), [press], tokens).compress(press, [0.5])
         assert context.kept_fraction == 0.5 + 0.5 * min(1, 80 / tokens)
 
 
 def test_duo_attention_by_ratio_shortens_the_lowest_heads() -> None:
     press = DuoAttentionPress(on_the_fly_scoring=True, sink_size=2, recent_size=18)
-    read = prefilled("llama", 100, press)
+    read = read_context(model_of("llama"), [press], 100)
     scores = torch.stack(
-        [seen.scores[0, :, 0] for seen in read.onlooker.evidence[press.identity()]]
+        [seen.scores[0, :, 0] for seen in read.observer.evidence[press.identity()]]
     ).flatten()
     (context,) = read.compress(press, [0.5])
     counts = torch.tensor(context.entries()).flatten()
@@ -294,21 +289,23 @@ def test_duo_attention_by_ratio_shortens_the_lowest_heads() -> None:
     (context,) = read.compress(press, [0.9])
     assert set(torch.tensor(context.entries()).flatten().tolist()) == {
         9
-    }  # budget(100, 0.9), fewer than sinks and recent tokens
+    }  # Budget(ratio=0.9).entries(100), fewer than sinks and recent tokens
 
 
 def test_simlayerkv_by_ratio_takes_the_laziest_layers() -> None:
     press = SimLayerKVPress(n_recent=32)
-    read = prefilled("llama", 90, press)
-    laziness = torch.tensor([float(seen[0, 0, 0]) for seen in read.onlooker.evidence[press.identity()]])
+    read = read_context(model_of("llama"), [press], 90)
+    laziness = torch.tensor([float(seen[0, 0, 0]) for seen in read.observer.evidence[press.identity()]])
     (context,) = read.compress(press, [0.34])
     counts = torch.tensor(context.entries())
     assert counts[laziness.argsort(descending=True)].tolist() == [
         [35, 35],
         [52, 52],
         [90, 90],
-    ]  # 177 = 3 · budget(90, 0.34)
-    mask = press.select(read.onlooker.evidence[press.identity()], 0.34)[int(laziness.argmax())].keep[0, 0]
+    ]  # 177 = 3 · Budget(ratio=0.34).entries(90)
+    mask = press.select(read.observer.evidence[press.identity()], Budget(ratio=0.34))[
+        int(laziness.argmax())
+    ].keep[0, 0]
     assert mask.nonzero().flatten().tolist() == [0, 1, 2, 3, *range(59, 90)]
 
 
@@ -327,8 +324,9 @@ def test_simlayerkv_by_ratio_takes_the_laziest_layers() -> None:
     ids=lambda press: press.name,
 )
 def test_a_budget_of_its_own_holds_whatever_the_ratio(press: BasePress) -> None:
-    assert press.own_budget and press.compression_ratio > 0
-    contexts = prefilled("llama", 300, press).compress(press, [press.compression_ratio, 0.1, 0.9, 0.0])
+    assert press.traits.has_fixed_budget and press.compression_ratio > 0
+    prefilled = read_context(model_of("llama"), [press], 300)
+    contexts = prefilled.compress(press, [press.compression_ratio, 0.1, 0.9, 0.0])
     assert contexts[0].entries() == contexts[1].entries() == contexts[2].entries()
     assert contexts[0].kept_fraction < contexts[3].kept_fraction == 1
     contexts[0].check_budget(press, press.compression_ratio)
@@ -355,7 +353,7 @@ def test_a_sweep_runs_a_budget_of_its_own_once() -> None:
 def test_per_layer_needs_a_ratio_for_every_layer() -> None:
     press = PerLayerCompressionPress(compression_ratios=(0.5, 0.5))
     with pytest.raises(ValueError, match="has 2 entries, but the model a layer 2"):
-        prefilled("llama", 40, press).compress(press, [0.5])
+        read_context(model_of("llama"), [press], 40).compress(press, [0.5])
 
 
 @pytest.mark.parametrize(

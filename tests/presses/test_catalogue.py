@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvcache.budget import Budget
 from longpress.catalogue import benchmarks, find, presses
-from longpress.evaluation.config import make_press
-from tests.presses.test_laws import RATIOS, TOKENS, logits_after, model_of, read
+from longpress.evaluation.choices import make_press
 from tests.support.learned_weights import with_weights
+from tests.support.prefilled_contexts import RATIOS, TOKENS, logits_after, model_of, read_context
 from tests.support.tiny_models import tiny_ids
 
 ROOT = Path(__file__).parents[2]
@@ -94,15 +95,18 @@ def test_one_file_has_options_wrappers_and_the_laws(folder: Path) -> None:
             assert "one_file" in str(wrapped.parameters()), name
             assert {field.name for field in fields(wrapped)} > {"press"}
             for ratio, context in zip(
-                RATIOS, read(model_of("llama"), [wrapped]).compress(wrapped, RATIOS), strict=True
+                RATIOS, read_context(model_of("llama"), [wrapped]).compress(wrapped, RATIOS), strict=True
             ):
                 context.check_budget(wrapped, ratio)
-    (context,) = read(model_of("llama"), [press]).compress(press, [0.5])
+    (context,) = read_context(model_of("llama"), [press]).compress(press, [0.5])
     assert context.entries() == [[TOKENS // 2] * 2] * 3
     assert bool(logits_after(model_of("llama"), entry.load()(0.5), tiny_ids(3)).isfinite().all())
     assert torch.equal(
         *(
-            press.select(read(model_of("llama"), [press]).onlooker.evidence[press.identity()], 0.5)[0].keep
+            press.select(
+                read_context(model_of("llama"), [press]).observer.evidence[press.identity()],
+                Budget(ratio=0.5),
+            )[0].keep
             for _ in "ab"
         )
     )

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from kvcache.decode_hooks import DecodingObservation
-from kvcache.observation import cache_keyword, observing
+from kvcache.hooks.decode_hooks import DecodingObservation
+from kvcache.hooks.prefill import observing
+from kvcache.modules import cache_keyword
 from presses import AdaKVPress, H2OPress, MorphKVPress, PrefillDecodingPress, SnapKVPress
 from presses.h2o import HeavyHitters
 from presses.morphkv import MovingWindow, fuse
@@ -21,14 +22,14 @@ class Forced(DecodingObservation):
         return self.rope[:, :, -last:]
 
 
-def step(follower, attention: list[list[float]], notes: list[float] | None = None) -> list[bool]:
+def step(decode_hook, attention: list[list[float]], entry_metadata: list[float] | None = None) -> list[bool]:
     """One pass of len(attention) tokens over one head with len(attention[0]) entries: which stay."""
     rows = torch.tensor(attention)[None, None]
     n, entries = rows.shape[2:]
     keys = torch.ones(1, 1, entries, 2)
     module = torch.nn.Module()
     module.config = type("Config", (), {"num_attention_heads": 1, "num_key_value_heads": 1})()
-    told = None if notes is None else torch.tensor(notes)[None, None, :, None]
+    told = None if entry_metadata is None else torch.tensor(entry_metadata)[None, None, :, None]
     seen = torch.ones(1, 1, entries, dtype=torch.bool)
     layer = Forced(
         0,
@@ -42,16 +43,16 @@ def step(follower, attention: list[list[float]], notes: list[float] | None = Non
         (0,),
         valid=seen,
         next_position=9,
-        notes=told,
+        entry_metadata=told,
     )
-    return follower.follow(layer).keep[0, 0].tolist()
+    return decode_hook.follow(layer).keep[0, 0].tolist()
 
 
 def test_heavy_hitters_keep_what_they_received() -> None:
-    follower = HeavyHitters(0.5)
+    decode_hook = HeavyHitters(0.5)
     # sums of four entries (2 stay for their sums, 2 as the latest): 0.9, 0.2, 0.5, 0.3, then + the new
     # token's attention
-    assert step(follower, [[0.0, 0.6, 0.1, 0.1, 0.2]], [0.9, 0.2, 0.5, 0.3]) == [
+    assert step(decode_hook, [[0.0, 0.6, 0.1, 0.1, 0.2]], [0.9, 0.2, 0.5, 0.3]) == [
         True,
         True,
         False,
@@ -59,29 +60,29 @@ def test_heavy_hitters_keep_what_they_received() -> None:
         True,
     ]  # 0.9 0.8 0.6 | 0.4 0.2
     # known: 0.9 0.8 0.4 0.2
-    assert step(follower, [[0.0, 0.0, 0.5, 0.3, 0.2]]) == [
+    assert step(decode_hook, [[0.0, 0.0, 0.5, 0.3, 0.2]]) == [
         True,
         False,
         True,
         True,
         True,
     ]  # 0.9 0.8 0.9 | 0.5 0.2
-    assert follower.known[0, 0, :, 0].tolist() == pytest.approx([0.9, 0.9, 0.5, 0.2])
+    assert decode_hook.known[0, 0, :, 0].tolist() == pytest.approx([0.9, 0.9, 0.5, 0.2])
 
 
 def test_heavy_hitters_without_notes_begin_at_zero() -> None:
-    follower = HeavyHitters(0.0)
-    assert step(follower, [[0.1, 0.7, 0.2]]) == [False, True, True]
-    assert step(follower, [[0.5, 0.3, 0.2]]) == [True, True, False]  # 1.2, 0.5, 0.2
+    decode_hook = HeavyHitters(0.0)
+    assert step(decode_hook, [[0.1, 0.7, 0.2]]) == [False, True, True]
+    assert step(decode_hook, [[0.5, 0.3, 0.2]]) == [True, True, False]  # 1.2, 0.5, 0.2
 
 
 def test_the_window_forgets() -> None:
-    follower = MovingWindow(2, "sum")
-    assert step(follower, [[0.6, 0.1, 0.1, 0.2]]) == [True, False, True, True]
+    decode_hook = MovingWindow(2, "sum")
+    assert step(decode_hook, [[0.6, 0.1, 0.1, 0.2]]) == [True, False, True, True]
     # two rows vote: (0.6, 0.1, 0.2, 0) + (0.1, 0.4, 0.1, 0.4); entries 2 and 3 are the window
-    assert step(follower, [[0.1, 0.4, 0.1, 0.4]]) == [True, False, True, True]
+    assert step(decode_hook, [[0.1, 0.4, 0.1, 0.4]]) == [True, False, True, True]
     # the first row is gone: (0.1, 0.1, 0.4, 0) + (0.1, 0.3, 0.3, 0.3)
-    assert step(follower, [[0.1, 0.3, 0.3, 0.3]]) == [False, True, True, True]
+    assert step(decode_hook, [[0.1, 0.3, 0.3, 0.3]]) == [False, True, True, True]
 
 
 def test_votes_of_a_window_are_joined_by_sum_or_maximum() -> None:
@@ -115,7 +116,7 @@ def test_every_head_keeps_its_size(press) -> None:
 
 
 def test_sums_equal_attention_that_was_paid_while_nothing_is_dropped() -> None:
-    """The follower's sums are those of one long context's columns, as long as no entry has left."""
+    """The decode_hook's sums are those of one long context's columns, as long as no entry has left."""
     model, press = tiny_model("llama"), H2OPress(0.5, recent_share=0.0)
     ids = tiny_ids(30)
     stored, sums = DynamicCache(config=model.config), []

@@ -1,15 +1,19 @@
 """A model whose layers lie on two devices (`device_map`) compresses and answers as on one, and mixes no tensors of the two."""
 
+from functools import cache
+
 import pytest
 import torch
 
-from longpress.pipeline import CompressingPipeline, Variant
-from tests.presses.test_laws import NAMES, logits_after, make
+from longpress import CompressingPipeline, Variant
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.catalogue_presses import NAMES, press_named
 from tests.support.made_up_devices import Placed, made_up_devices, place
+from tests.support.prefilled_contexts import logits_after, model_of
 from tests.support.tiny_models import tiny_ids, tiny_model
 
 
+@cache
 def divided(**shape: int) -> torch.nn.Module:
     """As `device_map` divides it: embeddings and the first layer on one device, the other layers and the head on the next."""
     model = tiny_model("llama", **shape)
@@ -34,11 +38,11 @@ def test_devices_cannot_be_mixed_here() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_press_gives_the_logits_of_one_device(name: str) -> None:
-    press = make(name)
-    if not press.lossless and not press.own_budget:
+    press = press_named(name)
+    if not press.traits.is_full_cache and not press.traits.has_fixed_budget:
         object.__setattr__(press, "compression_ratio", 0.5)
     continuation = tiny_ids(4, seed=1)
-    whole = logits_after(tiny_model("llama"), press, continuation)
+    whole = logits_after(model_of("llama"), press, continuation)
     with made_up_devices():
         parted = logits_after(divided(), press, continuation)
         assert parted.device == torch.device("cpu:1")
@@ -50,7 +54,9 @@ def test_a_sweep_of_two_questions_gives_the_answers_of_one_device() -> None:
     tokenizer, context = byte_tokenizer(), "The quick brown fox jumps over the lazy dog. " * 6
     names = ("none", "snapkv", "adakv", "think", "key_rerotation", "kvzip", "cake", "decoding")
     variants = [
-        Variant(make(name), ratio) for name in names for ratio in ((0.0,) if name == "none" else (0.25, 0.75))
+        Variant(press_named(name), ratio)
+        for name in names
+        for ratio in ((0.0,) if name == "none" else (0.25, 0.75))
     ]
     swept = []
     for model in (tiny_model("llama", vocab_size=VOCABULARY), divided(vocab_size=VOCABULARY)):

@@ -1,104 +1,25 @@
 """Presses written for kvpress run unchanged in a sweep; here some that follow its interface, the real ones in `tests/peer`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from kvcache.selection import budget
+from kvcache.budget import Budget
 from longpress.catalogue import presses
-from longpress.evaluation.config import make_press
+from longpress.evaluation.choices import make_press
 from presses import KnormPress
 from presses.from_kvpress import FromKVPress
-from tests.presses.test_laws import TOKENS, logits_after, observations, read
+from tests.support.foreign_presses import (
+    CALLS,
+    MaskingPress,
+    NormPress,
+    OnlyScore,
+    RatioNormPress,
+    WrappedPress,
+)
+from tests.support.prefilled_contexts import TOKENS, logits_after, observations, read_context
 from tests.support.tiny_models import KV_HEADS, LAYERS, tiny_ids, tiny_model
-
-CALLS: list[int] = []
-
-
-class BasePress:
-    def post_init_from_model(self, model):
-        pass
-
-    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
-        raise NotImplementedError
-
-    def forward_hook(self, module, input, kwargs, output):
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
-        assert kwargs["cache_position"][-1] + 1 == kwargs["hidden_states"].shape[1]
-        layer.keys, layer.values = self.compress(
-            module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs
-        )
-        return output
-
-    def __call__(self, model):
-        raise AssertionError("a shared prefill enters no other press")
-
-
-@dataclass
-class ScorerPress(BasePress):
-    compression_ratio: float = 0.0
-
-    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
-        scores = self.score(module, hidden_states, keys, values, attentions, kwargs)
-        best = scores.topk(max(1, int(keys.shape[2] * (1 - self.compression_ratio))), dim=-1).indices
-        best = best[..., None].expand(-1, -1, -1, module.head_dim)
-        return keys.gather(2, best), values.gather(2, best)
-
-
-@dataclass
-class NormPress(ScorerPress):
-    power: float = 1.0
-
-    def score(self, module, hidden_states, keys, values, attentions, kwargs):
-        CALLS.append(module.layer_idx)
-        module.note = "left behind"
-        return -(keys.norm(dim=-1) ** self.power)
-
-
-@dataclass
-class RatioNormPress(NormPress):
-    def score(self, module, hidden_states, keys, values, attentions, kwargs):
-        return super().score(module, hidden_states, keys, values, attentions, kwargs) * (
-            1 + self.compression_ratio
-        )
-
-
-@dataclass
-class WrappedPress(BasePress):
-    press: NormPress
-
-    @property
-    def compression_ratio(self):
-        return self.press.compression_ratio
-
-    @compression_ratio.setter
-    def compression_ratio(self, ratio):
-        self.press.compression_ratio = ratio
-
-    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
-        return self.press.compress(module, hidden_states, keys, values, attentions, kwargs)
-
-
-@dataclass
-class MaskingPress(BasePress):
-    compression_ratio: float = 0.0
-
-    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
-        scores = -keys.norm(dim=-1)
-        worst = (
-            scores.flatten(1)
-            .topk(int(scores[0].numel() * self.compression_ratio), largest=False)
-            .indices.flatten()
-        )
-        module.masked_key_indices = (torch.zeros_like(worst), worst // keys.shape[2], worst % keys.shape[2])
-        return keys, values
-
-
-class OnlyScore:
-    def score(self, module, hidden_states, keys, values, attentions, kwargs):
-        return -keys.norm(dim=-1)
 
 
 @pytest.mark.parametrize(
@@ -109,21 +30,22 @@ class OnlyScore:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma3"])
 def test_a_sweep_keeps_what_the_press_keeps(press, family: str) -> None:
     ours, adapted = KnormPress(), FromKVPress(press)
-    prefilled = read(tiny_model(family), [ours, adapted])
+    prefilled = read_context(tiny_model(family), [ours, adapted])
     layers = prefilled.prefill.layers
     for evidence in zip(
-        ours.select(prefilled.onlooker.evidence[ours.identity()], 0.5),
+        ours.select(prefilled.observer.evidence[ours.identity()], Budget(ratio=0.5)),
         adapted.select(
-            adapted.probe(prefilled.prefill, prefilled.onlooker.evidence[adapted.identity()]), 0.5
+            adapted.probe(prefilled.prefill, prefilled.observer.evidence[adapted.identity()]),
+            Budget(ratio=0.5),
         ),
         strict=True,
     ):
         assert torch.equal(evidence[0].keep, evidence[1].keep)
     for ratio, context in zip((0.25, 0.9), prefilled.compress(adapted, (0.25, 0.9)), strict=True):
         context.check_budget(adapted, ratio)
-        assert [context.entries()[index] for index in layers] == [[budget(TOKENS, ratio)] * KV_HEADS] * len(
-            layers
-        )
+        assert [context.entries()[index] for index in layers] == [
+            [Budget(ratio=ratio).entries(TOKENS)] * KV_HEADS
+        ] * len(layers)
         assert all(not hasattr(layer.self_attn, "note") for layer in prefilled.prefill.model.model.layers)
 
 
@@ -131,7 +53,7 @@ def test_a_score_is_asked_once_for_all_ratios_unless_it_looks_at_the_ratio() -> 
     for press, times in ((NormPress(), 1), (RatioNormPress(), 1 + 2), (WrappedPress(NormPress()), 2)):
         CALLS.clear()
         adapted = FromKVPress(press)
-        read(tiny_model("llama"), [adapted]).compress(adapted, (0.25, 0.5))
+        read_context(tiny_model("llama"), [adapted]).compress(adapted, (0.25, 0.5))
         assert len(CALLS) == LAYERS * times, type(press).__name__
 
 
@@ -146,7 +68,7 @@ def test_inside_a_prefill_it_gives_the_logits_of_our_own_press() -> None:
 
 def test_masked_entries_leave_memory() -> None:
     adapted = FromKVPress(MaskingPress())
-    (context,) = read(tiny_model("llama"), [adapted]).compress(adapted, [0.5])
+    (context,) = read_context(tiny_model("llama"), [adapted]).compress(adapted, [0.5])
     assert [sum(heads) for heads in context.entries()] == [
         KV_HEADS * TOKENS - int(KV_HEADS * TOKENS * 0.5)
     ] * LAYERS
@@ -180,7 +102,7 @@ def test_what_cannot_run_is_refused() -> None:
 def test_a_file_of_presses_dir_brings_a_foreign_press(tmp_path: Path) -> None:
     (tmp_path / "foreign.py").write_text(
         '"""A press written for kvpress."""\nfrom dataclasses import dataclass\nfrom presses.from_kvpress import FromKVPress\n'
-        "from test_from_kvpress import NormPress\n\n\n"
+        "from tests.support.foreign_presses import NormPress\n\n\n"
         "@dataclass(frozen=True)\nclass ForeignPress(FromKVPress):\n    def make(self):\n        return NormPress(power=2.0)\n"
     )
     press = make_press("foreign", presses(tmp_path))

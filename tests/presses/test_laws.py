@@ -2,74 +2,40 @@
 
 import inspect
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from kvcache.observation import LayerObservation, cache_keyword, observing
-from kvcache.selection import budget
+from kvcache.budget import Budget
+from kvcache.modules import cache_keyword
 from longpress.catalogue import presses
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
-from presses.base import BasePress
 from presses.scorer import ScorerPress
-from tests.support.learned_weights import with_weights
+from tests.support.catalogue_presses import NAMES, press_named
+from tests.support.prefilled_contexts import (
+    RATIOS,
+    TOKENS,
+    logits_after,
+    model_of,
+    observations,
+    read_context,
+)
 from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
-
-RATIOS = (0.25, 0.5, 0.9)
-TOKENS = 203
-NAMES = sorted(presses())
-
-
-def make(name: str) -> BasePress:
-    return with_weights(presses()[name].load()())
-
 
 SCORERS = [
     name
     for name in NAMES
-    if isinstance(make(name), ScorerPress) and type(make(name)).scores_at is ScorerPress.scores_at
+    if isinstance(press_named(name), ScorerPress)
+    and type(press_named(name)).scores_at is ScorerPress.scores_at
 ]
-
-
-@cache
-def model_of(family: str, dtype: torch.dtype = torch.float32):
-    return tiny_model(family).to(dtype)
-
-
-def read(model, presses_: list[BasePress], tokens: int = TOKENS) -> PrefilledContext:
-    onlooker = Onlooker(presses_)
-    with torch.no_grad(), onlooker(model):
-        model.model(
-            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
-        )
-    return PrefilledContext(onlooker, 0.0)
-
-
-def observations(model, tokens: int = TOKENS) -> list[LayerObservation]:
-    layers: list[LayerObservation] = []
-    with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
-        model.model(
-            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
-        )
-    return layers
-
-
-def logits_after(model, press: BasePress, continuation: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
-    keyword = cache_keyword(model)
-    stored = DynamicCache(config=model.config)
-    with torch.no_grad(), press(model):
-        model(tiny_ids(tokens), **{keyword: stored})
-        return model(continuation, **{keyword: stored}).logits
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_budget_is_met_or_refused_with_a_sentence(name: str, family: str) -> None:
-    press = make(name)
-    prefilled = read(model_of(family), [press])
+    press = press_named(name)
+    prefilled = read_context(model_of(family), [press])
     try:
         contexts = prefilled.compress(press, RATIOS)
     except ValueError as error:
@@ -85,7 +51,7 @@ def test_budget_is_met_or_refused_with_a_sentence(name: str, family: str) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_given_to_a_press_is_changed(name: str) -> None:
-    press = make(name)
+    press = press_named(name)
     for layer in observations(model_of("llama")):
         before = [tensor.clone() for tensor in (layer.hidden, layer.keys, layer.values, layer.cos, layer.sin)]
         evidence = press.observe(layer)
@@ -93,10 +59,10 @@ def test_nothing_given_to_a_press_is_changed(name: str) -> None:
         after = (layer.hidden, layer.keys, layer.values, layer.cos, layer.sin)
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(copies, _tensors(evidence), strict=True))
-    prefilled = read(model_of("llama"), [press])
+    prefilled = read_context(model_of("llama"), [press])
     stored = prefilled.prefill.cache.layers
     before = [tensor.clone() for layer in stored for tensor in (layer.keys, layer.values)]
-    seen = [part.clone() for part in _tensors(list(prefilled.onlooker.evidence.values()))]
+    seen = [part.clone() for part in _tensors(list(prefilled.observer.evidence.values()))]
     prefilled.compress(press, RATIOS)
     assert all(
         torch.equal(a, b)
@@ -104,7 +70,7 @@ def test_nothing_given_to_a_press_is_changed(name: str) -> None:
     )
     assert all(
         torch.equal(a, b)
-        for a, b in zip(seen, _tensors(list(prefilled.onlooker.evidence.values())), strict=True)
+        for a, b in zip(seen, _tensors(list(prefilled.observer.evidence.values())), strict=True)
     )
 
 
@@ -118,8 +84,8 @@ def _tensors(value) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_observation_does_not_depend_on_the_ratio_and_repeats(name: str) -> None:
-    press = make(name)
-    if press.lossless:
+    press = press_named(name)
+    if press.traits.is_full_cache:
         return
     loose, tight = replace(press, compression_ratio=0.1), replace(press, compression_ratio=0.8)
     assert loose.identity() == tight.identity() == press.identity()
@@ -130,8 +96,8 @@ def test_observation_does_not_depend_on_the_ratio_and_repeats(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ratio_zero_keeps_everything(name: str) -> None:
-    model, press = model_of("llama"), make(name)
-    (context,) = read(model, [press]).compress(press, [0.0])
+    model, press = model_of("llama"), press_named(name)
+    (context,) = read_context(model, [press]).compress(press, [0.0])
     assert context.kept_fraction == 1
     assert context.next_position == TOKENS
     continuation = tiny_ids(5, seed=1)
@@ -141,31 +107,34 @@ def test_ratio_zero_keeps_everything(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_higher_ratio_keeps_a_subset(name: str) -> None:
-    press = make(name)
-    evidence = read(model_of("llama"), [press]).onlooker.evidence[press.identity()]
+    press = press_named(name)
+    evidence = read_context(model_of("llama"), [press]).observer.evidence[press.identity()]
     ratios = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
     levels = [
-        torch.stack([selection.keep for selection in press.select(evidence, ratio)]) for ratio in ratios
+        torch.stack([selection.keep for selection in press.select(evidence, Budget.of(ratio))])
+        for ratio in ratios
     ]
     assert all(bool((small <= large).all()) for large, small in pairwise(levels))
 
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_uniform_budget_is_the_same_in_every_layer_and_head(name: str) -> None:
-    press = make(name)
-    if press.lossless:
+    press = press_named(name)
+    if press.traits.is_full_cache:
         return
-    contexts = read(model_of("llama"), [press]).compress(press, RATIOS)
+    contexts = read_context(model_of("llama"), [press]).compress(press, RATIOS)
     for ratio, context in zip(RATIOS, contexts, strict=True):
-        assert {entries for layer in context.entries() for entries in layer} == {budget(TOKENS, ratio)}
+        assert {entries for layer in context.entries() for entries in layer} == {
+            Budget(ratio=ratio).entries(TOKENS)
+        }
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 21, 65])
 def test_short_contexts_and_every_dtype_stay_finite(name: str, dtype: torch.dtype, tokens: int) -> None:
-    model, press = model_of("llama", dtype), make(name)
-    prefilled = read(model, [press], tokens)
+    model, press = model_of("llama", dtype), press_named(name)
+    prefilled = read_context(model, [press], tokens)
     for ratio, context in zip(RATIOS, prefilled.compress(press, RATIOS), strict=True):
         context.check_budget(press, ratio)
         assert all(
@@ -181,10 +150,10 @@ def test_sweep_and_standalone_give_equal_logits(name: str, family: str) -> None:
     from kvcache.attention import attending
     from kvcache.cache import CompressedCache, CompressedLayer
 
-    model, press = model_of(family), make(name)
+    model, press = model_of(family), press_named(name)
     continuation = tiny_ids(6, seed=3)
-    prefilled = read(model, [press])
-    ratios = [0.0] if press.lossless else list(RATIOS)
+    prefilled = read_context(model, [press])
+    ratios = [0.0] if press.traits.is_full_cache else list(RATIOS)
     try:
         contexts = prefilled.compress(press, ratios)
     except ValueError as error:
@@ -211,8 +180,8 @@ def test_sweep_and_standalone_give_equal_logits(name: str, family: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_rows_are_independent(name: str) -> None:
-    model, press = model_of("llama"), make(name)
-    if press.lossless:
+    model, press = model_of("llama"), press_named(name)
+    if press.traits.is_full_cache:
         return
     press = replace(press, compression_ratio=0.5)
     ids, keyword = tiny_ids(101, batch=2), cache_keyword(model)
@@ -233,7 +202,7 @@ def test_the_model_is_as_before(name: str) -> None:
     model = tiny_model("qwen3")
     implementation = model.config._attn_implementation
     names = [key for key, _ in model.named_modules()]
-    press = make(name)
+    press = press_named(name)
     with pytest.raises(RuntimeError, match="stop"), press(model):
         raise RuntimeError("stop")
     assert model.config._attn_implementation == implementation

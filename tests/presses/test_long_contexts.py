@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
-from kvcache.compressing import chunking
-from kvcache.observation import LOGITS, cache_keyword
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
-from tests.presses.test_laws import NAMES, make
+from kvcache.hooks.prefill import chunking
+from kvcache.modules import cache_keyword
+from kvcache.observation import LOGITS
+from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
+from tests.support.catalogue_presses import NAMES, press_named
 from tests.support.tiny_models import tiny_ids, tiny_model
 
 TOKENS = 16384
@@ -42,7 +43,7 @@ def noting(sizes: dict[str, tuple[int, str]], name: str) -> Iterator[None]:
     sizes[name] = max(seen.largest, sizes.get(name, (0, "")))
 
 
-class Watched(Onlooker):
+class Watched(SweepObserver):
     """Looks on for many presses, and notes the largest tensor that each makes."""
 
     def __init__(self, presses) -> None:
@@ -60,16 +61,16 @@ class Watched(Onlooker):
 @pytest.mark.slow
 def test_no_press_makes_a_tensor_of_the_context_squared() -> None:
     model = tiny_model("llama", max_position_embeddings=2 * TOKENS)
-    presses = [make(name) for name in NAMES]
-    onlooker = Watched(presses)
-    with torch.no_grad(), onlooker(model), chunking(model, 4096), noting(onlooker.sizes, "prefill"):
+    presses = [press_named(name) for name in NAMES]
+    observer = Watched(presses)
+    with torch.no_grad(), observer(model), chunking(model, 4096), noting(observer.sizes, "prefill"):
         model.model(
             input_ids=tiny_ids(TOKENS), **{cache_keyword(model.model): DynamicCache(config=model.config)}
         )
-    prefilled = PrefilledContext(onlooker, 0.0)
+    prefilled = PrefilledContext(observer, 0.0)
     for press in presses:
-        with noting(onlooker.sizes, press.name):
-            prefilled.compress(press, [0.0 if press.lossless else 0.5])
-    assert set(onlooker.sizes) >= {press.name for press in presses if not press.lossless}
-    assert not {name: size for name, size in onlooker.sizes.items() if size[0] > LARGEST}
+        with noting(observer.sizes, press.name):
+            prefilled.compress(press, [0.0 if press.traits.is_full_cache else 0.5])
+    assert set(observer.sizes) >= {press.name for press in presses if not press.traits.is_full_cache}
+    assert not {name: size for name, size in observer.sizes.items() if size[0] > LARGEST}
     assert LARGEST < 4 * TOKENS**2 / 3

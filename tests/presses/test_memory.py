@@ -3,12 +3,17 @@
 import pytest
 import torch
 
-from kvcache.selection import budget, ends, shorten
-from tests.presses.test_laws import NAMES, make, model_of, read
+from kvcache.budget import Budget
+from presses.support.budgets import ends, shorten
+from tests.support.catalogue_presses import NAMES, press_named
+from tests.support.prefilled_contexts import model_of, read_context
 
 RATIOS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9)
 CLAIMING = [
-    name for name in NAMES if make(name).claims_ratio and not (make(name).lossless or make(name).own_budget)
+    name
+    for name in NAMES
+    if press_named(name).traits.ratio_is_bytes
+    and not (press_named(name).traits.is_full_cache or press_named(name).traits.has_fixed_budget)
 ]
 OF_SOMETHING_ELSE = {"ratio_decoding", "think"}
 """Their ratio is of the text while an answer is written, and of key channels; `kept_fraction` says what is left."""
@@ -18,8 +23,8 @@ OF_SOMETHING_ELSE = {"ratio_decoding", "think"}
 @pytest.mark.parametrize(("family", "tokens"), [("llama", 1000), ("qwen2", 701)])
 def test_bytes_of_the_compressed_cache(name: str, family: str, tokens: int) -> None:
     """At most (1 - ratio) and 2 % of the full cache."""
-    press = make(name)
-    contexts = read(model_of(family), [press], tokens).compress(press, RATIOS)
+    press = press_named(name)
+    contexts = read_context(model_of(family), [press], tokens).compress(press, RATIOS)
     for ratio, context in zip(RATIOS, contexts, strict=True):
         stored = sum(kept.bytes() for kept in context.layers)
         assert stored == context.bytes
@@ -33,18 +38,20 @@ def test_bytes_of_the_compressed_cache(name: str, family: str, tokens: int) -> N
 @pytest.mark.parametrize("tokens", [63, 65, 127, 1001])
 def test_bytes_where_lengths_and_ratios_are_awkward(name: str, tokens: int) -> None:
     """The same for odd lengths and fractions; but no press goes below one entry a head, ChunkKV one chunk, LU-KV its curve's end."""
-    press = make(name)
+    press = press_named(name)
     ratios = (1 / 3, 0.123456, 0.9) if name == "lukv" else (1 / 3, 0.123456, 0.9, 0.99, 0.999)
     least = (press.chunk_length if name == "chunkkv" else 1) / tokens
     for ratio, context in zip(
-        ratios, read(model_of("llama"), [press], tokens).compress(press, ratios), strict=True
+        ratios, read_context(model_of("llama"), [press], tokens).compress(press, ratios), strict=True
     ):
         assert context.kept_fraction <= max(1 - ratio + 0.02, least), ratio
 
 
 def test_who_claims_no_ratio_says_what_is_left() -> None:
-    assert {name for name in NAMES if not make(name).claims_ratio} == OF_SOMETHING_ELSE
-    (thinned,) = read(model_of("llama"), [make("think")], 300).compress(make("think"), [0.5])
+    assert {name for name in NAMES if not press_named(name).traits.ratio_is_bytes} == OF_SOMETHING_ELSE
+    (thinned,) = read_context(model_of("llama"), [press_named("think")], 300).compress(
+        press_named("think"), [0.5]
+    )
     assert thinned.bytes == sum(kept.bytes() for kept in thinned.layers)
     assert thinned.kept_fraction == thinned.bytes / thinned.full_bytes == pytest.approx(0.75, abs=0.01)
 
@@ -77,9 +84,9 @@ def test_heads_or_layers_are_shortened_to_a_total(
 )
 def test_awkward_ratios_keep_what_published_numbers_keep(tokens: int, ratio: float, kept: int) -> None:
     """1000 tokens at 0.9 keep 99 in every head: the truncation behind published results, stated and measured."""
-    assert budget(tokens, ratio) == kept
+    assert Budget(ratio=ratio).entries(tokens) == kept
     for name in ("knorm", "snapkv", "adakv"):
-        press = make(name)
-        (context,) = read(model_of("llama"), [press], tokens).compress(press, [ratio])
+        press = press_named(name)
+        (context,) = read_context(model_of("llama"), [press], tokens).compress(press, [ratio])
         context.check_budget(press, ratio)
         assert {sum(heads) for heads in context.entries()} == {2 * kept}

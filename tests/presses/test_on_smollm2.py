@@ -10,10 +10,10 @@ from transformers import DynamicCache
 
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.observation import cache_keyword
+from kvcache.modules import cache_keyword
 from longpress.catalogue import presses
 from longpress.models.loading import LoadedModel
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
+from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
 from presses.base import BasePress
 from tests.support.tiny_models import smollm2_ids
 
@@ -32,12 +32,12 @@ def learned(press: BasePress) -> bool:
 def read_once(smollm2: LoadedModel) -> tuple[PrefilledContext, dict[str, BasePress]]:
     made = {name: entry.load()() for name, entry in presses().items()}
     made = {name: press for name, press in made.items() if not learned(press)}
-    onlooker, keyword = Onlooker(list(made.values())), cache_keyword(smollm2.model.model)
-    with torch.no_grad(), onlooker(smollm2.model):
+    observer, keyword = SweepObserver(list(made.values())), cache_keyword(smollm2.model.model)
+    with torch.no_grad(), observer(smollm2.model):
         smollm2.model.model(
             input_ids=smollm2_ids(TOKENS), **{keyword: DynamicCache(config=smollm2.model.config)}
         )
-    return PrefilledContext(onlooker, 0.0), made
+    return PrefilledContext(observer, 0.0), made
 
 
 @pytest.mark.slow
@@ -47,11 +47,17 @@ def test_budgets_are_met_and_the_next_token_is_finite(
 ) -> None:
     prefilled, made = read_once
     press = made[name]
-    ratios = [0.0] if press.lossless else [press.compression_ratio] if press.own_budget else list(RATIOS)
+    ratios = (
+        [0.0]
+        if press.traits.is_full_cache
+        else [press.compression_ratio]
+        if press.traits.has_fixed_budget
+        else list(RATIOS)
+    )
     contexts = prefilled.compress(press, ratios)
     for ratio, context in zip(ratios, contexts, strict=True):
         context.check_budget(press, ratio)
-        assert not press.claims_ratio or context.kept_fraction <= 1 - ratio + 0.02
+        assert not press.traits.ratio_is_bytes or context.kept_fraction <= 1 - ratio + 0.02
     starts = [context.next_position for context in contexts]
     layers = [
         CompressedLayer([context.layers[at] for context in contexts], starts)

@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from kvcache.observation import cache_keyword
-from kvcache.selection import budget
+from kvcache.budget import Budget
+from kvcache.modules import cache_keyword
 from longpress.catalogue import presses
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses import (
     AdaKVPress,
     ChunkKVPress,
@@ -33,23 +32,17 @@ from presses import (
 )
 from presses.base import BasePress
 from tests.support.learned_weights import with_weights
+from tests.support.prefilled_contexts import read_context
 from tests.support.tiny_models import tiny_ids, tiny_model
 
 TOKENS = 150
 
 
-def read(model, press: BasePress, ids: torch.Tensor) -> PrefilledContext:
-    onlooker = Onlooker([press])
-    with torch.no_grad(), onlooker(model):
-        model.model(input_ids=ids, **{cache_keyword(model.model): DynamicCache(config=model.config)})
-    return PrefilledContext(onlooker, 0.0)
-
-
 def selected(model, press: BasePress, ids: torch.Tensor, ratio: float = 0.5) -> torch.Tensor:
     """(L, B, H, T) bool: what is kept."""
-    prefilled = read(model, press, ids)
-    evidence = press.probe(prefilled.prefill, prefilled.onlooker.evidence[press.identity()])
-    return torch.stack([selection.keep for selection in press.select(evidence, ratio)])
+    prefilled = read_context(model, [press], ids=ids)
+    evidence = press.probe(prefilled.prefill, prefilled.observer.evidence[press.identity()])
+    return torch.stack([selection.keep for selection in press.select(evidence, Budget.of(ratio))])
 
 
 def answer(model, press: BasePress, question: torch.Tensor, pieces: int) -> torch.Tensor:
@@ -108,7 +101,7 @@ def test_a_second_cache_of_the_model_and_the_keys_are_left_alone() -> None:
 @pytest.mark.parametrize("ratio", [0.75, 0.9, 0.99])
 def test_a_budget_below_the_window_keeps_the_most_recent_tokens(ratio: float) -> None:
     """kvpress: an arbitrary part of the window, not even the last token for sure."""
-    kept = budget(TOKENS, ratio)
+    kept = Budget(ratio=ratio).entries(TOKENS)
     expected = torch.arange(TOKENS) >= TOKENS - kept
     assert bool(
         (
@@ -140,11 +133,13 @@ def test_rows_of_a_batch_decide_for_themselves(press: BasePress) -> None:
 def test_no_press_removes_less_than_nothing(tokens: int) -> None:
     """kvpress: DuoAttention reports a ratio of -0.14 at 300 tokens."""
     press = DuoAttentionPress(head_compression_ratio=0.5, on_the_fly_scoring=True)  # windows of 384 tokens
-    (context,) = read(tiny_model("llama"), press, tiny_ids(tokens)).compress(press, [0.5])
+    (context,) = read_context(tiny_model("llama"), [press], ids=tiny_ids(tokens)).compress(press, [0.5])
     assert context.kept_fraction == 1
     for name in ("duo_attention", "simlayerkv", "streaming_llm", "dms"):
         of_catalogue = with_weights(presses()[name].load()())
-        (context,) = read(tiny_model("llama"), of_catalogue, tiny_ids(tokens)).compress(of_catalogue, [0.5])
+        (context,) = read_context(tiny_model("llama"), [of_catalogue], ids=tiny_ids(tokens)).compress(
+            of_catalogue, [0.5]
+        )
         assert context.kept_fraction <= max(0.5, 1 / tokens)
 
 
@@ -172,7 +167,7 @@ def test_configurations_without_a_head_size(press: BasePress, family: str) -> No
     model = tiny_model(family)
     assert getattr(model.config, "head_dim", None) is None
     press = with_weights(press)
-    (context,) = read(model, press, tiny_ids(TOKENS)).compress(press, [0.5])
+    (context,) = read_context(model, [press], ids=tiny_ids(TOKENS)).compress(press, [0.5])
     context.check_budget(press, 0.5)
     assert context.kept_fraction < 1
 
@@ -194,10 +189,11 @@ def test_shared_scores_are_not_written_to() -> None:
         assert torch.equal(
             selected(model, press, tiny_ids(TOKENS), 0.5), selected(model, press, tiny_ids(TOKENS), 0.5)
         )
-        prefilled = read(model, press, tiny_ids(TOKENS))
-        evidence = prefilled.onlooker.evidence[press.identity()]
-        first = press.select(evidence, 0.5)
-        press.select(evidence, 0.9)
+        prefilled = read_context(model, [press], ids=tiny_ids(TOKENS))
+        evidence = prefilled.observer.evidence[press.identity()]
+        first = press.select(evidence, Budget(ratio=0.5))
+        press.select(evidence, Budget(ratio=0.9))
         assert all(
-            torch.equal(a.keep, b.keep) for a, b in zip(first, press.select(evidence, 0.5), strict=True)
+            torch.equal(a.keep, b.keep)
+            for a, b in zip(first, press.select(evidence, Budget(ratio=0.5)), strict=True)
         )

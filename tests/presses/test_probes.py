@@ -1,44 +1,33 @@
 """Presses that let the model read the context again: what they keep, what they leave behind, how often they read."""
 
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-import presses
 from kvcache.attention import attending
+from kvcache.budget import Budget
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.compressing import Framing, chunking
-from kvcache.observation import attention_modules, cache_keyword
+from kvcache.hooks.prefill import PromptTokens, chunking
+from kvcache.hooks.replay import replay
+from kvcache.modules import attention_modules, cache_keyword
 from kvcache.projections import output_weight
-from kvcache.replay import replay
-from kvcache.selection import budget
 from longpress.pipeline.facade import CompressingPipeline
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
+from longpress.pipeline.sweep_observer import PrefilledContext
 from presses import KeyRerotationPress, KVComposePress, KVgradPress, KVzipPress
 from presses.base import BasePress
-from presses.kvzip import chunks
+from presses.support.repetition import chunks
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.peer.goldens import MORE, load_goldens
+from tests.support.prefilled_contexts import RATIOS, model_of, read_context
+from tests.support.recorded_presses import recorded_press
 from tests.support.tiny_models import FAMILIES, KV_HEADS, tiny_ids, tiny_model
 
 GOLDENS = load_goldens(MORE)
 LABELS = [
     label for label in GOLDENS.metadata["presses"] if label.startswith(("KVzip", "KVgrad", "KVCompose"))
 ]
-NOT_FIELDS = (
-    "class",
-    "eager",
-    "context_length",
-    "prefix_length",
-    "score_val",
-    "causal_mask_score",
-    "start_idx",
-    "end_idx",
-)
-RATIOS = (0.25, 0.5, 0.9)
 PROBES = [
     KVzipPress(),
     KVzipPress(kvzip_plus_normalization=True),
@@ -48,9 +37,8 @@ PROBES = [
 ]
 
 
-@cache
-def model_of(family: str):
-    return tiny_model(family)
+NOT_FIELDS = ("context_length", "prefix_length", "score_val", "causal_mask_score", "start_idx", "end_idx")
+"""What kvpress keeps in a press while it is at work."""
 
 
 def encode(text: str) -> list[int]:
@@ -58,41 +46,31 @@ def encode(text: str) -> list[int]:
     return ids
 
 
-FRAMINGS = {"plain": Framing(0, encode("\n"), encode), "template": Framing(1, [3], encode), None: None}
+FRAMINGS = {
+    "plain": PromptTokens(0, encode("\n"), encode),
+    "template": PromptTokens(1, [3], encode),
+    None: None,
+}
 
 
 def build(label: str) -> BasePress:
-    described = GOLDENS.metadata["presses"][label]
-    fields = {key: value for key, value in described.items() if key not in NOT_FIELDS}
-    return getattr(presses, described["class"])(**fields)
-
-
-def read(
-    model, press: BasePress, tokens: int, framing: Framing | None = None, batch: int = 1
-) -> PrefilledContext:
-    onlooker = Onlooker([press])
-    with torch.no_grad(), onlooker(model, framing):
-        model.model(
-            input_ids=tiny_ids(tokens, batch),
-            **{cache_keyword(model.model): DynamicCache(config=model.config)},
-        )
-    return PrefilledContext(onlooker, 0.0)
+    return recorded_press(GOLDENS.metadata["presses"][label], without=NOT_FIELDS)
 
 
 def probed(prefilled: PrefilledContext, press: BasePress):
-    return press.probe(prefilled.prefill, prefilled.onlooker.evidence[press.identity()])
+    return press.probe(prefilled.prefill, prefilled.observer.evidence[press.identity()])
 
 
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma3"])
 def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     press = build(label)
-    framing = FRAMINGS[GOLDENS.metadata["recipes"].get(label, {}).get("tokenizer")]
+    prompt_tokens = FRAMINGS[GOLDENS.metadata["recipes"].get(label, {}).get("tokenizer")]
     for length in (90, 701):
-        evidence = probed(read(model_of(family), press, length, framing), press)
+        evidence = probed(read_context(model_of(family), [press], length, prompt_tokens), press)
         for case in (case for case in GOLDENS.cases(label) if (case.family, case.length) == (family, length)):
             ours = torch.stack(
-                [selection.keep[0] for selection in press.select(evidence, case.ratio)]
+                [selection.keep[0] for selection in press.select(evidence, Budget.of(case.ratio))]
             ).numpy()
             assert ours.sum() == GOLDENS[case].sum(), case
             # in kvpress and here, KVCompose's first layer has the score of the best one: at the cut either
@@ -107,8 +85,8 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
 def test_scores_equal_kvpress(name: str) -> None:
     label, family, length, _ = name.removeprefix("scores ").rsplit(" ", 3)
     press = build(label)
-    prefilled = read(
-        model_of(family), press, int(length), FRAMINGS[GOLDENS.metadata["recipes"][label]["tokenizer"]]
+    prefilled = read_context(
+        model_of(family), [press], int(length), FRAMINGS[GOLDENS.metadata["recipes"][label]["tokenizer"]]
     )
     ours, theirs = torch.cat(list(probed(prefilled, press))), torch.from_numpy(GOLDENS.arrays[name])
     torch.testing.assert_close(ours[..., 4:], theirs[..., 4:], rtol=1e-5, atol=1e-5)
@@ -117,15 +95,15 @@ def test_scores_equal_kvpress(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in GOLDENS.arrays if name.startswith("replay ")])
 def test_what_the_model_is_made_to_repeat_equals_kvpress(name: str) -> None:
     label, length, chunk = name.removeprefix("replay ").rsplit(" ", 2)
-    framing = FRAMINGS[GOLDENS.metadata["recipes"][label]["tokenizer"]]
-    prefill = SimpleNamespace(token_ids=tiny_ids(int(length)), framing=framing)
+    prompt_tokens = FRAMINGS[GOLDENS.metadata["recipes"][label]["tokenizer"]]
+    prefill = SimpleNamespace(token_ids=tiny_ids(int(length)), prompt_tokens=prompt_tokens)
     found = list(chunks(prefill, build(label).chunk_size, "kvzip"))[int(chunk)]  # type: ignore[arg-type]
     assert found.token_ids[0].tolist() == GOLDENS.arrays[name].tolist()
 
 
 def test_a_model_that_kvpress_refuses_is_compressed_in_its_full_attention_layers() -> None:
     for press in PROBES:
-        (context,) = read(model_of("gemma3"), press, 90).compress(press, [0.5])
+        (context,) = read_context(model_of("gemma3"), [press], 90).compress(press, [0.5])
         context.check_budget(press, 0.5)
         assert context.observed == [1, 2]
 
@@ -134,7 +112,7 @@ def test_value_norms_that_kvpress_cannot_take() -> None:
     label = "KVCompose(agg_task=mean, add_v_norm=True)"
     assert not GOLDENS.cases(label)
     assert any(failure["label"] == label for failure in GOLDENS.metadata["failures"])
-    (context,) = read(model_of("llama"), build(label), 90).compress(build(label), [0.5])
+    (context,) = read_context(model_of("llama"), [build(label)], 90).compress(build(label), [0.5])
     context.check_budget(build(label), 0.5)
 
 
@@ -142,7 +120,7 @@ def test_value_norms_that_kvpress_cannot_take() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_one_replay_serves_every_ratio_and_leaves_no_trace(press: BasePress, family: str) -> None:
     model = model_of(family)
-    prefilled = read(model, press, 90, FRAMINGS["template"])
+    prefilled = read_context(model, [press], 90, FRAMINGS["template"])
     layers = list(prefilled.prefill.cache.layers)
     before = [tensor.clone() for layer in layers for tensor in (layer.keys, layer.values)]
     wants_gradient = [parameter.requires_grad for parameter in model.parameters()]
@@ -174,7 +152,7 @@ def test_the_cache_holds_the_budget_and_no_replayed_copy(press: BasePress) -> No
         model(tiny_ids(300), **{cache_keyword(model): stored})
     assert stored.get_seq_length() == 300
     kept = sum(int(layer.valid.sum()) for layer in stored.layers)
-    fewest, most = press.entries(3, KV_HEADS, 300, 0.5)
+    fewest, most = press.entry_bounds(3, KV_HEADS, 300, Budget(ratio=0.5))
     assert fewest <= kept <= most
     assert most <= 3 * KV_HEADS * 150 + 2 * KV_HEADS
 
@@ -197,25 +175,25 @@ def test_sweep_and_single_press_agree_on_prompts_and_answers(press: BasePress) -
 
 def test_the_prompt_reaches_the_press() -> None:
     pipeline = CompressingPipeline(tiny_model("llama"), byte_tokenizer())
-    seen: list[Framing | None] = []
+    seen: list[PromptTokens | None] = []
 
     class Spy(KVzipPress):
         def probe(self, prefill, evidence):
-            seen.append(prefill.framing)
+            seen.append(prefill.prompt_tokens)
             return super().probe(prefill, evidence)
 
     pipeline("some text to read", question="why?", press=[(Spy(), 0.5), (Spy(), 0.25)], max_new_tokens=1)
-    (framing,) = seen
-    assert framing is not None
-    assert (framing.before, framing.after) == (1, [3])
-    assert framing.encode("a") == encode("a")
+    (prompt_tokens,) = seen
+    assert prompt_tokens is not None
+    assert (prompt_tokens.before, prompt_tokens.after) == (1, [3])
+    assert prompt_tokens.encode("a") == encode("a")
 
 
 def test_a_replay_in_pieces_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     for press in PROBES:
-        prefilled = read(model_of("qwen3"), press, 90, FRAMINGS["plain"])
+        prefilled = read_context(model_of("qwen3"), [press], 90, FRAMINGS["plain"])
         whole = torch.stack(list(probed(prefilled, press)))
-        monkeypatch.setattr("kvcache.replay.PIECE", 17)
+        monkeypatch.setattr("kvcache.hooks.replay.PIECE", 17)
         torch.testing.assert_close(torch.stack(list(probed(prefilled, press))), whole, rtol=1e-4, atol=1e-5)
         monkeypatch.undo()
 
@@ -246,7 +224,7 @@ def test_gradients_after_reading_in_inference_mode() -> None:
 
 def test_a_head_may_become_empty_and_is_read_as_such() -> None:
     model, press = model_of("llama"), KVzipPress(n_sink=0)
-    prefilled = read(model, press, 40)
+    prefilled = read_context(model, [press], 40)
     (context,) = prefilled.compress(press, [0.97])
     context.check_budget(press, 0.97)
     assert 0 in [entries for layer in context.entries() for entries in layer]
@@ -268,10 +246,10 @@ def test_a_head_may_become_empty_and_is_read_as_such() -> None:
 
 
 def test_value_norms_are_those_of_the_output_projection() -> None:
-    from presses.kvzip import output_norms
+    from presses.support.norms import output_norms
 
     model, seen = model_of("llama"), []
-    prefilled = read(model, KVzipPress(), 30)
+    prefilled = read_context(model, [KVzipPress()], 30)
     replay(prefilled.prefill, tiny_ids(5, seed=1), seen.append)
     values = prefilled.prefill.cache.layers[1].values
     weight = output_weight(attention_modules(model)[1]).unflatten(0, (2, 2))
@@ -282,10 +260,12 @@ def test_value_norms_are_those_of_the_output_projection() -> None:
 def test_contexts_of_a_batch_are_scored_alone() -> None:
     model = model_of("llama")
     for press in PROBES:
-        both = probed(read(model, press, 60, batch=2), press)
-        first = probed(read(model, press, 60), press)
+        both = probed(read_context(model, [press], 60, batch=2), press)
+        first = probed(read_context(model, [press], 60), press)
         assert torch.equal(tiny_ids(60, 2)[:1], tiny_ids(60))
-        selections = zip(press.select(both, 0.5), press.select(first, 0.5), strict=True)
+        selections = zip(
+            press.select(both, Budget(ratio=0.5)), press.select(first, Budget(ratio=0.5)), strict=True
+        )
         assert all(torch.equal(two.keep[:1], one.keep) for two, one in selections)
 
 
@@ -302,18 +282,18 @@ def test_embeddings_cannot_be_repeated() -> None:
 def test_layerwise_budgets_are_equal_over_layers_and_global_ones_are_not() -> None:
     model, tokens = model_of("llama"), 203
     each, all_together = (
-        read(model, press, tokens).compress(press, [0.5])[0]
+        read_context(model, [press], tokens).compress(press, [0.5])[0]
         for press in (KVzipPress(layerwise=True), KVzipPress())
     )
     assert {sum(layer) for layer in each.entries()} == {KV_HEADS * tokens - int(KV_HEADS * tokens * 0.5)}
     assert len({sum(layer) for layer in all_together.entries()}) > 1
     composed = KVComposePress()
-    (context,) = read(model, composed, tokens).compress(composed, [0.5])
+    (context,) = read_context(model, [composed], tokens).compress(composed, [0.5])
     counts = [layer[0] for layer in context.entries()]
-    assert sum(counts) == budget(3 * tokens, 0.5)
+    assert sum(counts) == Budget(ratio=0.5).entries(3 * tokens)
     assert counts[0] == max(counts)
     bound = KVComposePress(keep_token_lower_bound=20)
-    (context,) = read(model, bound, tokens).compress(bound, [0.9])
+    (context,) = read_context(model, [bound], tokens).compress(bound, [0.9])
     assert min(entries for layer in context.entries() for entries in layer) >= 20
 
 
@@ -334,7 +314,7 @@ def test_fields_out_of_range_are_refused(press: type[BasePress], options: dict, 
 
 def test_a_probing_press_works_inside_key_rerotation() -> None:
     press = KeyRerotationPress(KVzipPress())
-    (context,) = read(tiny_model("llama"), press, 90).compress(press, [0.5])
-    (plain,) = read(tiny_model("llama"), KVzipPress(), 90).compress(KVzipPress(), [0.5])
+    (context,) = read_context(tiny_model("llama"), [press], 90).compress(press, [0.5])
+    (plain,) = read_context(tiny_model("llama"), [KVzipPress()], 90).compress(KVzipPress(), [0.5])
     assert context.entries() == plain.entries()
     assert context.next_position == max(entries for layer in context.entries() for entries in layer)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from kvcache.budget import Budget
 from presses import AdaKVPress, KnormPress, SnapKVPress, ThinKPress
-from tests.presses.test_laws import NAMES, TOKENS, make, model_of, read
-from tests.presses.test_while_decoding import ACTIVE, forced, prefilled
-from tests.presses.test_while_decoding import make as make_busy
+from tests.support.catalogue_presses import ACTIVE, NAMES, busy_press_named, press_named
+from tests.support.decoded_rows import decode_forced
+from tests.support.prefilled_contexts import TOKENS, model_of, read_context
 from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 PER_NUMBER = {8: 8 + 4, 4: 4 + 4, 2: 2 + 4}
@@ -15,9 +16,9 @@ PER_NUMBER = {8: 8 + 4, 4: 4 + 4, 2: 2 + 4}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_entries_in_fewer_bytes(name: str) -> None:
-    press = make(name)
-    prefilled_context = read(model_of("llama"), [press])
-    ratio = 0.0 if press.lossless else 0.5
+    press = press_named(name)
+    prefilled_context = read_context(model_of("llama"), [press])
+    ratio = 0.0 if press.traits.is_full_cache else 0.5
     plain, *quantised = prefilled_context.compress(press, [ratio] * 5, bits=[None, 16, 8, 4, 2])
     for bits, context in zip((16, 8, 4, 2), quantised, strict=True):
         assert context.entries() == plain.entries()
@@ -34,7 +35,7 @@ def test_the_same_entries_in_fewer_bytes(name: str) -> None:
     "press", [KnormPress(), AdaKVPress(SnapKVPress()), ThinKPress()], ids=lambda press: press.name
 )
 def test_what_is_read_does_not_depend_on_other_variants(press) -> None:
-    context = read(model_of("llama"), [press])
+    context = read_context(model_of("llama"), [press])
     alone = context.compress(press, [0.7], bits=[4])[0]
     beside = context.compress(press, [0.25, 0.7, 0.5, 0.7], bits=[4, 4, None, 2])[1]
     for mine, theirs in zip(alone.layers, beside.layers, strict=True):
@@ -45,9 +46,9 @@ def test_what_is_read_does_not_depend_on_other_variants(press) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fewer_bits_err_more(family: str) -> None:
     model, press = tiny_model(family), KnormPress()
-    contexts = prefilled(model, [press], TOKENS).compress(press, [0.25] * 5, bits=[None, 16, 8, 4, 2])
+    contexts = read_context(model, [press], TOKENS).compress(press, [0.25] * 5, bits=[None, 16, 8, 4, 2])
     ids = tiny_ids(5, seed=8).expand(5, -1)
-    out = forced(model, contexts, [lambda: None] * 5, ids)
+    out = decode_forced(model, contexts, [lambda: None] * 5, ids)
     errors = [(out[row] - out[0]).norm() / out[0].norm() for row in range(1, 5)]
     assert errors[1] < errors[2] < errors[3]
     assert errors[0] < 0.02
@@ -56,13 +57,13 @@ def test_fewer_bits_err_more(family: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVE)
 def test_entries_that_move_while_decoding_stay_quantised(name: str) -> None:
-    model, press = tiny_model("llama"), make_busy(name)
-    ratio = 0.0 if press.lossless else 0.5
-    plain, packed = prefilled(model, [press], 60).compress(press, [ratio, ratio], bits=[None, 4])
+    model, press = tiny_model("llama"), busy_press_named(name)
+    ratio = 0.0 if press.traits.is_full_cache else 0.5
+    plain, packed = read_context(model, [press], 60).compress(press, [ratio, ratio], bits=[None, 4])
     ids = tiny_ids(13, batch=3, seed=8)
-    follower = lambda: press.while_decoding(0.5)  # noqa: E731
-    together = forced(model, [packed, plain, packed], [follower] * 3, ids)
+    decode_hook = lambda: press.decode_hook(Budget(ratio=0.5))  # noqa: E731
+    together = decode_forced(model, [packed, plain, packed], [decode_hook] * 3, ids)
     for row, context in enumerate((packed, plain, packed)):
-        alone = forced(model, [context], [follower], ids[row : row + 1])
+        alone = decode_forced(model, [context], [decode_hook], ids[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-3)
     assert bool(together.isfinite().all())

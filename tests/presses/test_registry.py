@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import presses
-from kvcache.compressing import Framing
+from kvcache.budget import Budget
+from kvcache.hooks.prefill import PromptTokens
 from presses import (
     AdaKVPress,
     BlockPress,
@@ -45,11 +46,11 @@ from presses import (
     TOVAPress,
 )
 from presses.base import BasePress
-from tests.presses.test_laws import model_of, read
-from tests.presses.test_score_presses import padded_attention, their_sketches
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import FIRST, MORE, REST, Case, load_goldens
+from tests.support.prefilled_contexts import model_of, read_context
+from tests.support.recorded_presses import padded_attention, their_sketches
 from tests.support.tiny_models import FAMILIES, KV_HEADS, LAYERS
 
 EA = ExpectedAttentionPress(epsilon=1e-2)
@@ -151,16 +152,16 @@ StreamingLLM TOVA ThinK
 def test_every_press_of_the_registry_answers_from_one_prefill() -> None:
     assert len(REGISTRY) == 54
     made = {name: with_weights(press) for name, (press, _) in REGISTRY.items()}
-    prefilled = read(model_of("llama"), list(made.values()), 90)
+    prefilled = read_context(model_of("llama"), list(made.values()), 90)
     for name, press in made.items():
-        ratio = 0.0 if press.lossless else press.compression_ratio or 0.5
+        ratio = 0.0 if press.traits.is_full_cache else press.compression_ratio or 0.5
         for context in prefilled.compress(press, [ratio]):
             context.check_budget(press, ratio)
-            assert press.lossless or context.kept_fraction < 1 or name == "duo_attention_on_the_fly", (
-                name
-            )  # 90 tokens are within its windows
+            assert (
+                press.traits.is_full_cache or context.kept_fraction < 1 or name == "duo_attention_on_the_fly"
+            ), name  # 90 tokens are within its windows
         acts = name.startswith(("cam", "decoding"))
-        assert (press.while_decoding(ratio) is not None) == acts, name
+        assert press.acts_while_decoding(Budget.of(ratio)) == acts, name
 
 
 def test_every_class_of_kvpress_has_one_of_ours() -> None:
@@ -194,9 +195,9 @@ PREFILLED = [
 ]
 
 
-def plain_framing() -> Framing:
+def plain_framing() -> PromptTokens:
     tokenizer = byte_tokenizer()
-    return Framing(
+    return PromptTokens(
         0, tokenizer("\n").input_ids, lambda text: tokenizer(text, add_special_tokens=False).input_ids
     )
 
@@ -212,12 +213,12 @@ def test_kept_positions_equal_kvpress(name: str, family: str, monkeypatch: pytes
         failure["label"] == label and failure["family"] == family for failure in GOLDENS.metadata["failures"]
     )
     for length in sorted({case.length for case in cases}):
-        prefilled = read(model_of(family), [press], length)
-        prefilled.prefill.framing = plain_framing()
-        evidence = press.probe(prefilled.prefill, prefilled.onlooker.evidence[press.identity()])
+        prefilled = read_context(model_of(family), [press], length)
+        prefilled.prefill.prompt_tokens = plain_framing()
+        evidence = press.probe(prefilled.prefill, prefilled.observer.evidence[press.identity()])
         for case in (case for case in cases if case.length == length):
             for index, selection in zip(
-                prefilled.prefill.layers, press.select(evidence, case.ratio), strict=True
+                prefilled.prefill.layers, press.select(evidence, Budget.of(case.ratio)), strict=True
             ):
                 ours, theirs = selection.keep[0, :, :length].numpy(), GOLDENS[case][index]
                 assert (ours != theirs)[:, determined(case)].sum() <= 2 * int(
@@ -239,7 +240,7 @@ def determined(case: Case) -> slice:
 def test_merged_values_equal_kvpress(name: str) -> None:
     label, family, length, ratio = name.removeprefix("values ").rsplit(" ", 3)
     press = with_weights(next(press for press, its in REGISTRY.values() if its == label))
-    (context,) = read(model_of(family), [press], int(length)).compress(press, [float(ratio)])
+    (context,) = read_context(model_of(family), [press], int(length)).compress(press, [float(ratio)])
     for kept, theirs in zip(context.layers, torch.from_numpy(GOLDENS.arrays[name]), strict=True):
         torch.testing.assert_close(kept.storage.values, theirs, rtol=1e-4, atol=1e-4)
 
@@ -249,8 +250,8 @@ def test_learned_tokens_leave_what_they_leave_in_kvpress(name: str) -> None:
     what, rest = name.removeprefix("learned ").split(" ", 1)
     label, family, length = rest.rsplit(" ", 2)
     press = with_weights(next(press for press, its in REGISTRY.values() if its == label))
-    prefilled = read(model_of(family), [press], int(length))
-    evidence = press.probe(prefilled.prefill, prefilled.onlooker.evidence[press.identity()])
+    prefilled = read_context(model_of(family), [press], int(length))
+    evidence = press.probe(prefilled.prefill, prefilled.observer.evidence[press.identity()])
     ours = torch.stack([getattr(seen, what)[0] for seen in evidence])
     torch.testing.assert_close(ours, torch.from_numpy(GOLDENS.arrays[name]), rtol=1e-4, atol=1e-5)
 
@@ -260,7 +261,7 @@ def test_learned_tokens_leave_what_they_leave_in_kvpress(name: str) -> None:
 
 def test_restorekv_meets_its_budget_and_goes_on_behind_its_tokens() -> None:
     press = with_weights(RestoreKVPress())
-    prefilled = read(model_of("llama"), [press], 203)
+    prefilled = read_context(model_of("llama"), [press], 203)
     ratios = (0.25, 0.5, 0.9, 0.97, 0.99)
     for ratio, context in zip(ratios, prefilled.compress(press, ratios), strict=True):
         context.check_budget(press, ratio)
@@ -273,7 +274,7 @@ def test_restorekv_meets_its_budget_and_goes_on_behind_its_tokens() -> None:
 def test_restorekv_leaves_the_model_as_it_was() -> None:
     model, press = model_of("llama"), with_weights(RestoreKVPress())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    read(model, [press], 60).compress(press, [0.5])
+    read_context(model, [press], 60).compress(press, [0.5])
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -295,12 +296,12 @@ def test_adapters_of_other_kinds_are_refused(change: dict, words: str, tmp_path:
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
     press = RestoreKVPress(weights=str(tmp_path))
     with pytest.raises(ValueError, match=words):
-        read(model_of("llama"), [press], 40).compress(press, [0.5])
+        read_context(model_of("llama"), [press], 40).compress(press, [0.5])
 
 
 def test_without_weights_a_sentence_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="restore tokens of a model without a name"):
-        read(model_of("llama"), [RestoreKVPress()], 40).compress(RestoreKVPress(), [0.5])
+        read_context(model_of("llama"), [RestoreKVPress()], 40).compress(RestoreKVPress(), [0.5])
     for wrap in (
         lambda: MergingPress(RestoreKVPress()),
         lambda: ComposedPress(SnapKVPress(), RestoreKVPress()),

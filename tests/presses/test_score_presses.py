@@ -5,10 +5,8 @@ from functools import cache
 
 import pytest
 import torch
-from torch.nn import functional
-from transformers import DynamicCache
 
-from kvcache.observation import LayerObservation, cache_keyword, observing
+from kvcache.budget import Budget
 from presses import (
     AdaKVPress,
     CapPress,
@@ -23,10 +21,11 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.non_causal_attention import attention_within_chunks
-from tests.presses.test_against_kvpress import WINDOW, build, prefilled
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import Case, load_goldens
-from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
+from tests.support.prefilled_contexts import model_of, observed_layer, read_context
+from tests.support.recorded_presses import WINDOW, padded_attention, recorded_press, their_sketches
+from tests.support.tiny_models import FAMILIES
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 SAME = [
@@ -47,31 +46,19 @@ SAME = [
 @cache
 def golden_press(label: str) -> BasePress:
     described = GOLDENS.metadata["presses"][label]
-    return with_weights(build({key: value for key, value in described.items() if key != "stats_folder"}))
-
-
-def their_sketches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The draws of kvpress in the place of ours."""
-
-    def recorded(layer: LayerObservation, seed: int, *shape: int) -> torch.Tensor:
-        if len(shape) == 2:
-            return torch.from_numpy(GOLDENS.arrays["sketch CUR"][layer.index])[None]
-        return torch.from_numpy(GOLDENS.arrays["sketch LeverageScore"][layer.index])
-
-    monkeypatch.setattr("presses.leverage.gaussian", recorded)
-    monkeypatch.setattr("presses.cur.gaussian", recorded)
+    return with_weights(recorded_press(described, without={"stats_folder"}))
 
 
 def compare(label: str, family: str) -> None:
     press = golden_press(label)
     cases = [case for case in GOLDENS.cases(label) if case.family == family]
     for length in sorted({case.length for case in cases}):
-        read = prefilled(family, length, press)
-        evidence = read.onlooker.evidence[press.identity()]
+        read = read_context(model_of(family), [press], length)
+        evidence = read.observer.evidence[press.identity()]
         for case in (case for case in cases if case.length == length):
-            scores = press.scores_at(evidence, case.ratio)
+            scores = press.scores_at(evidence, Budget.of(case.ratio))
             for index, layer_scores, selection in zip(
-                read.prefill.layers, scores, press.select(evidence, case.ratio), strict=True
+                read.prefill.layers, scores, press.select(evidence, Budget.of(case.ratio)), strict=True
             ):
                 same_choice(case, layer_scores[0], selection.keep[0], torch.from_numpy(GOLDENS[case][index]))
     if not cases:
@@ -79,7 +66,7 @@ def compare(label: str, family: str) -> None:
             failure["label"] == label and failure["family"] == family
             for failure in GOLDENS.metadata["failures"]
         )
-        assert prefilled(family, 90, press).compress(press, [0.5])
+        assert read_context(model_of(family), [press], 90).compress(press, [0.5])
 
 
 def same_choice(case: Case, scores: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -108,22 +95,6 @@ def test_kept_positions_equal_kvpress(label: str, family: str, monkeypatch: pyte
     compare(label, family)
 
 
-def padded_attention(layer: LayerObservation, chunk_size: int) -> torch.Tensor:
-    """Attention within chunks as kvpress pads the last one: zeros that take part in the softmax."""
-    missing = -layer.tokens % chunk_size
-    queries = functional.pad(layer.queries(), (0, 0, 0, missing)).unflatten(2, (-1, chunk_size))
-    keys = (
-        functional.pad(layer.keys, (0, 0, 0, missing))
-        .repeat_interleave(layer.group, 1)
-        .unflatten(2, (-1, chunk_size))
-    )
-    logits = queries @ keys.mT
-    if missing:
-        logits[:, :, -1, -missing:] = 0
-        logits[:, :, -1, :, -missing:] = -1e-9
-    return logits.softmax(-1).sum(-2).flatten(2)[..., : layer.tokens]
-
-
 @pytest.mark.parametrize(
     "label", ["NonCausalAttn", "NonCausalAttn(chunk_size=64)", "Compactor", "Compactor(blending=0.35)"]
 )
@@ -138,7 +109,7 @@ def test_non_causal_scores_equal_kvpress_but_for_its_padding(
 
 @pytest.mark.parametrize("length", [64, 61, 129])
 def test_padding_takes_no_part_in_non_causal_attention(length: int) -> None:
-    layer = observed("llama", length)
+    layer = observed_layer("llama", length)
     received = attention_within_chunks(layer, 64)
     for start in range(0, length, 64):
         logits = (
@@ -151,25 +122,15 @@ def test_padding_takes_no_part_in_non_causal_attention(length: int) -> None:
     assert received.sum(-1).allclose(torch.tensor(float(length)))  # every query gives 1
 
 
-def observed(family: str, tokens: int) -> LayerObservation:
-    layers: list[LayerObservation] = []
-    model = tiny_model(family)
-    with torch.no_grad(), observing(model, lambda layer, cache: layers.append(layer)):
-        model.model(
-            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
-        )
-    return layers[-1]
-
-
 def test_lagkv_scores_equal_kvpress() -> None:
     press = LagKVPress()
-    evidence = prefilled("llama", 701, press).onlooker.evidence[press.identity()]
+    evidence = read_context(model_of("llama"), [press], 701).observer.evidence[press.identity()]
     for scores, theirs in zip(evidence, GOLDENS.arrays["scores LagKV llama 701 0.5"], strict=True):
         torch.testing.assert_close(scores[0].clamp_max(1), torch.from_numpy(theirs), rtol=0, atol=1e-6)
 
 
 def test_lagkv_with_constant_channels_is_finite() -> None:
-    layer = observed("llama", 40)
+    layer = observed_layer("llama", 40)
     keys = layer.keys.clone()
     keys[..., 3] = 1.5
     keys[..., 7] = 0.0
@@ -188,7 +149,7 @@ def test_lagkv_by_hand() -> None:
     """Partitions of 2 behind 1 sink: [a b][c d] scored on the next, [e f] kept. One channel pair per token."""
     tokens = [[9, 9], [0, 0], [0, 4], [0, 0], [1, 2], [0, 0], [2, 2]]
     states = torch.tensor(tokens, dtype=torch.float32)[None, None]
-    layer = observed("llama", 7)
+    layer = observed_layer("llama", 7)
     scores = LagKVPress(n_sink=1, lag_size=2, cross_scoring=True).score(
         replace(layer, keys=states, values=states, _memo={})
     )[0, 0]
@@ -202,7 +163,7 @@ def test_lagkv_by_hand() -> None:
 def test_cur_by_hand() -> None:
     keys = torch.tensor([1.0, 2.0, 1.0, 1.0])[None, None, :, None].sqrt()
     values = torch.tensor([1.0, 1.0, 3.0, 1.0])[None, None, :, None].sqrt()
-    layer = replace(observed("llama", 4), keys=keys, values=values, _memo={})
+    layer = replace(observed_layer("llama", 4), keys=keys, values=values, _memo={})
     scores = CURPress(num_sinks=1, local_window_size=2).score(layer)[0, 0]
     shares = torch.tensor([1 / 3 / 2, 2 / 3 / 2, 1 / 2 * 3 / 4, 1 / 2 * 1 / 4])
     torch.testing.assert_close(scores[1:], (shares / shares.sum())[1:])
@@ -216,11 +177,11 @@ def test_cur_by_hand() -> None:
     ids=lambda press: press.name,
 )
 def test_sketches_have_a_generator_of_their_own(press: BasePress) -> None:
-    layers = {seed: observed("llama", 50) for seed in (0, 1)}
+    layers = {seed: observed_layer("llama", 50) for seed in (0, 1)}
     torch.manual_seed(1)
     first = press.observe(layers[0])
     torch.manual_seed(2)
-    again, other = press.observe(layers[1]), replace(press, seed=1).observe(observed("llama", 50))
+    again, other = press.observe(layers[1]), replace(press, seed=1).observe(observed_layer("llama", 50))
     pick = (lambda seen: seen[0]) if isinstance(first, tuple) else (lambda seen: seen)
     assert torch.equal(pick(first), pick(again))
     assert not torch.equal(pick(first), pick(other))
@@ -229,7 +190,7 @@ def test_sketches_have_a_generator_of_their_own(press: BasePress) -> None:
 
 
 def test_rows_of_a_batch_are_standardised_alone() -> None:
-    one = observed("llama", 30)
+    one = observed_layer("llama", 30)
     both = replace(
         one,
         **{
@@ -250,11 +211,11 @@ def test_rows_of_a_batch_are_standardised_alone() -> None:
 
 
 def test_compactor_blends_by_the_ratio() -> None:
-    layer = observed("llama", 60)
+    layer = observed_layer("llama", 60)
     press = CompactorPress()
     unusual, attended = press.observe(layer)
     for ratio in (0.2, 0.7):
-        (scores,) = press.scores_at([(unusual, attended)], ratio)
+        (scores,) = press.scores_at([(unusual, attended)], Budget.of(ratio))
         torch.testing.assert_close(scores[..., 8:-4], (ratio * unusual + attended)[..., 8:-4])
         assert scores[..., 8:-4].max() < min(scores[..., :8].min(), scores[..., -4:].min())
 
@@ -265,13 +226,13 @@ def test_criticalkv_by_hand() -> None:
         torch.tensor([4.0, 3.0, 2.0, 1.0])[None, None],
         torch.tensor([1.0, 1.0, 5.0, 9.0])[None, None],
     )
-    (selection,) = CriticalKVPress().select([(scores, norms)], 0.5)
+    (selection,) = CriticalKVPress().select([(scores, norms)], Budget(ratio=0.5))
     assert selection.positions.tolist() == [[[0, 2]]]
 
 
 def test_criticalkv_within_other_wrappers() -> None:
     press = AdaKVPress(CriticalKVPress(SnapKVPress(window_size=8)))
-    assert prefilled("qwen2", 90, press).compress(press, [0.5])[0].kept_fraction == 0.5
+    assert read_context(model_of("qwen2"), [press], 90).compress(press, [0.5])[0].kept_fraction == 0.5
 
 
 @pytest.mark.parametrize(

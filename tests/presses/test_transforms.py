@@ -5,10 +5,11 @@ import torch
 from transformers import DynamicCache
 
 from kvcache.attention import attending
-from kvcache.cache import CompressedCache, CompressedLayer, Kept, Storage
-from kvcache.observation import cache_keyword, observing
+from kvcache.budget import Budget
+from kvcache.cache import CompressedCache, CompressedLayer, KVStorage, KVView
+from kvcache.hooks.prefill import observing
+from kvcache.modules import cache_keyword
 from kvcache.selection import Selection
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses import (
     AdaKVPress,
     ComposedPress,
@@ -23,6 +24,7 @@ from presses import (
 from presses.base import BasePress
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.peer.goldens import MORE, Case, load_goldens
+from tests.support.prefilled_contexts import read_context
 from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 GOLDENS = load_goldens(MORE)
@@ -63,8 +65,8 @@ CHANNELS = [label for label in GOLDENS.metadata["presses"] if label.startswith((
 def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     for case in (case for case in GOLDENS.cases(label) if case.family == family):
         press = from_kvpress(label, case.ratio)
-        prefilled = read(tiny_model(family), press, case.length)
-        selections = press.select(prefilled.onlooker.evidence[press.identity()], case.ratio)
+        prefilled = read_context(tiny_model(family), [press], case.length)
+        selections = press.select(prefilled.observer.evidence[press.identity()], Budget.of(case.ratio))
         # where the budget is below the window, kvpress's choice within it is arbitrary; ours is the most
         # recent
         pinned = QUESTION if label.startswith("Finch") else 0 if "Knorm" in label else 64
@@ -83,7 +85,7 @@ def test_remaining_channels_equal_kvpress(label: str, family: str) -> None:
         if int(case.length * (1 - case.ratio)) < 64 and label.startswith("Composed"):
             continue  # other entries are kept of the tied window
         press = from_kvpress(label, case.ratio)
-        prefilled = read(tiny_model(family), press, case.length)
+        prefilled = read_context(tiny_model(family), [press], case.length)
         (context,) = prefilled.compress(press, [case.ratio or 0.5])
         for index in prefilled.prefill.layers:
             ours = context.layers[index].storage.whole_keys().ne(0).any(1).numpy()
@@ -116,18 +118,9 @@ def test_changed_entries_equal_kvpress(name: str) -> None:
     what, case = parsed(name)
     label, family = case.label, case.family
     press = from_kvpress(label, case.ratio)
-    (context,) = read(tiny_model(family), press, case.length).compress(press, [case.ratio])
+    (context,) = read_context(tiny_model(family), [press], case.length).compress(press, [case.ratio])
     for kept, theirs in zip(context.layers, torch.from_numpy(GOLDENS.arrays[name]), strict=True):
         torch.testing.assert_close(getattr(kept.storage, what), theirs, rtol=1e-4, atol=1e-4)
-
-
-def read(model, press: BasePress, tokens: int = 203) -> PrefilledContext:
-    onlooker = Onlooker([press])
-    with torch.no_grad(), onlooker(model):
-        model.model(
-            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
-        )
-    return PrefilledContext(onlooker, 0.0)
 
 
 def entries(heads: int = 2, tokens: int = 40, dtype: torch.dtype = torch.float32, batch: int = 1):
@@ -141,7 +134,7 @@ def random_selection(keys: torch.Tensor, counts: list[int]) -> Selection:
     return Selection.top(scores, torch.tensor(counts).expand(keys.shape[0], -1))
 
 
-def logits(model, layers: list[Kept], start: int) -> torch.Tensor:
+def logits(model, layers: list[KVView], start: int) -> torch.Tensor:
     cache = CompressedCache([CompressedLayer([kept], start) for kept in layers])
     ids = tiny_ids(5, seed=9)
     with torch.no_grad(), attending(model):
@@ -233,8 +226,8 @@ def test_merging_over_head_wise_budgets_and_new_positions() -> None:
     for inner in (AdaKVPress(SnapKVPress(window_size=16)), KeyRerotationPress(KnormPress())):
         merging = MergingPress(inner)
         (merged,), (plain,) = (
-            read(model, merging).compress(merging, [0.5]),
-            read(model, inner).compress(inner, [0.5]),
+            read_context(model, [merging]).compress(merging, [0.5]),
+            read_context(model, [inner]).compress(inner, [0.5]),
         )
         assert merged.entries() == plain.entries()
         assert merged.next_position == plain.next_position
@@ -276,11 +269,11 @@ def unimportant_channels(family: str, removed: int, tokens: int = 203) -> list[t
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
 def test_think_reads_as_if_the_least_important_channels_were_zero(family: str) -> None:
     model, press = tiny_model(family), ThinKPress()
-    read_ = read(model, press)
+    read_ = read_context(model, [press])
     (context,) = read_.compress(press, [0.5])
     zeroed = []
     for full, gone in zip(read_.full, unimportant_channels(family, 8), strict=True):
-        zeroed.append(Kept(Storage(full.storage.keys.masked_fill(gone[:, None], 0), full.storage.values)))
+        zeroed.append(KVView(KVStorage(full.storage.keys.masked_fill(gone[:, None], 0), full.storage.values)))
     for kept, reference in zip(context.layers, zeroed, strict=True):
         assert torch.equal(kept.storage.whole_keys(), reference.storage.keys)
         assert kept.storage.keys.shape == (2, 203, 8)
@@ -291,7 +284,7 @@ def test_think_reads_as_if_the_least_important_channels_were_zero(family: str) -
 
 def test_think_saves_what_it_says_and_no_more() -> None:
     press = ThinKPress()
-    half, most = read(tiny_model("llama"), press).compress(press, [0.5, 0.9])
+    half, most = read_context(tiny_model("llama"), [press]).compress(press, [0.5, 0.9])
     full = 3 * 2 * 203 * 32 * 4  # layers, heads, tokens, channels of key and value, bytes
     assert half.bytes == full * 3 // 4 + 3 * 2 * 8 * 8  # and the index of 8 channels per head
     assert most.bytes == full * 18 // 32 + 3 * 2 * 2 * 8
@@ -302,7 +295,7 @@ def test_think_saves_what_it_says_and_no_more() -> None:
 def test_think_with_a_fixed_fraction() -> None:
     press = ThinKPress(key_channel_compression_ratio=0.25)
     assert press.compression_ratio == 0.25
-    contexts = read(tiny_model("llama"), press).compress(press, [0.0, 0.5])
+    contexts = read_context(tiny_model("llama"), [press]).compress(press, [0.0, 0.5])
     assert [context.layers[0].storage.keys.shape[-1] for context in contexts] == [16, 12]
 
 
@@ -325,7 +318,7 @@ def test_think_refuses_what_makes_no_sense(options: dict) -> None:
 def test_composed_fractions_multiply_and_are_measured() -> None:
     press = ComposedPress(SnapKVPress(0.5), KnormPress(0.3))
     assert press.compression_ratio == 0.5
-    (context,) = read(tiny_model("llama"), press, 200).compress(press, [0.5])
+    (context,) = read_context(tiny_model("llama"), [press], 200).compress(press, [0.5])
     context.check_budget(press, 0.5)
     assert context.entries() == [[70, 70]] * 3
     assert context.kept_fraction == 0.35
@@ -336,9 +329,12 @@ def test_composed_fractions_multiply_and_are_measured() -> None:
 def test_composed_chooses_among_what_is_left() -> None:
     model = tiny_model("llama")
     first, press = SnapKVPress(), ComposedPress(SnapKVPress(), KnormPress(0.5))
-    evidence = read(model, press).onlooker.evidence[press.identity()]
+    evidence = read_context(model, [press]).observer.evidence[press.identity()]
     for chosen, all_left, (_, norms) in zip(
-        press.select(evidence, 0.25), first.select([a for a, _ in evidence], 0.25), evidence, strict=True
+        press.select(evidence, Budget(ratio=0.25)),
+        first.select([a for a, _ in evidence], Budget(ratio=0.25)),
+        evidence,
+        strict=True,
     ):
         assert bool((chosen.keep <= all_left.keep).all())
         lowest_kept = norms.masked_fill(~chosen.keep, float("inf")).amin(-1)
@@ -348,7 +344,7 @@ def test_composed_chooses_among_what_is_left() -> None:
 
 def test_composed_with_think_removes_entries_and_channels() -> None:
     press = ComposedPress(SnapKVPress(window_size=16), ThinKPress(0.5))
-    read_ = read(tiny_model("llama"), press, 200)
+    read_ = read_context(tiny_model("llama"), [press], 200)
     (context,) = read_.compress(press, [0.5])
     assert context.layers[0].storage.keys.shape == (2, 100, 8)
     assert context.kept_fraction == pytest.approx(0.5 * 0.75, abs=0.01)
@@ -358,13 +354,13 @@ def test_composed_keeps_head_wise_budgets_where_channels_follow_or_they_come_las
     model = tiny_model("llama")
     ada = AdaKVPress(SnapKVPress(window_size=16))
     for press in (ComposedPress(ada, ThinKPress(0.5)), ComposedPress(KnormPress(), ada)):
-        (context,) = read(model, press).compress(press, [0.5])
+        (context,) = read_context(model, [press]).compress(press, [0.5])
         context.check_budget(press, 0.5)
         assert len(set(context.entries()[1])) == 2
         assert bool(logits(model, context.layers, 203).isfinite().all())
     press = ComposedPress(ada, KnormPress())
     with pytest.raises(ValueError, match="put adakv second"):
-        read(model, press).compress(press, [0.5])
+        read_context(model, [press]).compress(press, [0.5])
 
 
 def test_composed_positions_move_first_or_around_but_not_second() -> None:
@@ -373,11 +369,11 @@ def test_composed_positions_move_first_or_around_but_not_second() -> None:
         ComposedPress(rerotated, ThinKPress(0.5)),
         KeyRerotationPress(ComposedPress(KnormPress(), SnapKVPress(0.01))),
     ):
-        (context,) = read(model, press).compress(press, [0.5])
+        (context,) = read_context(model, [press]).compress(press, [0.5])
         assert context.next_position in (101, 99)  # int(101 * 0.99) = 99
     press = ComposedPress(SnapKVPress(), rerotated)
     with pytest.raises(ValueError, match="must come first"):
-        read(model, press).compress(press, [0.5])
+        read_context(model, [press]).compress(press, [0.5])
 
 
 def test_composed_of_other_second_ratios_are_other_presses() -> None:
@@ -390,7 +386,7 @@ def test_composed_of_other_second_ratios_are_other_presses() -> None:
 
 def test_three_presses_compose() -> None:
     press = ComposedPress(SnapKVPress(0.5), ComposedPress(KnormPress(0.5), ThinKPress(0.5)))
-    (context,) = read(tiny_model("llama"), press, 200).compress(press, [0.5])
+    (context,) = read_context(tiny_model("llama"), [press], 200).compress(press, [0.5])
     assert context.layers[2].storage.keys.shape == (2, 50, 8)
 
 
@@ -401,8 +397,8 @@ def test_a_second_press_of_statistics_sees_the_whole_context() -> None:
         if case.family != "llama":
             continue
         press = from_kvpress(label, case.ratio)
-        prefilled = read(tiny_model("llama"), press, case.length)
-        selections = press.select(prefilled.onlooker.evidence[press.identity()], case.ratio / 2)
+        prefilled = read_context(tiny_model("llama"), [press], case.length)
+        selections = press.select(prefilled.observer.evidence[press.identity()], Budget.of(case.ratio / 2))
         for selection, theirs in zip(selections, GOLDENS[case], strict=True):
             assert (selection.keep[0].numpy() == theirs).all(), case
 
@@ -445,7 +441,7 @@ def test_finch_follows_its_formula() -> None:
 
 def test_finch_keeps_its_share_of_every_chunk() -> None:
     press = FinchPress(window_size=8, chunk_length=50)
-    (context,) = read(tiny_model("llama"), press, 120).compress(press, [0.5])
+    (context,) = read_context(tiny_model("llama"), [press], 120).compress(press, [0.5])
     context.check_budget(press, 0.5)
     assert context.entries() == [[25 + 25 + 10] * 2] * 3
     assert context.next_position == 60

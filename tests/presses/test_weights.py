@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 import presses.support.weights
-from kvcache.observation import LayerObservation, cache_keyword, observing
+from kvcache.hooks.prefill import observing
+from kvcache.modules import cache_keyword
+from kvcache.observation import LayerObservation
 from presses import (
     DuoAttentionPress,
     ExpectedAttentionPress,

@@ -1,19 +1,18 @@
 """Presses that act while answers are written: laws over the catalogue, kvpress's recorded decisions, small examples."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from kvcache.attention import attending
+from kvcache.budget import Budget
 from kvcache.cache import CompressedCache, CompressedLayer
-from kvcache.decode_hooks import DecodingObservation, Follower
-from kvcache.observation import LayerObservation, cache_keyword
+from kvcache.hooks.decode_hooks import DecodeHook, DecodingObservation
+from kvcache.modules import cache_keyword
+from kvcache.observation import LayerObservation
 from kvcache.selection import Selection
-from longpress.catalogue import presses
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
 from presses import (
     AdaKVPress,
     CAMPress,
@@ -31,35 +30,14 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.cam import coins
+from tests.support.catalogue_presses import ACTIVE, busy_press_named
+from tests.support.decoded_rows import decode_forced
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import MORE, REST, Goldens, load_goldens
+from tests.support.prefilled_contexts import read_context
 from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 FILES = [load_goldens(name) for name in (MORE, REST)]
-SMALL = {"compression_interval": 4, "target_size": 40, "sliding_window_size": 16, "decoding": True}
-"""Values of common options at which something happens within a few tokens."""
-
-
-def busy(press: BasePress) -> BasePress:
-    """The press with options at which it acts within a few tokens, presses inside likewise."""
-    changed = {
-        f.name: SMALL[f.name]
-        for f in fields(press)
-        if f.name in SMALL and isinstance(getattr(press, f.name), int)
-    }
-    inside = {
-        field.name: busy(getattr(press, field.name))
-        for field in fields(press)
-        if isinstance(getattr(press, field.name), BasePress)
-    }
-    return replace(press, **changed, **inside)
-
-
-def make(name: str) -> BasePress:
-    return busy(with_weights(presses()[name].load()()))
-
-
-ACTIVE = [name for name in sorted(presses()) if make(name).while_decoding(0.5) is not None]
 
 
 def recording(label: str) -> Goldens:
@@ -184,20 +162,20 @@ def kept_positions(press: BasePress, prefill: int, steps: int) -> list[int]:
 
 def test_cam_merges_by_hand() -> None:
     """Five entries of one head, two of them evicted: the one attended to more than its neighbours is shared among the two after it."""
-    follower = CAMPress(KnormPress(), target_size=3, merge_budget=2).while_decoding(0.0)
-    follower.received = torch.tensor([[[0.1, 0.6, 0.4, 0.2, 0.1]]])
+    decode_hook = CAMPress(KnormPress(), target_size=3, merge_budget=2).decode_hook(Budget(ratio=0.0))
+    decode_hook.received = torch.tensor([[[0.1, 0.6, 0.4, 0.2, 0.1]]])
     layer = SimpleNamespace(
         valid=torch.ones(1, 1, 5, dtype=torch.bool), generators=lambda seed: [torch.Generator()]
     )
     scores = torch.tensor([[[0.0, 1.0, 5.0, 4.0, 3.0]]])
     kept = Selection.top(scores, 3)
-    merged = follower._merged(layer, scores, kept, merges=1)
+    merged = decode_hook._merged(layer, scores, kept, merges=1)
     assert merged.sources.tolist() == [
         [[1]]
     ]  # the better of the two; 0.6 / mean(0.4, 0.2) is above 1, so it is merged for sure
     values = torch.arange(5.0).view(1, 1, 5, 1)
-    assert follower.apply(values, values, merged)[1].flatten().tolist() == [2.5, 3.5, 4.0]
-    everything = follower._merged(layer, scores, kept, merges=9)
+    assert decode_hook.apply(values, values, merged)[1].flatten().tolist() == [2.5, 3.5, 4.0]
+    everything = decode_hook._merged(layer, scores, kept, merges=9)
     assert everything.sources.tolist() == [[[1, 0]]]
     assert everything.shares[0, 0, 0].tolist() == [0.5, 0.5, 0.0]
 
@@ -221,8 +199,8 @@ def test_dms_judges_tokens_when_they_leave_the_window() -> None:
     press = DMSPress(KnormPress(), threshold=-5.0, sliding_window_size=3, decoding=True)
     keys = torch.tensor([1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0])[None, None, :, None]
     scores = -keys[..., 0]
-    follower = press.while_decoding(0.5)
-    (prefill,) = press.select([scores[..., :4]], 0.5)
+    decode_hook = press.decode_hook(Budget(ratio=0.5))
+    (prefill,) = press.select([scores[..., :4]], Budget(ratio=0.5))
     assert prefill.keep[0, 0].tolist() == [True, True, True, True]
     entries, seen = list(range(4)), []
     for token in range(4, 7):
@@ -240,8 +218,8 @@ def test_dms_judges_tokens_when_they_leave_the_window() -> None:
             (token,),
             valid=torch.ones(1, 1, len(entries), dtype=torch.bool),
         )
-        layer = replace(layer, notes=press.notes(scores[..., :4]) if token == 4 else None)
-        selection = follower.follow(layer)
+        layer = replace(layer, entry_metadata=press.entry_metadata(scores[..., :4]) if token == 4 else None)
+        selection = decode_hook.follow(layer)
         entries = entries if selection is None else [entries[at] for at in selection.positions[0, 0].tolist()]
         seen.append(list(entries))
     assert seen == [[0, 2, 3, 4], [0, 2, 3, 4, 5], [0, 2, 4, 5, 6]]
@@ -252,63 +230,26 @@ def test_a_target_below_the_window_keeps_the_most_recent() -> None:
     assert kept_positions(press, prefill=20, steps=6) == [23, 24, 25]
 
 
-def prefilled(model, presses_: list[BasePress], tokens: int) -> PrefilledContext:
-    onlooker = Onlooker(presses_)
-    with torch.no_grad(), onlooker(model):
-        model.model(
-            input_ids=tiny_ids(tokens), **{cache_keyword(model.model): DynamicCache(config=model.config)}
-        )
-    return PrefilledContext(onlooker, 0.0)
-
-
-def forced(model, contexts, followers, ids: torch.Tensor) -> torch.Tensor:
-    """(R, n, D) hidden states of single tokens (R, n) fed to a batch of rows."""
-    starts = [context.next_position for context in contexts]
-    count = len(contexts[0].layers)
-    made = [
-        [
-            follower() if at in context.observed else None
-            for context, follower in zip(contexts, followers, strict=True)
-        ]
-        for at in range(count)
-    ]
-    cache = CompressedCache(
-        [CompressedLayer([c.layers[at] for c in contexts], starts, 0, made[at]) for at in range(count)]
-    )
-    out = []
-    with torch.no_grad(), attending(model):
-        for step in range(ids.shape[1]):
-            positions = (torch.tensor(starts) + step)[:, None]
-            out.append(
-                model.model(
-                    input_ids=ids[:, step : step + 1],
-                    position_ids=positions,
-                    **{cache_keyword(model.model): cache},
-                ).last_hidden_state
-            )
-    return torch.cat(out, dim=1)
-
-
 @pytest.mark.parametrize("name", ACTIVE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, family: str) -> None:
-    model, press, full = tiny_model(family), make(name), KnormPress()
-    read = prefilled(model, [press, full], 60)
-    mine = read.compress(press, [0.0] if press.lossless else [0.5])[0]
+    model, press, full = tiny_model(family), busy_press_named(name), KnormPress()
+    read = read_context(model, [press, full], 60)
+    mine = read.compress(press, [0.0] if press.traits.is_full_cache else [0.5])[0]
     plain, knorm = read.compress(full, [0.0, 0.5])
     ids = tiny_ids(13, batch=4, seed=8)
-    follower, nothing = lambda: press.while_decoding(0.5), lambda: None
-    contexts, followers = [plain, mine, knorm, mine], [nothing, follower, nothing, follower]
-    together = forced(model, contexts, followers, ids)
+    decode_hook, nothing = lambda: press.decode_hook(Budget(ratio=0.5)), lambda: None
+    contexts, decode_hooks = [plain, mine, knorm, mine], [nothing, decode_hook, nothing, decode_hook]
+    together = decode_forced(model, contexts, decode_hooks, ids)
     for row in range(4):
-        alone = forced(model, [contexts[row]], [followers[row]], ids[row : row + 1])
+        alone = decode_forced(model, [contexts[row]], [decode_hooks[row]], ids[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-3)
-    without = forced(model, [mine], [nothing], ids[1:2])
+    without = decode_forced(model, [mine], [nothing], ids[1:2])
     assert not torch.allclose(together[1:2], without, atol=1e-3), (
         "nothing was dropped: give the option a small value in SMALL"
     )
     stored, keyword = DynamicCache(config=model.config), cache_keyword(model.model)
-    standing = press if press.lossless else replace(press, compression_ratio=0.5)
+    standing = press if press.traits.is_full_cache else replace(press, compression_ratio=0.5)
     with torch.no_grad(), standing(model):
         model.model(input_ids=tiny_ids(60), **{keyword: stored})
         steps = [
@@ -322,7 +263,7 @@ def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, f
     torch.testing.assert_close(together[1:2], torch.cat(steps, dim=1), rtol=1e-3, atol=1e-3)
 
 
-class _KeepAll(Follower):
+class _KeepAll(DecodeHook):
     def follow(self, layer):
         return Selection(layer.valid)
 
@@ -333,19 +274,19 @@ class _KeepAll(Follower):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_moving_a_row_to_storage_of_its_own_changes_nothing(family: str) -> None:
     model, full = tiny_model(family), KnormPress()
-    plain, knorm = prefilled(model, [full], 60).compress(full, [0.0, 0.5])
+    plain, knorm = read_context(model, [full], 60).compress(full, [0.0, 0.5])
     ids = tiny_ids(7, batch=3, seed=8)
     contexts, nothing = [plain, knorm, plain], lambda: None
-    expected = forced(model, contexts, [nothing] * 3, ids)
+    expected = decode_forced(model, contexts, [nothing] * 3, ids)
     torch.testing.assert_close(
-        forced(model, contexts, [_KeepAll, nothing, nothing], ids), expected, rtol=1e-4, atol=1e-4
+        decode_forced(model, contexts, [_KeepAll, nothing, nothing], ids), expected, rtol=1e-4, atol=1e-4
     )
 
 
 @pytest.mark.parametrize("name", ACTIVE)
 def test_generate_works_inside_the_block(name: str) -> None:
-    model, press = tiny_model("llama"), make(name)
-    press = press if press.lossless else replace(press, compression_ratio=0.5)
+    model, press = tiny_model("llama"), busy_press_named(name)
+    press = press if press.traits.is_full_cache else replace(press, compression_ratio=0.5)
     with press(model):
         out = model.generate(tiny_ids(60), max_new_tokens=12, min_new_tokens=12, do_sample=False)
     assert out.shape == (1, 72)

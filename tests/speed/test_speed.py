@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from longpress.pipeline import CompressingPipeline
+from longpress import CompressingPipeline
 from longpress.speed.__main__ import different_answers, limit_seconds, peer_seconds, ruler_rows, summary
 from longpress.speed.limit import parts
 from longpress.speed.ours import sweep

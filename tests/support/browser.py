@@ -13,7 +13,7 @@ CHECKS = (Path(__file__).parent / "page_checks.js").read_text(encoding="utf-8").
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """The distribution's Chromium where there is one, else the one that `playwright install chromium` put in place."""
+    """The distribution's Chromium where there is one, else the one that Playwright installed."""
     from playwright.sync_api import sync_playwright
 
     installed = next(
@@ -30,7 +30,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, path: Path, width: int = 1400, scheme: str = "light") -> Iterator[Any]:
-    """A page that has drawn itself; its `requests`, `failures` of them, and `complaints` (of console and page) are growing lists."""
+    """A page that has drawn itself, with growing lists: `requests`, their `failures`, and `complaints`."""
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce"
     )
@@ -47,7 +47,7 @@ def opened(browser: Any, path: Path, width: int = 1400, scheme: str = "light") -
 
 
 def layout_problems(page: Any) -> list[str]:
-    """What a person would call broken: a page that scrolls sideways, text out of sight or over other text, cut choices, empty panels."""
+    """What a person would call broken: scrolling sideways, hidden or overlapping text, empty panels."""
     return page.evaluate(f"{CHECKS}.layout()")
 
 

@@ -1,10 +1,16 @@
-"""A tokenizer of single bytes, for tests that need text but no vocabulary: ids 0-3 are special, id 4 + b is byte b."""
+"""A tokenizer of single bytes, for tests that need text but no vocabulary.
+
+Ids 0 to 3 are special, id 4 + b is byte b.
+"""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
-TEMPLATE = "{% for message in messages %}<user>{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for message in messages %}<user>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 VOCABULARY = len(SPECIAL) + 256
 
 

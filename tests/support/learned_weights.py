@@ -1,4 +1,4 @@
-"""Made-up learned weights for the tiny models, in the files in which the real ones are published, and the presses that read them.
+"""Made-up learned weights for the tiny models, in the published formats, and the presses that read them.
 
 All families of `tiny_models` have the same shapes, so one file serves all.
 """

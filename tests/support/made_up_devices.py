@@ -1,4 +1,6 @@
-"""Devices that a machine does not have: CPU tensors that say they lie on "cpu:0", "cpu:1", …, and operations that refuse to mix them.
+"""Devices that a machine does not have: CPU tensors that say where they lie and refuse to mix.
+
+The devices are called "cpu:0", "cpu:1", ….
 
 As CUDA does, an operation takes tensors of one device only; scalars and indices may come from the host (plain
 "cpu"). What is computed is computed on the CPU, so results can be compared with an ordinary run.

@@ -36,7 +36,7 @@ def many_records(
     ratios: Sequence[float] = RATIOS,
     seed: int = 0,
 ) -> Iterator[Record]:
-    """Records of every task, sample, press and ratio, and of the full cache; presses differ in how fast they lose."""
+    """Records of every task, sample, press and ratio, and of the full cache; some presses lose faster."""
     generator = np.random.default_rng(seed)
     hardness = generator.uniform(0.05, 0.5, len(tasks))
     loss = np.sort(generator.uniform(0.1, 1.2, presses))
@@ -54,6 +54,7 @@ def many_records(
                 right = float(np.clip(1 - hardness[t] + ease - slope * ratio**2, 0, 1))
                 score = generator.binomial(steps, right) / steps
                 length = int(TOKENS * (1 - ratio))
+                said = " ".join(map(str, words[(97 * s + v) % 997]))
                 yield Record(
                     key=hashlib.sha256(f"{seed}/{task}/{s}/{v}".encode()).hexdigest()[:32],
                     model="SmolLM2-135M-Instruct",
@@ -69,7 +70,7 @@ def many_records(
                     metric="string_match_all",
                     score=score,
                     scores={"string_match_all": score},
-                    prediction=f"The special magic numbers are {' '.join(map(str, words[(97 * s + v) % 997]))}.",
+                    prediction=f"The special magic numbers are {said}.",
                     references=[str(1_000_000 + 7919 * s)],
                     kept_fraction=length / TOKENS,
                     kept_entries=[length] * LAYERS,
@@ -92,7 +93,7 @@ def many_records(
 
 
 def write_many(folder: Path, mapped: int = 2, **options: int) -> int:
-    """Fill a results folder, with kept maps of the first `mapped` samples of every task; how many records that are."""
+    """Fill a results folder, with kept maps of each task's first `mapped` samples; the number of records."""
     keys: dict[str, dict[str, float]] = {}
     count = 0
     with RecordWriter(folder) as writer:

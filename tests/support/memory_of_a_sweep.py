@@ -1,4 +1,4 @@
-"""Run as a script: one sweep of a few contexts in a fresh process, on a tiny model or the embedded one; prints what was planned and taken.
+"""Run as a script: one sweep of a few contexts in a fresh process; prints the memory planned and taken.
 
 Usage, with the repository and tests/ on PYTHONPATH: memory_of_a_sweep.py TOKENS VARIANTS [PRESS,PRESS…
 [smollm2]]
@@ -10,11 +10,12 @@ import time
 
 import torch
 
+from longpress import CompressingPipeline, Question, Request
 from longpress.catalogue import presses
 from longpress.models.host_memory import held_memory_bytes, peak_memory_bytes
 from longpress.models.loading import load_model
-from longpress.pipeline import CompressingPipeline, Question, Request
-from longpress.pipeline.prefill import Variant
+from longpress.pipeline.options import PipelineOptions
+from longpress.pipeline.variants import Variant
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -36,14 +37,17 @@ def tiny(tokens: int) -> tuple[CompressingPipeline, list[str]]:
     text = bytes(
         torch.randint(97, 122, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     ).decode()
-    return CompressingPipeline(model, byte_tokenizer(), prefill_chunk=4096), [text, text[7:] + text[:7]]
+    return CompressingPipeline(model, byte_tokenizer(), options=PipelineOptions(prefill_chunk=4096)), [
+        text,
+        text[7:] + text[:7],
+    ]
 
 
 def embedded(tokens: int) -> tuple[CompressingPipeline, list[str]]:
     """The embedded model, and three contexts of numbers; a digit is a token."""
     loaded = load_model()
     digits = "".join(str(at) for at in range(tokens))[: tokens - 100]
-    return CompressingPipeline(loaded.model, loaded.tokenizer, window=loaded.window), [
+    return CompressingPipeline(loaded.model, loaded.tokenizer, max_length=loaded.window), [
         digits,
         digits[1:],
         digits[2:],

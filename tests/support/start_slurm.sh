@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A one-node Slurm on this machine, for the tests marked cluster. As root on Debian: tests/start_slurm.sh FOLDER; stop it with
-# tests/start_slurm.sh FOLDER stop. Needs the packages slurm-wlm and munge.
+# A one-node Slurm on this machine, for the tests marked cluster. As root on Debian: tests/support/start_slurm.sh FOLDER; stop it with
+# tests/support/start_slurm.sh FOLDER stop. Needs the packages slurm-wlm and munge.
 set -euo pipefail
 folder=$(realpath -m "$1")
 if [ "${2:-start}" = stop ]; then

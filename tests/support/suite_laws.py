@@ -1,4 +1,4 @@
-"""What holds for every suite: gold answers, empty text, any text at all, ids, order, and the prompt in three parts."""
+"""What holds for every suite: gold answers, empty text, any text, ids, order, the prompt in three parts."""
 
 import math
 import random
@@ -17,7 +17,8 @@ NASTY = (
     "“quotes” ‘and’ «more» \u2028\u0085",
     "0", "1.5", "-3 / 0", "99999999999999999999999999", "1e400", "٣٤", "²", "½", "12%", "1_000",
     "yes no maybe none one",
-    "{", "}", "{'a': ", "{'a': [1]}", "[" * 300, "\\boxed{", "\\boxed{}", "\\boxed{\\frac{1}{", "\\frac", "\\sqrt",
+    "{", "}", "{'a': ", "{'a': [1]}", "[" * 300,
+    "\\boxed{", "\\boxed{}", "\\boxed{\\frac{1}{", "\\frac", "\\sqrt",
     "```python\ndef f():\n    pass\n```", "```",
     "A", "(B)", "answer is", "The answer is: ", "<mask-0>", "None", "null", "\ud800",
     "word " * 2000,
@@ -28,7 +29,7 @@ NASTY = (
 def check(
     benchmark: Benchmark, samples: Sequence[Sample], gold: Callable[[Sample], str], exempt: Sequence[str] = ()
 ) -> None:
-    """The laws of scoring; `exempt` names metrics that a gold answer need not fulfil (the headline is never among them)."""
+    """The laws of scoring; `exempt` names metrics, never the headline, that a gold answer need not fulfil."""
     assert samples and len({sample.id for sample in samples}) == len(samples)
     rng = random.Random(0)
     random_texts = [

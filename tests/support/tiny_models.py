@@ -1,4 +1,4 @@
-"""Tiny models whose weights are the same on every machine and with every library version, for tests and recorded values.
+"""Tiny models whose weights are the same on every machine and with every library version.
 
 A model's own initialisation changes between library versions, and its attention is nearly uniform. Here every
 parameter is filled by its name from a frozen random stream, with scales that give peaked attention, so that
@@ -94,7 +94,7 @@ def tiny_model(family: str, attention: str = "sdpa", **overrides: Any) -> PreTra
 
 
 def fill(model: torch.nn.Module) -> None:
-    """Overwrite every parameter by values that depend on nothing but the model's type and the parameter's name and shape."""
+    """Overwrite every parameter by values made from the model's type and the parameter's name and shape."""
     kind = type(model).__name__
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -117,7 +117,7 @@ def _values(kind: str, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def frozen_normal(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float32 values seeded by `name`, from the one stream that numpy promises never to change."""
+    """Standard normal float32 values seeded by `name`, from the stream that numpy keeps as it is."""
     return torch.from_numpy(numpy.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)).to(
         torch.float32
     )

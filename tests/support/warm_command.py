@@ -1,4 +1,4 @@
-"""The project's commands as forks of one process that has imported everything: a start costs milliseconds instead of seconds.
+"""The project's commands as forks of one process that has imported everything, so that a start costs little.
 
 Each is a process of its own that runs the real file or module from its first line, can be killed, and ends
 with its exit code.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,14 +30,30 @@ ENVIRONMENT = {
 
 
 class Command:
-    """A command at work: `Command(folder, "evaluate.py", "press=knorm")` or `Command(folder, "longpress", "tables", …)`."""
+    """A command at work: `Command(folder, "longpress", "tables", …)`."""
 
-    def __init__(self, folder: Path, program: str, *arguments: str) -> None:
-        """Start it; what it prints goes to files in `folder`."""
+    def __init__(
+        self,
+        folder: Path,
+        program: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        largest_file: int | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            folder: what it prints goes to files in it.
+            program: a file of the project that ends in .py, or a module.
+            arguments: of the command.
+            environment: variables that are set for it.
+            largest_file: bytes beyond which the system lets it write no file, as where a disk is full.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._printed = {name: folder / name for name in ("stdout", "stderr")}
-        self._process = _context().Process(
-            target=_run, args=(program, arguments, {k: str(v) for k, v in self._printed.items()})
+        printed = {name: str(path) for name, path in self._printed.items()}
+        self._process = warm_context().Process(
+            target=_run, args=(program, arguments, printed, dict(environment or {}), largest_file)
         )
         self._process.start()
 
@@ -52,26 +70,33 @@ class Command:
         return self._process.exitcode is not None
 
     def wait(self, seconds: float = 120) -> int | None:
-        """Its exit code, minus the number of the signal that ended it; None where it is still at work after so many seconds."""
+        """Its exit code, or minus the signal that ended it; None: still at work after so many seconds."""
         self._process.join(seconds)
         return self._process.exitcode
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal to it."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
     def kill(self) -> int:
-        """End it by SIGKILL, as `kill -9` does, and give its exit code: -9, or another if it had ended before."""
+        """End it as `kill -9` does; its exit code: -9, or another if it had ended before."""
         self._process.kill()
         self._process.join()
         assert self._process.exitcode is not None
         return self._process.exitcode
 
 
-def completed(program: str, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-    """What came of a command, as `subprocess.run` would tell.
+def completed(
+    program: str, *arguments: str, seconds: float = 300, **surroundings: Any
+) -> subprocess.CompletedProcess[str]:
+    """What came of a command, as `subprocess.run` would tell; `surroundings` as in `Command`.
 
     Raises:
         TimeoutExpired: it is still at work after so many seconds; it is killed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = Command(Path(folder), program, *arguments)
+        run = Command(Path(folder), program, *arguments, **surroundings)
         code = run.wait(seconds)
         if code is None:
             run.kill()
@@ -80,7 +105,7 @@ def completed(program: str, *arguments: str, seconds: float = 300) -> subprocess
 
 
 @cache
-def _context() -> Any:
+def warm_context() -> Any:
     """The warmed-up process, from which others are forked."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.warmed"])
@@ -94,10 +119,20 @@ def _context() -> Any:
     return context
 
 
-def _run(program: str, arguments: tuple[str, ...], printed: Mapping[str, str]) -> None:
+def _run(
+    program: str,
+    arguments: tuple[str, ...],
+    printed: Mapping[str, str],
+    environment: Mapping[str, str],
+    largest_file: int | None,
+) -> None:
     """In the fork: what the interpreter does with a file or, after -m, with a module."""
     assert "tests.support.warmed" in sys.modules, "nothing was imported before the fork"
     os.setsid()
+    os.environ.update(environment)
+    if largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         file = os.open(printed[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)

@@ -1,20 +1,16 @@
-"""What a fork of the warmed-up process finds done: everything that the commands import, and the scan of the catalogue."""
+"""What a fork of the warmed-up process finds done: all imports of the commands, the scan of the catalogue."""
 
 import gc
 from importlib import import_module
 
 from longpress.catalogue import benchmarks, presses
+from longpress.cli import COMMANDS
 
 for name in (
-    *("evaluation.runner", "evaluation.workers", "evaluation.rescore", "evaluation.calibrate"),
-    *("analysis.tables.write", "analysis.tables.fidelity", "analysis.plots.draw", "analysis.report.page"),
-    *("analysis.kept_maps", "analysis.compare", "analysis.kvpress_export"),
-):
-    import_module(f"longpress.{name}")
-for name in (
-    "benchmarks.__main__",
-    "pyarrow.parquet",
-    "transformers.models.llama.modeling_llama",
+    *(command.module for name, command in COMMANDS.items() if name != "bench"),
+    *("longpress.evaluation.runner", "longpress.evaluation.workers", "longpress.pipeline.facade"),
+    *("longpress.analysis.tables.fidelity", "longpress.analysis.plots.draw", "longpress.analysis.kept_maps"),
+    *("benchmarks.__main__", "pyarrow.parquet", "transformers.models.llama.modeling_llama"),
     "tests.support.warm_command",
 ):
     import_module(name)

@@ -1,4 +1,4 @@
-"""A tokenizer of short pieces of words, single digits and single marks, fast enough to make long prompts in tests."""
+"""A tokenizer of short pieces of words, single digits and single marks, fast enough for long prompts."""
 
 import re
 from collections.abc import Sequence

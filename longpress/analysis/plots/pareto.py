@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from longpress.analysis.records import BASELINE
-from longpress.analysis.tables.layout import line_budget
+from longpress.analysis.tables.row_keys import row_budgets
 
 
 def front(rows: pd.DataFrame) -> pd.DataFrame:
@@ -18,9 +18,8 @@ def front(rows: pd.DataFrame) -> pd.DataFrame:
     """
     best, kept = float("-inf"), []
     size = (rows["cache_bytes"] / rows["cache_bytes"].max()).round(2)
-    for index, row in (
-        rows.assign(size=size).sort_values(["size", "score"], ascending=[True, False]).iterrows()
-    ):
+    by_size = rows.assign(size=size).sort_values(["size", "score"], ascending=[True, False])
+    for index, row in by_size.iterrows():
         if row["score"] > best:
             best = row["score"]
             kept.append(index)
@@ -28,10 +27,12 @@ def front(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto(part: pd.DataFrame, column: str, title: str) -> Any:
-    """Every press and budget as a point, the front as steps with names and 95 % intervals, the full cache as a star.
+    """Score against bytes: every press and budget as a point, the full cache as a star.
+
+    The front is drawn as steps, with names and 95 % intervals.
 
     Args:
-        part: rows of one table, with a column `label`.
+        part: entries of one table, with a column `label`.
         column: the average or task.
         title: of the figure.
 
@@ -40,18 +41,18 @@ def pareto(part: pd.DataFrame, column: str, title: str) -> Any:
     """
     from matplotlib.figure import Figure  # only here: the extra is optional
 
-    rows = part[(part["task"] == column) & part["score"].notna() & part["cache_bytes"].notna()].reset_index(
-        drop=True
-    )
+    known = (part["task"] == column) & part["score"].notna() & part["cache_bytes"].notna()
+    rows = part[known].reset_index(drop=True)
     if not len(rows):
         return None
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    axes = figure.subplots()
     best = front(rows)
     names = [
-        row["label"] if row["press"] == BASELINE else f"{row['label']} {_budget(row)}".strip()
-        for _, row in best.iterrows()
+        f"{label} {budget}".strip() for label, budget in zip(best["label"], row_budgets(best), strict=True)
     ]
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+
+    # all points, the front through some of them, and the full cache
     x = best["cache_bytes"] / 2**20
     axes.scatter(
         rows["cache_bytes"] / 2**20,
@@ -91,11 +92,13 @@ def pareto(part: pd.DataFrame, column: str, title: str) -> Any:
         label="full cache",
         zorder=4,
     )
-    for number, (at, score, name) in enumerate(zip(x, best["score"], names, strict=True), start=1):
+
+    # number the front, and name it in the legend
+    for number, (size, score, name) in enumerate(zip(x, best["score"], names, strict=True), start=1):
         axes.annotate(
-            f"{number}", (at, score), textcoords="offset points", xytext=(-5, 5), ha="right", fontsize=8
+            f"{number}", (size, score), textcoords="offset points", xytext=(-5, 5), ha="right", fontsize=8
         )
-        axes.plot([], [], " ", label=f"{number}: {'full cache' if name == BASELINE else name}")
+        axes.plot([], [], " ", label=f"{number}: {name}")
     axes.set_xlim(0, rows["full_cache_bytes"].max() / 2**20 * 1.04)
     axes.set_ylim(-3, 103)
     axes.grid(color="0.92", linewidth=0.6)
@@ -104,18 +107,15 @@ def pareto(part: pd.DataFrame, column: str, title: str) -> Any:
     axes.set_xlabel("cache of the context, mean (MiB)", fontsize=9)
     axes.set_ylabel(f"{column} (0 to 100)", fontsize=9)
     axes.set_title(
-        f"{title}: the front is what no press\nbeats in both score and bytes (of means; intervals may overlap)",
+        f"{title}: the front is what no press\n"
+        "beats in both score and bytes (of means; intervals may overlap)",
         fontsize=9,
     )
-    known = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    order = sorted(
-        known, key=lambda label: label[0].isdigit()
-    )  # what signs mean first, then who stands on the front
+
+    # what signs mean first, then who stands on the front
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    order = sorted(handles, key=lambda label: label[0].isdigit())
     figure.legend(
-        [known[label] for label in order], order, loc="outside right upper", fontsize=8, frameon=False
+        [handles[label] for label in order], order, loc="outside right upper", fontsize=8, frameon=False
     )
     return figure
-
-
-def _budget(row: pd.Series) -> str:
-    return line_budget(row["press"], row["compression_ratio"], row["budget_tokens"], row["threshold"])

@@ -1,7 +1,7 @@
-"""Samples of a cell summed by context, and the samples that two cells have in common: what every error bar and test is computed from.
+"""Samples summed by context, and the samples that two rows have in common.
 
-Samples that ask about one context are not independent: they form a cluster, and clusters are what is
-resampled and counted.
+This is what every interval and test is computed from. Samples that ask about one context are not
+independent: they form a cluster, and clusters are what is resampled and counted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 LEAST = 10
-"""Clusters from which on a bootstrap is trusted,"""
+"""A bootstrap is trusted from so many clusters on, if `FEW` of them differ."""
 FEW = 5
-"""if at least so many differ from the most frequent value."""
+"""So many clusters must differ from the most frequent value for a bootstrap to be trusted."""
 
 
 class Clusters(NamedTuple):
@@ -56,12 +56,18 @@ class Clusters(NamedTuple):
 
     @property
     def residuals(self) -> Array:
-        """(C,) what each cluster adds to the error of the mean: they sum to 0, their squares to (C-1)/C of the variance."""
+        """(C,) what each cluster adds to the error of the mean.
+
+        They sum to 0, their squares to (C-1)/C of the variance.
+        """
         return (self.sums - self.mean * self.weights) / self.weights.sum()
 
     @property
     def standard_error(self) -> float:
-        """Clustered standard error of the mean; sd / sqrt(n) where every sample is its own cluster; NaN for fewer than two clusters."""
+        """Clustered standard error of the mean; NaN for fewer than two clusters.
+
+        It is sd / sqrt(n) where every sample is its own cluster.
+        """
         count = len(self.sums)
         if count < 2:
             return math.nan
@@ -91,9 +97,12 @@ def cluster(
     if x.ndim != 1 or not (np.abs(x) <= 1 if bounded else np.isfinite(x)).all():
         allowed = ": scores in [0, 1] or their differences in [-1, 1]" if bounded else ""
         raise ValueError(f"values must be a flat array of finite numbers{allowed}")
+
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
     if w.shape != x.shape or not ((w > 0) & np.isfinite(w)).all():
         raise ValueError("weights must be positive, finite, and as many as the values")
+
+    # number the clusters; where every sample is one, in the order of the samples
     if ids is None:
         codes = np.arange(len(x))
     else:
@@ -102,6 +111,7 @@ def cluster(
             raise ValueError("ids must be as many as the values")
         codes = np.arange(len(x)) if len(known) == len(x) else codes
     alone = bool(len(x) == 0 or (codes[-1] == len(x) - 1 and (codes == np.arange(len(x))).all()))
+
     sums: Array = w * x if alone else np.bincount(codes, w * x).astype(float)
     sizes: Array = w if alone else np.bincount(codes, w).astype(float)
     _, frequencies = np.unique(np.round(sums / sizes, 12), return_counts=True)
@@ -125,15 +135,16 @@ def joint(cells: Sequence[Clusters], shares: Sequence[float]) -> Clusters:
     """Differences of several tasks as one list of effects that sum to the difference of the average."""
     if len(cells) == 1:
         return cells[0]
-    sums = np.concatenate(
-        [share * cell.sums / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)]
-    )
-    weights = np.concatenate(
-        [share * cell.weights / cell.weights.sum() for cell, share in zip(cells, shares, strict=True)]
-    )
-    informative = sum(cell.informative for cell in cells)
+    parts = list(zip(cells, shares, strict=True))
     return Clusters(
-        sums, weights, sum(cell.n for cell in cells), math.nan, False, False, informative, cells[0].bounded
+        sums=np.concatenate([share * cell.sums / cell.weights.sum() for cell, share in parts]),
+        weights=np.concatenate([share * cell.weights / cell.weights.sum() for cell, share in parts]),
+        n=sum(cell.n for cell in cells),
+        n_effective=math.nan,
+        binary=False,
+        sign=False,
+        informative=sum(cell.informative for cell in cells),
+        bounded=cells[0].bounded,
     )
 
 
@@ -143,10 +154,10 @@ def pair(
     """Places of the common samples in two lists of samples, each without repeats.
 
     Args:
-        ids: (n,) sample ids of one press, `hashes` (n,) the hashes of their prompts.
-        hashes: see `ids`.
-        baseline_ids: (m,) those of the other.
-        baseline_hashes: (m,) those of the other.
+        ids: (n,) sample ids of one row.
+        hashes: (n,) hashes of their prompts.
+        baseline_ids: (m,) sample ids of the other row.
+        baseline_hashes: (m,) hashes of their prompts.
 
     Returns:
         Two arrays of indices, in the order of the sample ids.
@@ -158,10 +169,11 @@ def pair(
     common, left, right = np.intersect1d(
         np.asarray(ids), np.asarray(baseline_ids), assume_unique=True, return_indices=True
     )
-    other = np.asarray(hashes)[left] != np.asarray(baseline_hashes)[right]
-    if other.any():
+    changed = np.asarray(hashes)[left] != np.asarray(baseline_hashes)[right]
+    if changed.any():
         raise ValueError(
-            f"sample '{common[other][0]}' ({int(other.sum())} of {len(common)}) was asked with different prompts in the two rows; paired "
-            "differences need the same prompts: rebuild both rows with the same benchmark options"
+            f"sample '{common[changed][0]}' ({int(changed.sum())} of {len(common)}) was asked with different "
+            "prompts in the two rows; paired differences need the same prompts: rebuild both rows with the "
+            "same benchmark options"
         )
     return left, right

@@ -1,7 +1,7 @@
-"""Error bars of means and of paired differences: pure functions over numpy arrays, scores in [0, 1], differences in [-1, 1].
+"""95 % intervals of means and of paired differences: pure functions over numpy arrays.
 
-Standard errors follow Miller 2024 (arXiv 2411.00640) with the correction C/(C-1) for C clusters. Intervals
-hold 95 %:
+Scores lie in [0, 1], their differences in [-1, 1]. Standard errors follow Miller 2024 (arXiv 2411.00640) with
+the correction C/(C-1) for C clusters. Intervals hold 95 %:
 
 - 0/1 scores: Wilson 1927; with clusters or weights the number of samples is divided by the design effect
   (Korn and Graubard 1998).
@@ -14,7 +14,6 @@ hold 95 %:
   never too narrow for want of variance; of differences, gains and losses are bounded so one by one and
   combined by squares (Zou and Donner 2008, MOVER), which for no change at all gives the score interval of
   Tango 1998.
-
 - values without bounds (`bounded=False`: log-likelihoods, divergences): the same bootstrap, else Student's t
   on the means of clusters.
 
@@ -28,91 +27,20 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
-from longpress.analysis.stats.clusters import Array, Clusters, cluster
-from longpress.analysis.stats.significance import p_values
+from longpress.analysis.stats.clusters import Array, Clusters
 
 RESAMPLES = 10_000
-"""Bootstrap resamples."""
+"""How often a bootstrap draws clusters anew."""
 Z = 1.959963984540054
-"""Normal quantile of a two-sided 95 % interval."""
+"""The normal quantile of a two-sided 95 % interval."""
 _CHUNK = 4_000_000
-
-
-class Estimate(NamedTuple):
-    """A mean with its error: samples, clusters, mean, clustered standard error, and the 95 % interval."""
-
-    n: int
-    n_clusters: int
-    mean: float
-    se: float
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """A paired mean difference with its error, a two-sided p-value, and how many samples got better, stayed, got worse."""
-
-    n: int
-    n_clusters: int
-    mean: float
-    se: float
-    low: float
-    high: float
-    p_value: float
-    wins: int
-    ties: int
-    losses: int
-
-
-def estimate(
-    values: ArrayLike, weights: ArrayLike | None = None, ids: ArrayLike | None = None, seed: int = 0
-) -> Estimate:
-    """Mean of scores in [0, 1], its clustered standard error and 95 % interval; see `clusters.cluster` for the arguments.
-
-    Raises:
-        ValueError: see `clusters.cluster`; or a score is negative.
-    """
-    samples = cluster(values, weights, ids)
-    if (samples.sums < 0).any():
-        raise ValueError("scores must lie in [0, 1]")
-    low, high = score_interval(
-        samples, None if samples.binary or not samples.resampled else bootstrap([samples], seed)[0]
-    )
-    return Estimate(samples.n, len(samples.sums), samples.mean, samples.standard_error, low, high)
-
-
-def difference(
-    values: ArrayLike,
-    baseline: ArrayLike,
-    weights: ArrayLike | None = None,
-    ids: ArrayLike | None = None,
-    seed: int = 0,
-) -> Difference:
-    """Paired difference `values - baseline` of scores of the same samples in the same order; see `clusters.pair` and `clusters.cluster`.
-
-    The p-value is that of the exact McNemar test where every difference is -1, 0 or 1 and every sample its
-    own cluster, and of a test that flips the signs of clusters otherwise (exact up to 12 differing clusters).
-
-    Raises:
-        ValueError: see `clusters.cluster`; or the two have different lengths.
-    """
-    x, y = np.asarray(values, dtype=float), np.asarray(baseline, dtype=float)
-    if x.shape != y.shape:
-        raise ValueError(f"{x.shape} scores cannot be paired with {y.shape}; select the common samples first")
-    samples = cluster(x - y, weights, ids)
-    low, high = difference_interval(samples, bootstrap([samples], seed)[0] if samples.resampled else None)
-    p_value = float(p_values([samples], seed)[0])
-    wins, worse = int((x > y).sum()), int((x < y).sum())
-    mean, error = samples.mean, samples.standard_error
-    return Difference(
-        samples.n, len(samples.sums), mean, error, low, high, p_value, wins, len(x) - wins - worse, worse
-    )
+"""How many drawn clusters are held in memory at a time."""
 
 
 def score_interval(samples: Clusters, replicates: Array | None) -> tuple[float, float]:
@@ -121,10 +49,15 @@ def score_interval(samples: Clusters, replicates: Array | None) -> tuple[float, 
     Args:
         samples: the scores.
         replicates: (R,) bootstrap means; None for 0/1 scores and where `samples.resampled` is false.
+
+    Raises:
+        ValueError: a score is negative, or there are no replicates where they are needed.
     """
     mean, count = samples.mean, len(samples.sums)
     if not samples.n:
         return math.nan, math.nan
+    if samples.bounded and (samples.sums < 0).any():
+        raise ValueError("scores must lie in [0, 1]")
     if samples.binary and (count == samples.n == samples.n_effective or samples.resampled):
         low, high = wilson(mean, _effective(samples))
     elif not samples.resampled and not samples.bounded:
@@ -158,21 +91,23 @@ def difference_interval(samples: Clusters, replicates: Array | None) -> tuple[fl
 
 
 def wilson(mean: ArrayLike, n: ArrayLike) -> tuple[Any, Any]:
-    """Wilson's score interval (95 %) of a proportion seen in `n` (possibly fractional) independent samples; arrays broadcast."""
+    """Wilson's score interval (95 %) of a proportion seen in `n` independent samples; arrays broadcast.
+
+    `n` need not be a whole number.
+    """
     p, size = np.asarray(mean, dtype=float), np.asarray(n, dtype=float)
     centre = (p + Z**2 / (2 * size)) / (1 + Z**2 / size)
     half = Z / (1 + Z**2 / size) * np.sqrt(np.maximum(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
     # at 0 and 1 the bound is exact; rounding must not move it
-    return np.where(p <= 0, 0.0, np.maximum(centre - half, 0)), np.where(
-        p >= 1, 1.0, np.minimum(centre + half, 1)
-    )
+    low = np.where(p <= 0, 0.0, np.maximum(centre - half, 0))
+    return low, np.where(p >= 1, 1.0, np.minimum(centre + half, 1))
 
 
 def bootstrap(cells: Sequence[Clusters], seed: int = 0, resamples: int = RESAMPLES) -> Array:
-    """Means of resampled clusters, (cells, resamples). Cells of as many clusters share their resamples, which is fast.
+    """Means of resampled clusters, (cells, resamples).
 
-    Give different seeds to cells whose replicates will be added up (the tasks of an average), so that they
-    are independent.
+    Cells of as many clusters share their resamples, which is fast. Give different seeds to cells whose
+    replicates will be added up (the tasks of an average), so that they are independent.
     """
     result = np.empty((len(cells), resamples))
     for count in sorted({len(cell.sums) for cell in cells}):
@@ -192,7 +127,10 @@ def bootstrap(cells: Sequence[Clusters], seed: int = 0, resamples: int = RESAMPL
 
 
 def percentiles(replicates: Array, samples: Clusters) -> tuple[float, float]:
-    """95 % interval from bootstrap means (R,) of `samples`: bias corrected and accelerated, widened as a t interval is."""
+    """95 % interval from bootstrap means (R,) of `samples`.
+
+    Bias corrected and accelerated, widened as a t interval is.
+    """
     residuals, count = samples.residuals, len(samples.sums)
     acceleration = float((residuals**3).sum()) / (6 * float(np.square(residuals).sum()) ** 1.5)
     below = float((replicates < samples.mean).mean() + (replicates == samples.mean).mean() / 2)
@@ -214,7 +152,9 @@ def macro(
     inside: ArrayLike,
     paired: bool = False,
 ) -> tuple[float, float, float, float]:
-    """A weighted mean over tasks with its own error: sqrt(sum of share^2 SE^2), that is sqrt(sum SE^2) / T for a plain mean.
+    """A weighted mean over tasks with an error of its own.
+
+    The error is sqrt(sum of share^2 SE^2), that is sqrt(sum SE^2) / T for a plain mean.
 
     The interval is a bootstrap stratified by task. Tasks that a bootstrap cannot see (see the module) have a
     Wilson interval of their weighted sum, so that thirteen times 500 of 500 has the interval of 6500 of 6500
@@ -242,26 +182,30 @@ def macro(
         return mean, error, float(lower[0]), float(upper[0])
     drawn = np.asarray(inside, dtype=bool)
     bounded = np.array([cell.bounded for cell in cells])
+
+    # tasks of values without bounds that no bootstrap sees: their own intervals
     seen_by_t = ~drawn & ~bounded
     below, above = (float(np.square(a * part)[seen_by_t].sum()) for part in (m - lower, upper - m))
+
+    # scores of which too few differ: one interval of their weighted sum
     if (few := ~drawn & bounded).any():
         down, up = _few_differ([cell for cell, here in zip(cells, few, strict=True) if here], a[few], paired)
         below, above = below + down**2, above + up**2
+
+    # the others: their bootstrap, whose means vary by (C-1)/C too little, scaled to the standard error
     if replicates is not None and drawn.any():
         spread = float(np.sqrt(np.square(a * e)[drawn].sum()))
-        # resampled means vary by (C-1)/C too little: scaled to the standard error
-        low, high = (np.quantile(replicates, [0.025, 0.975]) - float((a * m)[drawn].sum())) * max(
-            1.0, spread / float(replicates.std())
-        )
+        scale = max(1.0, spread / float(replicates.std()))
+        low, high = (np.quantile(replicates, [0.025, 0.975]) - float((a * m)[drawn].sum())) * scale
         below, above = below + low**2, above + high**2
     return mean, error, mean - math.sqrt(below), mean + math.sqrt(above)
 
 
 def _few_differ(cells: Sequence[Clusters], shares: Array, paired: bool) -> tuple[float, float]:
-    """How far below and above its mean the interval of a weighted sum reaches, from one observation per cluster.
+    """How far below and above its mean the interval of a weighted sum reaches.
 
-    Gains and losses are bounded one by one, and combined by squares (Zou and Donner 2008); of a score there
-    are gains only.
+    From one observation per cluster. Gains and losses are bounded one by one, and combined by squares (Zou
+    and Donner 2008); of a score there are gains only.
     """
     sizes = np.array([_kish(cell.weights) for cell in cells])
     below, above = _stratified_wilson(shares, np.array([cell.gain for cell in cells]), sizes)
@@ -299,7 +243,10 @@ def _kish(weights: Array) -> float:
 
 
 def _effective(samples: Clusters) -> float:
-    """Samples that a 0/1 mean is worth: those of equal weight over the design effect, less for few clusters, never more than there are."""
+    """Samples that a 0/1 mean is worth, never more than there are.
+
+    Those of equal weight over the design effect, less for few clusters.
+    """
     count, size = len(samples.sums), samples.n_effective
     variance = samples.mean * (1 - samples.mean)
     if count == samples.n == size or variance <= 0:
@@ -311,7 +258,7 @@ def _effective(samples: Clusters) -> float:
 @lru_cache(maxsize=4096)
 def _quantile(count: int) -> float:
     """Student's t quantile of a two-sided 95 % interval from `count` clusters."""
-    return float(stats.t.ppf(0.975, max(count - 1, 1)))
+    return float(special.stdtrit(max(count - 1, 1), 0.975))
 
 
 def _normal(z: float) -> float:

@@ -1,4 +1,4 @@
-"""P-values of paired differences, adjusted for their number, and non-inferiority: pure functions over numpy arrays.
+"""P-values of paired differences, samples that a test needs, and non-inferiority: pure functions over arrays.
 
 Exact McNemar where differences are -1, 0 or 1 and samples independent, permutations of signs of clusters
 otherwise.
@@ -11,20 +11,27 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from longpress.analysis.stats.clusters import Array, Clusters
 
+SIGNIFICANT = 0.05
+"""A p-value adjusted for its number counts as significant below this level."""
 FLIPS = 49_999
-"""Random sign flips of a permutation test; the smallest p-value is 1 / (FLIPS + 1)."""
+"""How many random sign flips a permutation test makes; the smallest p-value is 1 / (FLIPS + 1)."""
 FEWEST = 6
-"""Clusters below which no permutation of signs has a two-sided p-value under 5 %: 2 / 2^5 is 6 %."""
+"""Below so many clusters no permutation of signs has a two-sided p-value under 5 %: 2 / 2^5 is 6 %."""
 _EXACT = 12
+"""Up to so many differing clusters a permutation test tries every assignment of signs."""
 _CHUNK = 4_000_000
+"""How many signs are held in memory at a time."""
 
 
 def p_values(cells: Sequence[Clusters], seed: int = 0) -> Array:
-    """Two-sided p-values (cells,) that the mean difference of each cell is 0; NaN without samples, 1 where nothing differs."""
+    """Two-sided p-values (cells,) that the mean difference of each cell is 0.
+
+    NaN without samples, 1 where nothing differs.
+    """
     result = np.array([1.0 if cell.n else math.nan for cell in cells])
     exact = [row for row, cell in enumerate(cells) if cell.n and cell.sign]
     if exact:
@@ -38,7 +45,9 @@ def p_values(cells: Sequence[Clusters], seed: int = 0) -> Array:
 
 
 def mcnemar(wins: ArrayLike, losses: ArrayLike) -> Array:
-    """Exact McNemar test: two-sided p-value of `wins` against `losses`, as `scipy.stats.binomtest(wins, wins + losses)`; vectorised."""
+    """Exact McNemar test: two-sided p-values of `wins` against `losses`, those of `scipy.stats.binomtest`."""
+    from scipy import stats  # only here: it takes longer to import than all the rest
+
     b, c = np.asarray(wins), np.asarray(losses)
     p: Array = np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5))
     return p
@@ -57,20 +66,23 @@ def sign_flips(effects: Sequence[Array], seed: int = 0, flips: int = FLIPS) -> A
     """
     kept = [effect[effect != 0] for effect in effects]
     result = np.ones(len(kept))
+
+    # tests of up to 12 effects by their number, larger ones by the next power of two
     lengths = [
         len(effect) if len(effect) <= _EXACT else 1 << (len(effect) - 1).bit_length() for effect in kept
     ]
     for length in sorted(set(lengths) - {0}):
         rows = [row for row, other in enumerate(lengths) if other == length]
         width = max(len(kept[row]) for row in rows)
-        padded = np.stack(
-            [np.pad(kept[row], (0, width - len(kept[row]))) for row in rows], axis=1
-        )  # (width, tests)
+        padded = np.stack([np.pad(kept[row], (0, width - len(kept[row]))) for row in rows], axis=1)
+        # (width, tests); rounding must not turn an equal sum into a smaller one
         observed = np.abs(padded.sum(axis=0)) - 1e-9 * np.abs(padded).sum(axis=0)
         if width <= _EXACT:
             signs = 1.0 - 2 * (np.arange(1 << width)[:, None] >> np.arange(width) & 1)
             result[rows] = (np.abs(signs @ padded) >= observed).mean(axis=0)
             continue
+
+        # random assignments, in blocks that fit into memory
         total = int(np.clip(5e8 // width, min(flips, 9_999), flips))
         generator, hits = np.random.default_rng([seed, width]), np.zeros(len(rows))
         step = max(1, _CHUNK // max(width, len(rows)))
@@ -88,7 +100,7 @@ def sign_flips(effects: Sequence[Array], seed: int = 0, flips: int = FLIPS) -> A
 def samples_needed(
     mean: float, error: float, clusters: int, samples: int, power: float = 0.8, level: float = 0.05
 ) -> float:
-    """Samples from which on a two-sided paired test at `level` would find a mean difference with probability `power`.
+    """How many samples a two-sided paired test needs to find a mean difference.
 
     n ((z_{1 - level/2} + z_power) SE / |mean|)^2, as the standard error falls with the root of the samples.
     The difference is taken as seen, so the number is as uncertain as it is. Below `FEWEST` clusters no test
@@ -109,32 +121,16 @@ def samples_needed(
         return math.nan
     if abs(mean) <= 1e-12:
         return math.inf
-    quantiles = float(stats.norm.ppf([1 - level / 2, power]).sum())
+    quantiles = float(special.ndtri([1 - level / 2, power]).sum())
     return max(math.ceil(clusters * (quantiles * error / mean) ** 2), FEWEST) * samples / clusters
 
 
-def holm(p_values: ArrayLike) -> Array:
-    """P-values adjusted for their number by Holm 1979 (family-wise error); NaNs stay and are not counted."""
-    p = np.asarray(p_values, dtype=float)
-    result = np.full(p.shape, np.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    result[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return result
-
-
-def benjamini_hochberg(p_values: ArrayLike) -> Array:
-    """P-values adjusted by Benjamini and Hochberg 1995 (false discovery rate); NaNs stay and are not counted."""
-    p = np.asarray(p_values, dtype=float)
-    result = np.full(p.shape, np.nan)
-    known = ~np.isnan(p)
-    if known.any():
-        result[known] = stats.false_discovery_control(p[known])
-    return result
-
-
 def non_inferior(low: ArrayLike, margin: float) -> NDArray[np.bool_]:
-    """Whether a press loses less than `margin`: the lower ends of the differences' 95 % intervals lie above -margin (same unit).
+    """Whether a press loses less than `margin`: the interval of the difference lies above -margin.
+
+    Args:
+        low: lower ends of the differences' 95 % intervals.
+        margin: in the same unit.
 
     Raises:
         ValueError: the margin is not positive.

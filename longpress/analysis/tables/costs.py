@@ -10,175 +10,122 @@ was written.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from longpress.analysis.records import BASELINE, Record, columns
-from longpress.analysis.tables.layout import MISSING, line_budget, line_label
-from longpress.analysis.tables.row_keys import LINE, differing
-from longpress.analysis.tables.scores import TABLE
+from longpress.analysis.tables.grid import MISSING, Grid
+from longpress.analysis.tables.row_keys import (
+    ROW,
+    TABLE,
+    TableKey,
+    is_ratio,
+    parameter_labels,
+    rows_in,
+    tables_in,
+    tells_mode,
+)
 
-Grid = tuple[list[str], list[list[str]]]
-"""Heads and rows of a table, as text."""
 SIZES = ("context_tokens", "cache_bytes", "full_cache_bytes", "peak_cache_bytes")
 """Columns that are means over samples."""
-SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token")
+SPENT = ("prefill_seconds", "observe_seconds", "compress_seconds")
+"""Seconds that records state of a context."""
+SECONDS = (*SPENT, "overhead", "seconds_per_token")
 """Columns that are medians over samples: a machine that pauses now and then does not move them."""
-MEASURED = (*SIZES, *SECONDS[:3], "decode_seconds", "new_tokens")
 COLUMNS = (
-    *(
-        "model",
-        "benchmark",
-        "press",
-        "press_parameters",
-        "compression_ratio",
-        "budget_tokens",
-        "threshold",
-        "query_aware",
-        "prefill",
-        "n",
-    ),
-    *(
-        "context_tokens",
-        "prefill_seconds",
-        "observe_seconds",
-        "compress_seconds",
-        "overhead",
-        "seconds_per_token",
-    ),
-    *(
-        "full_cache_bytes",
-        "cache_bytes",
-        "peak_cache_bytes",
-        "benchmark_version",
-        "dtype",
-        "revision",
-        "benchmark_parameters",
-    ),
+    *("model", "benchmark", "press", "press_parameters", "compression_ratio", "budget_tokens", "threshold"),
+    *("query_aware", "prefill", "n", "context_tokens", *SECONDS),
+    *("full_cache_bytes", "cache_bytes", "peak_cache_bytes"),
+    *("benchmark_version", "dtype", "revision", "benchmark_parameters"),
 )
 """Columns of the frame, per sample; `overhead` is (observe_seconds + compress_seconds) / prefill_seconds."""
-
-
-def costs(records: Iterable[Record]) -> pd.DataFrame:
-    """A row per line of the tables (press, parameters, budget), the full cache first, failed samples left out."""
-    names = [*TABLE, *LINE, "context_id", *MEASURED]
-    read = columns(*names)
-    frame = pd.DataFrame([read(record) for record in records if record.error is None], columns=names)
-    numbers = [*MEASURED, "compression_ratio", "budget_tokens", "threshold"]
-    frame[numbers] = frame[numbers].astype(float)
-    prefill = [
-        *TABLE,
-        "query_aware",
-        "context_id",
-        "prefill_seconds",
-    ]  # equal to the last digit only for the very same pass
-    observed = (
-        frame.drop_duplicates([*prefill, "press", "press_parameters"])
-        .groupby(prefill)["observe_seconds"]
-        .sum()
-    )
-    total = observed.rename("observed").reset_index()
-    frame = frame.merge(total, on=prefill)
-    frame["prefill_seconds"] -= frame.pop("observed")
-    frame["overhead"] = (frame["observe_seconds"] + frame["compress_seconds"]) / frame[
-        "prefill_seconds"
-    ].replace(0, np.nan)
-    frame["seconds_per_token"] = frame["decode_seconds"] / frame["new_tokens"].replace(0, np.nan)
-    lines = frame.groupby([*TABLE, *LINE], dropna=False, sort=False)
-    table = lines[list(SIZES)].mean()
-    table[list(SECONDS)] = lines[list(SECONDS)].median()
-    table["n"] = lines.size()
-    table = table.reset_index()
-    texts = {press: sorted(set(part)) for press, part in table.groupby("press")["press_parameters"]}
-    labels = {
-        (press, text): label
-        for press, found in texts.items()
-        for text, label in zip(found, differing([json.loads(text) for text in found]), strict=True)
-    }
-    table["press_parameters"] = [
-        labels[key] for key in zip(table["press"], table["press_parameters"], strict=True)
-    ]
-    table["budget_tokens"] = table["budget_tokens"].astype("Int64")
-    table["first"] = table["press"] != BASELINE
-    order = [
-        *TABLE,
-        "first",
-        "press",
-        "press_parameters",
-        "query_aware",
-        "prefill",
-        "compression_ratio",
-        "budget_tokens",
-        "threshold",
-    ]
-    return table.sort_values(order).reindex(columns=list(COLUMNS)).reset_index(drop=True)
-
-
-def cost_grids(frame: pd.DataFrame) -> dict[tuple[Any, ...], Grid]:
-    """Cost tables of a frame of `costs`, by the `TABLE` they belong to."""
-    return {names: _grid(part) for names, part in frame.groupby(list(TABLE), sort=False)}
-
-
-def _grid(part: pd.DataFrame) -> Grid:
-    """Heads and rows of the cost table of one table's lines: a row per press; bytes in MiB, after each budget the peak in brackets."""
-    told = part["query_aware"].nunique() > 1
-    lines: dict[str, dict[str, pd.Series]] = {}
-    for _, row in part.iterrows():
-        label = line_label(row["press"], row["press_parameters"], row["query_aware"] and told, row["prefill"])
-        lines.setdefault(label, {})[
-            line_budget(row["press"], row["compression_ratio"], row["budget_tokens"], row["threshold"])
-        ] = row
-    budgets = sorted(
-        {budget for found in lines.values() for budget in found} - {"", MISSING},
-        key=lambda text: (" " in text, text),
-    )
-    head = [
-        "press",
-        "prefill s",
-        "observe s",
-        "select s",
-        "share",
-        "ms/token",
-        "cache MiB",
-        *(f"after {budget}" for budget in budgets),
-    ]
-    rows = []
-    for label, found in lines.items():
-        several = pd.DataFrame(list(found.values()))
-        mean = several[
-            ["prefill_seconds", "observe_seconds", "compress_seconds", "overhead", "seconds_per_token"]
-        ].mean()
-        share = MISSING if "" in found else _number(100 * mean["overhead"], "{:.1f} %")
-        texts = [
-            _number(mean[name], "{:.2f}")
-            for name in ("prefill_seconds", "observe_seconds", "compress_seconds")
-        ]
-        texts += [
-            share,
-            _number(1000 * mean["seconds_per_token"], "{:.1f}"),
-            _mebibytes(several["full_cache_bytes"].mean()),
-        ]
-        rows.append([label, *texts, *(_after(found.get(budget)) for budget in budgets)])
-    return head, rows
-
-
+ORDER = ("press_parameters", "query_aware", "prefill", "compression_ratio", "budget_tokens", "threshold")
+"""Columns by which the rows of one press are sorted."""
 NOTE = (
-    "Per context; seconds are medians, bytes means. share: observing and selecting at one ratio, in percent of the prefill alone; "
-    "ms/token: a row's share of its batch; after a budget: what is left of the cache, in brackets its peak while the answer was written."
+    "Per context; seconds are medians, bytes means. share: observing and selecting at one ratio, in percent "
+    "of the prefill alone; ms/token: a row's share of its batch; after a budget: what is left of the cache, "
+    "in brackets its peak while the answer was written."
 )
 """What the columns of cost tables mean."""
 
 
-def _after(row: pd.Series | None) -> str:
-    if row is None:
+def costs(records: Iterable[Record]) -> pd.DataFrame:
+    """An entry per row of the tables, the full cache first, failed samples left out."""
+    measured = (*SIZES, *SPENT, "decode_seconds", "new_tokens")
+    names = [*TABLE, *ROW, "context_id", *measured]
+    read = columns(*names)
+    answers = pd.DataFrame([read(record) for record in records if record.error is None], columns=names)
+    numbers = [*measured, "compression_ratio", "budget_tokens", "threshold"]
+    answers[numbers] = answers[numbers].astype(float)
+
+    # take what presses observed out of the prefill that they shared: the time of one pass, to the last digit
+    one_pass = [*TABLE, "query_aware", "context_id", "prefill_seconds"]
+    once = answers.drop_duplicates([*one_pass, "press", "press_parameters"])
+    observed = once.groupby(one_pass)["observe_seconds"].sum().rename("observed").reset_index()
+    answers = answers.merge(observed, on=one_pass)
+    answers["prefill_seconds"] -= answers.pop("observed")
+
+    # what each press adds, and what a token costs
+    added = answers["observe_seconds"] + answers["compress_seconds"]
+    answers["overhead"] = added / answers["prefill_seconds"].replace(0, np.nan)
+    answers["seconds_per_token"] = answers["decode_seconds"] / answers["new_tokens"].replace(0, np.nan)
+
+    # average over the samples of a row
+    rows = answers.groupby([*TABLE, *ROW], dropna=False, sort=False)
+    frame = rows[list(SIZES)].mean()
+    frame[list(SECONDS)] = rows[list(SECONDS)].median()
+    frame["n"] = rows.size()
+    frame = frame.reset_index()
+
+    # name the rows, and sort them
+    presses = list(zip(frame["press"], frame["press_parameters"], strict=True))
+    labels = parameter_labels(presses)
+    frame["press_parameters"] = [labels[press] for press in presses]
+    frame["budget_tokens"] = frame["budget_tokens"].astype("Int64")
+    frame["is_press"] = frame["press"] != BASELINE
+    frame = frame.sort_values([*TABLE, "is_press", "press", *ORDER])
+    return frame.reindex(columns=list(COLUMNS)).reset_index(drop=True)
+
+
+def cost_grids(frame: pd.DataFrame) -> dict[TableKey, Grid]:
+    """Cost tables of a frame of `costs`, by the table they belong to."""
+    return {key: _grid(part) for key, part in tables_in(frame)}
+
+
+def _grid(part: pd.DataFrame) -> Grid:
+    """A row per press of one table; bytes in MiB, those after a budget with their peak in brackets."""
+    # per press its entries by budget
+    of_press: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    tell_mode = tells_mode(part)
+    for key, entries in rows_in(part).items():
+        of_press[key.label(tell_mode)][key.budget] = entries[-1]
+    known = {budget for of_budget in of_press.values() for budget in of_budget} - {"", MISSING}
+    budgets = sorted(known, key=lambda budget: (not is_ratio(budget), budget))
+
+    heads = ["press", "prefill s", "observe s", "select s", "share", "ms/token", "cache MiB"]
+    rows = []
+    for label, of_budget in of_press.items():
+        mean = pd.DataFrame(list(of_budget.values()))[[*SECONDS, "full_cache_bytes"]].mean()
+        share = MISSING if "" in of_budget else _number(100 * mean["overhead"], "{:.1f} %")
+        texts = [
+            *(_number(mean[name], "{:.2f}") for name in SPENT),
+            *(share, _number(1000 * mean["seconds_per_token"], "{:.1f}")),
+            *(_mebibytes(mean["full_cache_bytes"]), *(_after(of_budget.get(budget)) for budget in budgets)),
+        ]
+        rows.append([label, *texts])
+    return Grid([*heads, *(f"after {budget}" for budget in budgets)], rows)
+
+
+def _after(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
         return MISSING
-    peak = _mebibytes(row["peak_cache_bytes"])
-    return _mebibytes(row["cache_bytes"]) + ("" if peak == MISSING else f" ({peak})")
+    peak = _mebibytes(entry["peak_cache_bytes"])
+    return _mebibytes(entry["cache_bytes"]) + ("" if peak == MISSING else f" ({peak})")
 
 
 def _mebibytes(value: float) -> str:

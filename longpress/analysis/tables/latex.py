@@ -9,19 +9,21 @@ asterisk marks a significant difference to the full cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from longpress.analysis.stats.multiple_testing import exceeds
-from longpress.analysis.tables.costs import NOTE, Grid
-from longpress.analysis.tables.layout import SIGNIFICANT, Line, View
+from longpress.analysis.stats.significance import SIGNIFICANT
+from longpress.analysis.tables.costs import NOTE
+from longpress.analysis.tables.grid import MISSING, Grid
+from longpress.analysis.tables.layout import LayoutRow, TableLayout
+from longpress.analysis.tables.row_keys import TableKey, exceeds, is_ratio
 
 ROTATED_FROM = 8
-"""Columns of scores from which on their heads are turned and errors of single tasks are left to the caption."""
+"""From so many columns of scores on, heads are turned and errors of single tasks are left to the caption."""
 PAGE = 44
-"""Lines that one page holds."""
+"""So many rows stand on one page."""
 START = 4
-"""Columns before the scores: press, budget, kept, samples per task."""
+"""So many columns stand before the scores: press, budget, kept, samples per task."""
 MARKS = (
     r"bold: significantly best of its budget; $^*$: differs from the full cache ($p<0.05$, Holm); "
     r"$^\ddagger$: keeps more than the ratio allows, and does not run for best"
@@ -49,18 +51,18 @@ _ESCAPES = {
 }
 
 
-def latex(views: Sequence[View], costs: Mapping[tuple[Any, ...], Grid] | None = None) -> str:
-    """The tables of each view: presses by budgets, scores by task, costs; see the module.
+def latex(tables: Sequence[TableLayout], costs: Mapping[TableKey, Grid] | None = None) -> str:
+    """The LaTeX of each table: presses by budgets, scores by task, costs; see the module.
 
     Args:
-        views: of a frame of scores.
-        costs: heads and rows of the cost table by `View.names`.
+        tables: of a frame of scores.
+        costs: of the tables that have any.
     """
     parts = []
-    for view in views:
-        parts += [*_by_budget(view), *_scores(view)]
-        if costs and view.names in costs:
-            parts.append(_cost(view.title, *costs[view.names]))
+    for table in tables:
+        parts += [*_by_budget(table), *_scores(table)]
+        if costs and table.key in costs:
+            parts.append(_cost(table.title, costs[table.key]))
     return HEAD + "\n".join(parts) + TAIL
 
 
@@ -69,92 +71,103 @@ def escape(text: str) -> str:
     return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
 
 
-def _by_budget(view: View) -> list[str]:
+def _by_budget(table: TableLayout) -> list[str]:
     """A row per press, a column per budget: the first average, or the only task."""
-    lines = sorted((line for line in view.lines if not line.is_baseline), key=_order)
-    budgets, presses = (
-        list(dict.fromkeys(line.budget for line in lines)),
-        sorted({line.press for line in lines}),
-    )
+    rows = sorted((row for row in table.rows if not row.is_baseline), key=_order)
+    budgets, presses = list(dict.fromkeys(row.budget for row in rows)), sorted({row.press for row in rows})
     if len(budgets) < 2 or len(presses) < 2:
         return []
-    column = view.columns[0]
-    cells = {(line.press, line.budget): line.cells.get(column) for line in lines}
+    column = table.columns[0]
+    cells = {(row.press, row.budget): row.cells.get(column) for row in rows}
+
+    # the full cache across all budgets, then the presses
     body = []
-    for line in view.lines:
-        if line.is_baseline:
-            whole = rf"\multicolumn{{{len(budgets)}}}{{c}}{{{_cell(line.cells.get(column))}}}"
-            body += [rf"{escape(line.press)} & {whole} \\", r"\midrule"]
-    body += [
-        " & ".join([escape(press), *(_cell(cells.get((press, budget)), mark=True) for budget in budgets)])
-        + r" \\"
-        for press in presses
-    ]
-    over = rf" & \multicolumn{{{len(budgets)}}}{{c}}{{{view.budget_heading if view.budget_heading == 'budget' else 'compression ratio'}}} \\"
+    for row in table.rows:
+        if row.is_baseline:
+            whole = rf"\multicolumn{{{len(budgets)}}}{{c}}{{{_cell(row.cells.get(column))}}}"
+            body += [_typeset([escape(row.press), whole]), r"\midrule"]
+    for press in presses:
+        scores = (_cell(cells.get((press, budget)), mark=True) for budget in budgets)
+        body.append(_typeset([escape(press), *scores]))
+
+    named = "budget" if table.budget_heading == "budget" else "compression ratio"
     heads = [
-        over,
+        _typeset(["", rf"\multicolumn{{{len(budgets)}}}{{c}}{{{named}}}"]),
         rf"\cmidrule(lr){{2-{1 + len(budgets)}}}",
-        " & ".join(["press", *map(escape, budgets)]) + r" \\",
+        _typeset(["press", *map(escape, budgets)]),
     ]
-    caption = f"{escape(view.title)}: {escape(column)} (0 to 100) with standard error; {MARKS}."
+    caption = f"{escape(table.title)}: {escape(column)} (0 to 100) with standard error; {MARKS}."
     return [_environment(caption, f"l *{{{len(budgets)}}}{{r}}", heads, body)]
 
 
-def _scores(view: View) -> list[str]:
-    """A row per press and budget, a column per task; a table for each budget where one page would not hold them."""
-    tasks = [column for column in view.columns if column not in view.averages]
-    columns = [*tasks, *view.averages]
-    lines = sorted(view.lines, key=_order)
-    blocks: dict[str, list[Line]] = {}
-    for line in lines:
-        blocks.setdefault(line.budget, []).append(line)
-    full = blocks.pop("", [])
-    pages = [list(blocks.values())] if len(lines) <= PAGE else [[block] for block in blocks.values()]
-    many = len(columns) >= ROTATED_FROM
-    names = [rf"\rotatebox{{70}}{{{escape(column)}}}" if many else escape(column) for column in columns]
-    heads = [
-        *_grouped(view, tasks),
-        " & ".join(["press", view.budget_heading, "kept", "$n$", *names]) + r" \\",
-    ]
-    rules = f"ll rr *{{{len(tasks)}}}{{r}}" + (f" *{{{len(view.averages)}}}{{r}}" if view.averages else "")
-    errors = [
-        line.cells[task]["se"]
-        for line in lines
-        for task in tasks
-        if task in line.cells and line.cells[task]["se"] > 0
-    ]
-    said = f"standard errors of tasks up to {max(errors):.1f}" if many and errors else "with standard errors"
-    said = said if errors else "in brackets 95\\,\\% intervals"
-    caption = f"{escape(view.title)}. Scores (0 to 100), {said}; kept: measured share of the full cache; $n$: samples per task; {MARKS}."
+def _scores(table: TableLayout) -> list[str]:
+    """A row per press and budget, a column per task; one per budget where a page would not hold them."""
+    columns = [*table.tasks, *table.averages]
+    is_wide = len(columns) >= ROTATED_FROM
+    rows = sorted(table.rows, key=_order)
+
+    # blocks of rows, one per budget, on one page or each on its own
+    blocks: dict[str, list[LayoutRow]] = {}
+    for row in rows:
+        blocks.setdefault(row.budget, []).append(row)
+    baseline = blocks.pop("", [])
+    pages = [list(blocks.values())] if len(rows) <= PAGE else [[block] for block in blocks.values()]
+
+    # heads, column rules and caption, which all pages share
+    names = [rf"\rotatebox{{70}}{{{escape(column)}}}" if is_wide else escape(column) for column in columns]
+    heads = [*_grouped(table), _typeset(["press", table.budget_heading, "kept", "$n$", *names])]
+    rules = f"ll rr *{{{len(table.tasks)}}}{{r}}"
+    if table.averages:
+        rules += f" *{{{len(table.averages)}}}{{r}}"
+    caption = (
+        f"{escape(table.title)}. Scores (0 to 100), {_said_of_errors(table, is_wide)}; "
+        f"kept: measured share of the full cache; $n$: samples per task; {MARKS}."
+    )
+
     tables = []
     for page in pages or [[]]:
         body: list[str] = []
-        for block in [full, *page]:
+        for block in [baseline, *page]:
             body += [r"\midrule"] if body and block else []
-            for line in block:
-                cells = [
-                    _cell(
-                        line.cells.get(name), error=not many or name in view.averages, mark=bool(line.budget)
-                    )
-                    for name in columns
-                ]
-                start = [
-                    escape(line.press),
-                    escape(line.budget) or "--",
-                    escape(line.kept),
-                    escape(line.samples),
-                ]
-                body.append(" & ".join([*start, *cells]) + r" \\")
+            body += [_score_row(row, table, columns, is_wide) for row in block]
         tables.append(_environment(caption, rules, heads, body))
     return tables
 
 
-def _cost(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = [" & ".join(map(escape, row)) + r" \\" for row in rows]
-    if len(body) > 1 and rows[0][0].startswith("full cache"):
+def _score_row(row: LayoutRow, table: TableLayout, columns: Sequence[str], is_wide: bool) -> str:
+    """A row of scores; errors of single tasks are left out where the table is wide."""
+    start = [escape(row.press), escape(row.budget) or "--", escape(row.kept), escape(row.samples)]
+    cells = [
+        _cell(
+            row.cells.get(column),
+            error=not is_wide or column in table.averages,
+            mark=not row.is_baseline,
+        )
+        for column in columns
+    ]
+    return _typeset([*start, *cells])
+
+
+def _said_of_errors(table: TableLayout, is_wide: bool) -> str:
+    """What the caption says of the errors of single tasks."""
+    cells = (row.cells[task] for row in table.rows for task in table.tasks if task in row.cells)
+    errors = [entry["se"] for entry in cells if entry["se"] > 0]
+    if not errors:
+        return "in brackets 95\\,\\% intervals"
+    return f"standard errors of tasks up to {max(errors):.1f}" if is_wide else "with standard errors"
+
+
+def _cost(title: str, grid: Grid) -> str:
+    body = [_typeset(map(escape, row)) for row in grid.rows]
+    if len(body) > 1 and grid.rows[0][0].startswith("full cache"):
         body.insert(1, r"\midrule")
-    heads = [" & ".join(map(escape, head)) + r" \\"]
-    return _environment(f"{escape(title)}: cost. {escape(NOTE)}", f"l *{{{len(head) - 1}}}{{r}}", heads, body)
+    heads, rules = [_typeset(map(escape, grid.heads))], f"l *{{{len(grid.heads) - 1}}}{{r}}"
+    return _environment(f"{escape(title)}: cost. {escape(NOTE)}", rules, heads, body)
+
+
+def _typeset(cells: Iterable[str]) -> str:
+    """One row of a tabular."""
+    return " & ".join(cells) + r" \\"
 
 
 def _environment(caption: str, rules: str, heads: Sequence[str], body: Sequence[str]) -> str:
@@ -176,51 +189,57 @@ def _environment(caption: str, rules: str, heads: Sequence[str], body: Sequence[
     )
 
 
-def _grouped(view: View, tasks: Sequence[str]) -> list[str]:
+def _grouped(table: TableLayout) -> list[str]:
     """The row of group names above the tasks, with rules below the groups."""
-    if not view.groups:
+    if not table.groups:
         return []
-    member = {task: name for name, group in view.groups for task in group}
+    group_of = {task: name for name, group in table.groups for task in group}
     cells, rules, at = [""] * START, [], 0
-    while at < len(tasks):
-        name = member.get(tasks[at], "")
+    while at < len(table.tasks):
+        name = group_of.get(table.tasks[at], "")
         size = 1
-        while name and at + size < len(tasks) and member.get(tasks[at + size]) == name:
+        while name and at + size < len(table.tasks) and group_of.get(table.tasks[at + size]) == name:
             size += 1
         cells.append(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}" if name else "")
         if name:
             rules.append(rf"\cmidrule(lr){{{at + START + 1}-{at + START + size}}}")
         at += size
-    cells += [""] * len(view.averages)
-    return [" & ".join(cells) + r" \\", " ".join(rules)]
+    cells += [""] * len(table.averages)
+    return [_typeset(cells), " ".join(rules)]
 
 
-def _order(line: Line) -> tuple[bool, int, float, str]:
-    """The full cache, then ratios rising, then tokens falling, then thresholds falling; presses by name within each."""
-    if line.is_baseline:
+def _order(row: LayoutRow) -> tuple[bool, int, float, str]:
+    """Sorts rows: the full cache, then ratios rising, then tokens falling, then thresholds falling.
+
+    Presses stand by name within each.
+    """
+    if row.is_baseline:
         return False, 0, 0.0, ""
-    try:
-        return True, 0, float(line.budget), line.press
-    except ValueError:
-        first, *_, last = line.budget.split(" ") if " " in line.budget else ("", "inf")
-        return True, 1 if first.isdigit() else 2, -float(first if first.isdigit() else last), line.press
+    if is_ratio(row.budget):
+        return True, 0, float(row.budget), row.press
+    if row.budget == MISSING:
+        return True, 2, -math.inf, row.press
+    first, *_, last = row.budget.split(" ")  # "128 tokens", "score ≥ 0.1"
+    return (True, 1, -float(first), row.press) if first.isdigit() else (True, 2, -float(last), row.press)
 
 
-def _cell(row: Mapping[str, Any] | None, *, error: bool = True, mark: bool = False) -> str:
-    """A score, bold where significantly best; its error, or the interval where that says nothing; marks."""
-    if row is None or math.isnan(row["score"]):
+def _cell(entry: Mapping[str, Any] | None, *, error: bool = True, mark: bool = False) -> str:
+    """A score, bold where significantly best, with its error and marks.
+
+    The interval in place of the error where that says nothing.
+    """
+    if entry is None or math.isnan(entry["score"]):
         return "--"
-    score = f"{row['score']:.1f}"
-    if not math.isnan(row["p_lead"]) and row["p_lead"] < SIGNIFICANT and row["lead"] > 0:
-        score = rf"\textbf{{{score}}}"
-    if error and row["se"] > 0:
-        score += rf"{{\scriptsize$\pm${row['se']:.1f}}}"
+    text = f"{entry['score']:.1f}"
+    if not math.isnan(entry["p_lead"]) and entry["p_lead"] < SIGNIFICANT and entry["lead"] > 0:
+        text = rf"\textbf{{{text}}}"
+    if error and entry["se"] > 0:
+        text += rf"{{\scriptsize$\pm${entry['se']:.1f}}}"
     elif error:
-        score += rf"{{\scriptsize\,[{row['ci_low']:.1f}, {row['ci_high']:.1f}]}}"
-    more = mark and exceeds(row["kept_fraction"], row["compression_ratio"])
-    marks = (
-        ("*" if mark and row["p_holm"] < SIGNIFICANT else "")
-        + (r"\ddagger" if more else "")
-        + (r"\dagger" if row["n_failed"] else "")
-    )
-    return score + (f"$^{{{marks}}}$" if marks else "")
+        text += rf"{{\scriptsize\,[{entry['ci_low']:.1f}, {entry['ci_high']:.1f}]}}"
+    marks = "*" if mark and entry["p_holm"] < SIGNIFICANT else ""
+    if mark and exceeds(entry["kept_fraction"], entry["compression_ratio"]):
+        marks += r"\ddagger"
+    if entry["n_failed"]:
+        marks += r"\dagger"
+    return text + (f"$^{{{marks}}}$" if marks else "")

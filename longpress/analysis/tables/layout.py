@@ -1,4 +1,4 @@
-"""A frame of `scores` as tables: their columns, groups of columns, and lines as they are named for people."""
+"""A frame of `scores` laid out as tables: their columns, groups of columns, and rows as people read them."""
 
 from __future__ import annotations
 
@@ -8,127 +8,139 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from longpress.analysis.records import BASELINE
-from longpress.analysis.tables.row_keys import LINE
-from longpress.analysis.tables.scores import TABLE, averages, headings
+from longpress.analysis.tables.averages import Averages, averages_of, headings
+from longpress.analysis.tables.grid import MISSING
+from longpress.analysis.tables.row_keys import (
+    RowKey,
+    TableKey,
+    is_ratio,
+    rows_in,
+    tables_in,
+    tells_mode,
+)
 
-MISSING = "–"
-SIGNIFICANT = 0.05
-"""Level of the marks: p-values adjusted by Holm over the cells of a table."""
 
+class LayoutRow(NamedTuple):
+    """A row of a table as people read it.
 
-class Line(NamedTuple):
-    """A line of a table: label of the press, budget, measured kept fraction in percent, samples per task, cells by column name."""
+    Attributes:
+        press: label of the press, with parameters where they tell it from others.
+        budget: as text; empty for the full cache.
+        kept: measured kept fraction in percent.
+        samples: per task, or their range.
+        cells: entries of the frame by column name.
+        key: what the row is.
+    """
 
     press: str
     budget: str
     kept: str
     samples: str
     cells: Mapping[str, Mapping[str, Any]]
+    key: RowKey
 
     @property
     def is_baseline(self) -> bool:
         """Whether this is the full cache."""
-        return not self.budget
+        return self.key.is_baseline
+
+    @property
+    def name(self) -> str:
+        """Press and budget."""
+        return f"{self.press} {self.budget}".strip()
 
 
-class View(NamedTuple):
-    """One table: heading, columns (named averages first, then tasks), the averages among them, groups of tasks, lines, its `TABLE`."""
+class TableLayout(NamedTuple):
+    """One table.
+
+    Attributes:
+        title: its heading.
+        columns: named averages first, then tasks.
+        averages: those among the columns.
+        groups: of neighbouring tasks, by name.
+        rows: the full cache first.
+        key: what the table holds.
+    """
 
     title: str
     columns: list[str]
     averages: list[str]
     groups: list[tuple[str, list[str]]]
-    lines: list[Line]
-    names: tuple[Any, ...] = ()
+    rows: list[LayoutRow]
+    key: TableKey
+
+    @property
+    def tasks(self) -> list[str]:
+        """The columns that are no averages."""
+        return self.columns[len(self.averages) :]
 
     @property
     def budget_heading(self) -> str:
-        """`ratio` where every budget is one, else `budget`: tokens and thresholds name themselves, a bare number is a ratio."""
-        return "budget" if any(" " in line.budget for line in self.lines) else "ratio"
+        """`ratio` where every budget is one, else `budget`: tokens and thresholds name themselves."""
+        budgets = {row.budget for row in self.rows} - {"", MISSING}
+        return "ratio" if all(map(is_ratio, budgets)) else "budget"
 
 
-def views(frame: pd.DataFrame) -> list[View]:
+def layouts(frame: pd.DataFrame) -> list[TableLayout]:
     """The tables of a frame of `scores`, one per model and reading of a benchmark."""
     result = []
-    for names, part in frame.groupby(list(TABLE), sort=False):
-        keys = dict(zip(TABLE, names, strict=True))
-        tasks, shares = averages(keys["benchmark"], part.loc[~part["aggregate"], "task"].unique())
-        named = [name for name in shares if len(tasks) > 1]
-        modes, columns = set(part["query_aware"]), [*named, *tasks]
-        of_line: dict[str, list[dict[str, Any]]] = {}
-        for row in part.to_dict("records"):
-            of_line.setdefault(repr([row[name] for name in LINE]), []).append(row)
-        lines = [_line(rows, len(modes) > 1) for rows in of_line.values()]
+    for key, part in tables_in(frame):
+        suite, tell_mode = averages_of(part), tells_mode(part)
         result.append(
-            View(
-                _title(keys, frame, modes),
-                columns,
-                named,
-                _groups(tasks, shares, headings(keys["benchmark"])),
-                lines,
-                names,
+            TableLayout(
+                title=_title(key, frame, set(part["query_aware"])),
+                columns=[*suite.shown, *suite.tasks],
+                averages=suite.shown,
+                groups=_groups(suite, headings(key.benchmark)),
+                rows=[_row(row, entries, tell_mode) for row, entries in rows_in(part).items()],
+                key=key,
             )
         )
     return result
 
 
-def line_label(press: str, parameters: str, aware: bool, prefill: str) -> str:
-    """How a press is called in tables; `parameters` as `differing` gives them."""
-    label = "full cache" if press == BASELINE else press + (f" ({parameters})" if parameters else "")
-    return (
-        label + (" (query-aware)" if aware else "") + ("" if prefill == "shared" else f" (prefill {prefill})")
+def _row(key: RowKey, entries: Sequence[Mapping[str, Any]], tell_mode: bool) -> LayoutRow:
+    """A row from its entries of the frame; the averages come first, so that a task of the same name wins."""
+    single = [entry for entry in entries if not entry["aggregate"]]
+    cells = {entry["task"]: entry for entry in entries if entry["aggregate"]}
+    cells |= {entry["task"]: entry for entry in single}
+    known = [entry["kept_fraction"] for entry in single if not math.isnan(entry["kept_fraction"])]
+    counts = sorted({int(entry["n"]) for entry in single})
+    return LayoutRow(
+        press=key.label(tell_mode),
+        budget=key.budget,
+        kept=f"{100 * sum(known) / len(known):.1f} %" if known else MISSING,
+        samples="–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
+        cells=cells,
+        key=key,
     )
 
 
-def line_budget(press: str, ratio: float | None, budget: float | None, threshold: float | None) -> str:
-    """How a budget stands in tables: a ratio, tokens, a threshold, or nothing for the full cache."""
-    if press == BASELINE:
-        return ""
-    for value, text in ((threshold, "score ≥ {:g}"), (ratio, "{:g}"), (budget, "{:.0f} tokens")):
-        if value is not None and not pd.isna(value):
-            return text.format(value)
-    return MISSING
-
-
-def _line(rows: Sequence[Mapping[str, Any]], tell_mode: bool) -> Line:
-    press, parameters, ratio, budget, aware, threshold, prefill = (rows[0][name] for name in LINE)
-    label, limit = (
-        line_label(press, parameters, aware and tell_mode, prefill),
-        line_budget(press, ratio, budget, threshold),
-    )
-    single = [row for row in rows if not row["aggregate"]]
-    cells = {row["task"]: row for row in [*(row for row in rows if row["aggregate"]), *single]}
-    known = [row["kept_fraction"] for row in single if not math.isnan(row["kept_fraction"])]
-    counts = sorted({int(row["n"]) for row in single})
-    samples = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    kept = f"{100 * sum(known) / len(known):.1f} %" if known else MISSING
-    return Line(label, limit, kept, samples, cells)
-
-
-def _title(keys: Mapping[str, Any], frame: pd.DataFrame, modes: set[bool]) -> str:
+def _title(key: TableKey, frame: pd.DataFrame, modes: set[bool]) -> str:
     """Benchmark and model, and what tells this table from the others of the frame."""
-    details = [f"version {keys['benchmark_version']}", str(keys["dtype"])]
-    if frame["revision"].nunique() > 1 and keys["revision"]:
-        details.append(f"revision {str(keys['revision'])[:12]}")
+    details = [f"version {key.benchmark_version}", key.dtype]
+    if frame["revision"].nunique() > 1 and key.revision:
+        details.append(f"revision {key.revision[:12]}")
     if frame["benchmark_parameters"].nunique() > 1:
-        details.append(str(keys["benchmark_parameters"]))
-    details += ["query-aware"] if modes == {True} else []
-    return f"{keys['benchmark']} on {keys['model']} ({', '.join(details)})"
+        details.append(key.benchmark_parameters)
+    if modes == {True}:
+        details.append("query-aware")
+    return f"{key.benchmark} on {key.model} ({', '.join(details)})"
 
 
-def _groups(
-    tasks: Sequence[str], shares: Mapping[str, Mapping[str, float]], named: Mapping[str, Sequence[str]]
-) -> list[tuple[str, list[str]]]:
-    """Disjoint groups of neighbouring tasks for grouped heads: the suite's own, then those that have an average of their own."""
+def _groups(suite: Averages, named: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]:
+    """Disjoint groups of neighbouring tasks for grouped heads.
+
+    The suite's own headings, then those tasks that have an average of their own.
+    """
     groups: list[tuple[str, list[str]]] = []
-    for name, members in [*named.items(), *sorted(shares.items(), key=lambda item: len(item[1]))]:
-        held = [task for task in tasks if task in members]
-        if not held or (name not in named and len(held) < 2) or len(held) == len(tasks):
+    candidates = [*named.items(), *sorted(suite.shares.items(), key=lambda item: len(item[1]))]
+    for name, members in candidates:
+        held = [task for task in suite.tasks if task in members]
+        if not held or (name not in named and len(held) < 2) or len(held) == len(suite.tasks):
             continue
-        start = tasks.index(held[0])
-        if list(tasks[start : start + len(held)]) == held and not any(
-            set(held) & set(other) for _, other in groups
-        ):
+        start = suite.tasks.index(held[0])
+        are_neighbours = suite.tasks[start : start + len(held)] == held
+        if are_neighbours and not any(set(held) & set(other) for _, other in groups):
             groups.append((name, held))
-    return sorted(groups, key=lambda group: tasks.index(group[1][0]))
+    return sorted(groups, key=lambda group: suite.tasks.index(group[1][0]))

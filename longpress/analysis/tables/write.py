@@ -1,38 +1,66 @@
-"""Tables of scores for people and for papers, from records alone: `python -m longpress.analysis.tables.write DIR…` needs no model.
+"""Rebuild tables, plots and the report from the records of one or several runs.
 
-Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html` into the first
-folder, where fidelity was measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints the
-tables. Where matplotlib is installed, plots too (see `longpress.analysis.plots.draw`). Several folders are
-merged: a record that stands in more than one counts once.
+Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html`, where fidelity
+was measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints the tables. Where
+matplotlib is installed, plots too: `ranking`, `curves`, `pareto`, `fidelity` and `heatmap` as .png and .pdf.
+One folder is rebuilt in place, or into another one (`--out`); several are merged, a record that stands in
+more than one counts once, and none is changed.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from longpress.analysis.arguments import add_folders, add_margin, add_out, folder_to_write
 from longpress.analysis.plots.draw import available, draw
 from longpress.analysis.report.page import page
 from longpress.analysis.result_io import read, write_whole
 from longpress.analysis.tables import fidelity
 from longpress.analysis.tables.costs import cost_grids, costs
 from longpress.analysis.tables.latex import latex
-from longpress.analysis.tables.layout import views
+from longpress.analysis.tables.layout import layouts
 from longpress.analysis.tables.markdown import MARGIN, markdown, terminal
 from longpress.analysis.tables.scores import scores
-from longpress.arguments import Parser, command, exit_code, points
 
 
-def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False) -> pd.DataFrame:
-    """Write the tables of all records under `folders` into the first folder, and print them.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add_folders(parser)
+    add_out(parser)
+    add_margin(parser, MARGIN, "points of loss that count as lossless")
+    parser.add_argument("--no-plots", action="store_true", help="write no plots (they need matplotlib)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the tables, and print them.
+
+    Raises:
+        ValueError: as `write_tables`.
+    """
+    plots = not arguments.no_plots
+    if plots and not available():
+        print("note: no plots: install matplotlib with: pip install 'longpress[plots]'", file=sys.stderr)
+    with _without_collector():
+        write_tables(arguments.folders, arguments.out, margin=arguments.margin, plots=plots)
+
+
+def write_tables(
+    folders: Sequence[Path], out: Path | None = None, *, margin: float = MARGIN, plots: bool = False
+) -> pd.DataFrame:
+    """Write the tables of all records under `folders` into `out`, and print them.
 
     Args:
-        folders: of results.
+        folders: of results; several are merged, and none of them is changed.
+        out: folder, made if missing; None: the only folder itself.
         margin: points of loss that count as lossless.
         plots: whether to draw as well, if matplotlib is installed.
 
@@ -40,64 +68,63 @@ def report(folders: Sequence[Path], margin: float = MARGIN, plots: bool = False)
         The frame of `scores`.
 
     Raises:
-        ValueError: a folder has no records, or cannot be read or written; or records cannot stand in one
-            table.
+        ValueError: a folder has no records, or cannot be read or written; several folders and no `out`; or
+            records cannot stand in one table.
     """
+    target = folder_to_write(folders, out)
     records = read(folders)
-    frame = scores(records)
-    spent, moved = costs(records), fidelity.fidelity(records)
+
+    # everything is made before anything is written
+    frame, spent, moved = scores(records), costs(records), fidelity.fidelity(records)
+    report = page(frame, records, folders, spent, moved)
+    files = {**_score_files(frame, spent, report, margin), **_fidelity_files(moved)}
     try:
-        _write(folders[0], frame, spent, page(frame, records, folders, spent, moved), margin)
-        fidelity.write(folders[0], moved)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, write in files.items():
+            write_whole(target / name, write)
         if plots and available():
-            draw(frame, records, folders[0], moved)
+            draw(frame, records, target, moved)
     except OSError as error:
-        raise ValueError(f"the tables cannot be written to {folders[0]}: {error.strerror}") from error
+        raise ValueError(f"the tables cannot be written to {target}: {error.strerror}") from error
     print(terminal(frame, shutil.get_terminal_size((120, 24)).columns, margin))
     return frame
 
 
-@exit_code
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = Parser(
-        prog="python -m longpress.analysis.tables.write",
-        description="Rebuild the tables from records; needs no model.",
-    )
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="results folders; the first receives the tables"
-    )
-    parser.add_argument(
-        "--margin",
-        type=points,
-        default=MARGIN,
-        help="points of loss that count as lossless (default: %(default)s)",
-    )
-    parser.add_argument("--no-plots", action="store_true", help="write no plots (they need matplotlib)")
-    given = parser.parse_args(arguments)
-    report(given.folders, given.margin, plots=not given.no_plots)
-
-
-def _write(folder: Path, frame: pd.DataFrame, spent: pd.DataFrame, page: str, margin: float) -> None:
-    """Each file whole or not at all, whatever other processes write at the same time."""
+def _score_files(
+    frame: pd.DataFrame, spent: pd.DataFrame, report: str, margin: float
+) -> dict[str, Callable[[Path], Any]]:
+    """What writes each file, by its name."""
     grids = cost_grids(spent)
-    files: dict[str, Callable[[Path], Any]] = {
-        "scores.csv": lambda path: frame.to_csv(
-            path, index=False, float_format="%.10g", lineterminator="\n", encoding="utf-8"
-        ),
-        "costs.csv": lambda path: spent.to_csv(
-            path, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8"
-        ),
+    return {
+        "scores.csv": lambda path: _write_csv(frame, path, "%.10g"),
+        "costs.csv": lambda path: _write_csv(spent, path, "%.6g"),
         "scores.parquet": lambda path: frame.to_parquet(path, index=False),
         "table.md": lambda path: path.write_text(markdown(frame, grids, margin), encoding="utf-8"),
-        "table.tex": lambda path: path.write_text(latex(views(frame), grids), encoding="utf-8"),
-        "report.html": lambda path: path.write_text(page, encoding="utf-8"),
+        "table.tex": lambda path: path.write_text(latex(layouts(frame), grids), encoding="utf-8"),
+        "report.html": lambda path: path.write_text(report, encoding="utf-8"),
     }
-    for name, write in files.items():
-        write_whole(folder / name, write)
 
 
-if __name__ == "__main__":
-    # what the command reads lives to its end: the collector would only walk it all again and again
+def _fidelity_files(moved: pd.DataFrame) -> dict[str, Callable[[Path], Any]]:
+    """What writes each file, by its name; none where fidelity was not measured."""
+    if not len(moved):
+        return {}
+    return {
+        "fidelity.csv": lambda path: _write_csv(moved, path, "%.10g"),
+        "fidelity.parquet": lambda path: moved.to_parquet(path, index=False),
+        "fidelity.md": lambda path: path.write_text(fidelity.markdown(moved), encoding="utf-8"),
+    }
+
+
+def _write_csv(frame: pd.DataFrame, path: Path, numbers: str) -> None:
+    frame.to_csv(path, index=False, float_format=numbers, lineterminator="\n", encoding="utf-8")
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's collector of cycles away: records live to the end, and it would walk them all anew."""
     gc.disable()
-    command(main)
+    try:
+        yield
+    finally:
+        gc.enable()

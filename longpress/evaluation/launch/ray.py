@@ -1,7 +1,7 @@
-"""The jobs of a multirun as Ray tasks: `hydra/launcher=ray`, on this machine or on a cluster with a shared file system.
+"""The jobs of a multirun as Ray tasks: `hydra/launcher=ray`.
 
-Hydra's own Ray plugin needs a cloudpickle that submitit and joblib have left behind. Importing this module
-needs neither Ray nor torch.
+They run on this machine, or on a cluster whose nodes share a file system. Hydra's own Ray plugin needs a
+cloudpickle that submitit and joblib have left behind. Importing this module needs neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 
-class OnRay(Launcher):
+class RayLauncher(Launcher):
     """One Ray task per job.
 
     Attributes:
@@ -39,7 +39,9 @@ class OnRay(Launcher):
         self.context, self.task, self.composed = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job, as many at a time as the resources allow; a task whose worker or node dies is started again by Ray.
+        """Run every job, as many at a time as the resources allow.
+
+        Ray itself starts a task again whose worker or node dies.
 
         Raises:
             ValueError: Ray is not installed, or there is no cluster at the address.
@@ -47,7 +49,9 @@ class OnRay(Launcher):
         try:
             import ray
         except ImportError:
-            raise ValueError("hydra/launcher=ray needs Ray: pip install 'longpress[ray]'") from None
+            raise ValueError(
+                "hydra/launcher=ray needs Ray; install it with: pip install 'longpress[ray]'"
+            ) from None
         setup_globals()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
@@ -55,10 +59,12 @@ class OnRay(Launcher):
         except ConnectionError as error:
             raise ValueError(f"hydra.launcher.address={self.address}: {error}") from error
         try:
-            shared = ray.put((self.context, self.composed, self.task, Singleton.get_state(), str(Path.cwd())))
+            sweep = _Sweep(self.context, self.composed, self.task, Singleton.get_state(), str(Path.cwd()))
+            stored = ray.put(sweep)  # once for all jobs
             remote = ray.remote(**self.job)(_run) if self.job else ray.remote(_run)
             tasks = [
-                remote.remote(shared, list(job), initial_job_idx + at) for at, job in enumerate(job_overrides)
+                remote.remote(stored, list(overrides), number)
+                for number, overrides in enumerate(job_overrides, start=initial_job_idx)
             ]
             done: list[JobReturn] = ray.get(tasks)
         finally:
@@ -66,22 +72,37 @@ class OnRay(Launcher):
         return done
 
 
-def _run(
-    shared: tuple[HydraContext, DictConfig, TaskFunction, Any, str], overrides: list[str], number: int
-) -> JobReturn:
+class _Sweep(NamedTuple):
+    """What all jobs of a multirun have in common.
+
+    Attributes:
+        context: of Hydra.
+        composed: the configuration without the overrides of a job.
+        task: runs a job.
+        singletons: state of Hydra's own objects.
+        folder: the current folder of the process that started the sweep.
+    """
+
+    context: HydraContext
+    composed: DictConfig
+    task: TaskFunction
+    singletons: Any
+    folder: str
+
+
+def _run(sweep: _Sweep, overrides: list[str], number: int) -> JobReturn:
     """One job, in a process of Ray's."""
-    context, composed, task, singletons, folder = shared
-    os.chdir(folder)
+    os.chdir(sweep.folder)
     setup_globals()
-    Singleton.set_state(singletons)
-    config = context.config_loader.load_sweep_config(composed, overrides)
+    Singleton.set_state(sweep.singletons)
+    config = sweep.context.config_loader.load_sweep_config(sweep.composed, overrides)
     with open_dict(config):
         config.hydra.job.id, config.hydra.job.num = f"{config.hydra.job.name}_{number}", number
     HydraConfig.instance().set_config(config)
     return run_job(
-        hydra_context=context,
+        hydra_context=sweep.context,
         config=config,
-        task_function=task,
+        task_function=sweep.task,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )

@@ -1,4 +1,4 @@
-"""Multirun that keeps the shared prefill: values of `press` and `compression_ratio` become lists of one job.
+"""Multirun that keeps the shared prefill: swept presses, ratios and bits become lists of one job.
 
 Importing this module needs no torch; planning does, since it makes the samples.
 """
@@ -20,10 +20,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from longpress.errors import BAD_INPUT, FAILED_ANSWERS
 from longpress.evaluation.config import Settings, settings
+from longpress.evaluation.options import Shard
 
 
-class Folding(Sweeper):
+class FoldingSweeper(Sweeper):
     """One job per combination of all overrides but the folded ones, with any launcher.
 
     Attributes:
@@ -37,25 +39,27 @@ class Folding(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
         self.context, self.composed = hydra_context, config
-        task = partial(_in_a_sweep, task_function)
-        self.engine = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task, config=config
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=partial(run_job, task_function), config=config
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Print the plan, then run every job; exit with 2 for a job that cannot be run (none starts then), with 1 if any failed."""
-        overrides = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
-            arguments
-        )
-        jobs = fold(overrides, self.folded)
+        """Print the plan, then run every job.
+
+        Raises:
+            SystemExit: with code 2 where a job cannot be run (then none starts), with 1 where any failed.
+        """
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        jobs = fold(parser.parse_overrides(arguments), self.folded)
         try:
-            planned = self._plan(jobs)
+            is_only_planned = self._plan(jobs)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        if planned:
+            sys.exit(BAD_INPUT)
+        if is_only_planned:
             return []
-        results = self.engine.launch(jobs, initial_job_idx=0)
+
+        results = self._launcher.launch(jobs, initial_job_idx=0)
         failed = [
             (job, result)
             for job, result in zip(jobs, results, strict=True)
@@ -68,27 +72,38 @@ class Folding(Sweeper):
                 f"error: {len(failed)} of {len(jobs)} jobs failed; the same command runs what is missing",
                 file=sys.stderr,
             )
-            sys.exit(1)
+            sys.exit(FAILED_ANSWERS)
         return results
 
     def _plan(self, jobs: Sequence[Sequence[str]]) -> bool:
-        """Print the plan; whether that was all that was asked for."""
+        """Print the plan; whether that was all that was asked for.
+
+        Raises:
+            ValueError: a job cannot be run.
+        """
         checked = [self._settings(job) for job in jobs]
+        # only now, when all of them can be run: it takes seconds
         from longpress.evaluation.plan import Plan, describe
         from longpress.evaluation.runner import EvaluationRunner
 
-        whole: dict[str, Plan] = {}
+        unsharded: dict[str, Plan] = {}
         plans = []
-        same = set.intersection(*map(set, jobs))
-        for job, one in zip(jobs, checked, strict=True):
-            unsharded = replace(one, shard=(0, 1), resolved={**one.resolved, "shard": None})
-            key = OmegaConf.to_yaml(OmegaConf.create(unsharded.resolved))
-            if key not in whole:  # shards differ in nothing else: make their samples once
-                whole[key] = EvaluationRunner(unsharded).plan()
-            label = " ".join(value for value in job if value not in same)
-            plans.append((label, whole[key].shard(*one.shard)))
+        in_every_job = set.intersection(*map(set, jobs))
+        for job, run in zip(jobs, checked, strict=True):
+            # shards differ in nothing else: make their samples once
+            whole = replace(
+                run,
+                options=replace(run.options, shard=Shard()),
+                resolved={**run.resolved, "shard": None},
+            )
+            key = OmegaConf.to_yaml(OmegaConf.create(whole.resolved))
+            if key not in unsharded:
+                unsharded[key] = EvaluationRunner(whole).plan()
+            shard = run.options.shard
+            label = " ".join(override for override in job if override not in in_every_job)
+            plans.append((label, unsharded[key].shard(shard.index, shard.count)))
         print(describe(plans), flush=True)
-        return all(one.plan for one in checked)
+        return all(run.options.plan for run in checked)
 
     def _settings(self, job: Sequence[str]) -> Settings:
         config = self.context.config_loader.load_sweep_config(self.composed, list(job))
@@ -98,7 +113,11 @@ class Folding(Sweeper):
 
 
 def fold(overrides: Sequence[Override], folded: frozenset[str]) -> list[list[str]]:
-    """Overrides of each job: a product over the swept keys, except for the folded ones, whose values are joined in one list.
+    """Overrides of each job: a product over the swept keys, except for the folded ones.
+
+    Args:
+        overrides: of the multirun.
+        folded: keys whose swept values are joined in one list.
 
     Raises:
         ValueError: an interval or another sweep that lists no values.
@@ -107,28 +126,33 @@ def fold(overrides: Sequence[Override], folded: frozenset[str]) -> list[list[str
     for override in overrides:
         key = override.get_key_element()
         if not override.is_sweep_override():
-            choices[key] = [
-                f"{key}={override.get_value_element_as_str()}" if not override.is_delete() else f"{key}"
-            ]
-            continue
-        if not override.is_discrete_sweep():
+            is_deleted = override.is_delete()
+            choices[key] = [key if is_deleted else f"{key}={override.get_value_element_as_str()}"]
+        elif not override.is_discrete_sweep():
             raise ValueError(f"{override.input_line} lists no values; give them separated by commas")
-        if key in folded:
-            values = override.sweep_iterator(Transformer.identity)
-            parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
-            choices[key] = [
-                f"{key}=[{','.join(dict.fromkeys(map(Override._get_value_element_as_str, parts)))}]"
-            ]
+        elif key in folded:
+            choices[key] = [f"{key}=[{','.join(_values(override))}]"]
         else:
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
     return [list(job) for job in itertools.product(*choices.values())]
 
 
-def _in_a_sweep(task: TaskFunction, config: DictConfig) -> Any:
-    """Run a job; one that exits with an error fails alone, instead of ending the process that runs the others.
+def _values(override: Override) -> list[str]:
+    """The values of a sweep, each once; those of a list in it one by one."""
+    values: list[Any] = []
+    for value in override.sweep_iterator(Transformer.identity):
+        values += value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(Override._get_value_element_as_str(value) for value in values))
+
+
+def run_job(task: TaskFunction, config: DictConfig) -> Any:
+    """Run a job; one that exits with an error fails alone, and does not end the process that runs the others.
 
     A signal ends all of them (exit code 128 + its number); a launcher that has queued the job again ends its
     process itself, with a negative code (submitit after a time limit or preemption).
+
+    Raises:
+        RuntimeError: the job has failed, and has said why.
     """
     try:
         return task(config)

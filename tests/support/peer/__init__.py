@@ -1,0 +1,1 @@
+"""What was recorded of kvpress: how tests read it, and the scripts that record it."""

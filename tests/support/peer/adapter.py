@@ -1,4 +1,4 @@
-"""Real kvpress presses, unchanged, through the adapter: what a sweep keeps must be what kvpress itself leaves in the cache.
+"""Real kvpress presses, unchanged, through the adapter: a sweep keeps what kvpress leaves in the cache.
 
 Run where kvpress is installed: `PYTHONPATH=. python tests/support/peer/adapter.py`; prints a line per press,
 exit code 1 if one differs.
@@ -13,7 +13,8 @@ import kvpress
 import torch
 from transformers import DynamicCache
 
-from longpress.pipeline.prefill import Onlooker, PrefilledContext
+from kvcache.budget import Budget
+from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
 from presses.from_kvpress import FromKVPress
 from tests.support.tiny_models import tiny_ids, tiny_model
 
@@ -21,7 +22,7 @@ TOKENS, RATIOS = 203, (0.25, 0.5, 0.75)
 
 
 def presses() -> list[object]:
-    """Score presses, wrappers, head-wise and layer-wise ones, ones that change entries, and a subclass of a user's own.
+    """Scores, wrappers, head-wise and layer-wise presses, ones that change entries, one of a user's own.
 
     Not LagKV, whose equal ranks leave to chance which entries stay.
     """
@@ -53,7 +54,7 @@ def presses() -> list[object]:
 
 
 def theirs(model, press, ratio: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Per layer kept keys and values, flattened over heads, from kvpress's own run; masked entries left out."""
+    """Per layer, kept keys and values of kvpress's own run, flattened over heads, without masked entries."""
     press = copy.deepcopy(press)
     press.compression_ratio = ratio
     cache = DynamicCache()
@@ -72,16 +73,16 @@ def theirs(model, press, ratio: float) -> list[tuple[torch.Tensor, torch.Tensor]
 def ours(model, press) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     """The same per ratio, from one prefill through the adapter."""
     adapted = FromKVPress(press)
-    onlooker = Onlooker([adapted])
-    with torch.no_grad(), onlooker(model):
+    observer = SweepObserver([adapted])
+    with torch.no_grad(), observer(model):
         model.model(input_ids=tiny_ids(TOKENS), past_key_values=DynamicCache())
-    prefilled = PrefilledContext(onlooker, 0.0)
-    evidence = adapted.probe(prefilled.prefill, onlooker.evidence[adapted.identity()])
+    prefilled = PrefilledContext(observer, 0.0)
+    evidence = adapted.probe(prefilled.prefill, observer.evidence[adapted.identity()])
     found = []
     for ratio in RATIOS:
         layers = []
         for selection, stored in zip(
-            adapted.select(evidence, ratio), prefilled.prefill.cache.layers, strict=True
+            adapted.select(evidence, Budget.of(ratio)), prefilled.prefill.cache.layers, strict=True
         ):
             keys, values = adapted.apply(stored.keys, stored.values, selection)
             real = torch.arange(keys.shape[2]) < selection.counts[..., None]

@@ -1,4 +1,4 @@
-"""Running kvpress presses that compress while decoding, under forced tokens, and noting every compression; needs kvpress.
+"""kvpress presses that compress while decoding, under forced tokens, every compression noted; needs kvpress.
 
 The context's first `PREFILL` tokens are read, then `QUESTION` tokens at once, then the rest one by one, with
 the positions they have in the text whatever was dropped. After every pass that shortened the cache or masked

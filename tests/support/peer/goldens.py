@@ -1,4 +1,4 @@
-"""Recorded decisions of kvpress, read without kvpress: which positions it keeps on models that every environment can rebuild.
+"""Recorded decisions of kvpress, read without kvpress: the positions it keeps on models made anew.
 
 A file holds boolean masks packed to bits, loose arrays, and one JSON text that says what every row is.
 Nothing is pickled.
@@ -18,7 +18,7 @@ FIRST, MORE, SMOLLM2, REST = (f"kvpress_kept{part}.npz" for part in ("", "_more"
 
 
 class Case(NamedTuple):
-    """What was run: a press configuration on a model family, a context length and a ratio (0.0 where the press has its own parameter)."""
+    """What was run: press, model family, context length, ratio (0.0: the press has its own parameter)."""
 
     label: str
     family: str
@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
 @dataclass
 class Goldens(Mapping[Case, NDArray[numpy.bool_]]):
-    """Masks (layers, heads, length), true where kvpress keeps the position, by `Case` (a plain tuple works too).
+    """Masks (layers, heads, length) by `Case` or a plain tuple, true where kvpress keeps the position.
 
     Attributes:
         masks: The masks.

@@ -148,7 +148,7 @@ class RestoreKV(RestoreKVPress):
 
 
 def save_tokenizers(folder: Path) -> None:
-    """Write the tokenizer of single bytes where presses look for it, with a chat template ("template") and without ("plain")."""
+    """Write the tokenizer of bytes where presses look: "template" has a chat template, "plain" has none."""
     from tests.support.byte_tokenizer import byte_tokenizer
 
     byte_tokenizer(chat_template=True).save_pretrained(folder / "template")

@@ -190,7 +190,7 @@ WRAPPERS = {
     ),
     "Chunk(SnapKV, chunk_length=256)": Recipe(
         lambda ratio: ChunkPress(SnapKVPress(ratio), chunk_length=256),
-        note="known wrong: queries of all chunks but the last are rotated as if they stood at the context's end",
+        note="known wrong: queries of all chunks but the last are rotated as if at the context's end",
     ),
     "EntropyGatedChunkKV(SnapKV)": Recipe(lambda ratio: EntropyGatedChunkKVPress(SnapKVPress(ratio))),
     "EntropyGatedChunkKV(Knorm)": Recipe(lambda ratio: EntropyGatedChunkKVPress(KnormPress(ratio))),
@@ -269,7 +269,7 @@ WRAPPERS = {
 
 
 def with_delimiter(ids: Tensor) -> Tensor:
-    """The context with Finch's delimiter before its last tokens, which are then the question; kvpress takes it out again."""
+    """The context with Finch's delimiter before its last tokens, the question; kvpress takes it out again."""
     return torch.cat(
         [ids[:, :-FINCH_WINDOW], torch.full((len(ids), 1), FINCH_DELIMITER), ids[:, -FINCH_WINDOW:]], dim=1
     )
@@ -457,7 +457,7 @@ def named_model(family: str, name: Path, attention: str) -> PreTrainedModel:
 
 
 def record_replays(goldens: Goldens, folder: Path, contexts: list[Tensor]) -> None:
-    """The token ids that KVzip and KVgrad feed again, as "replay LABEL LENGTH CHUNK", and the length of the template's prefix."""
+    """Token ids that KVzip and KVgrad feed again, "replay LABEL LENGTH CHUNK", and the prefix's length."""
     for label, recipe in REPLAYS.items():
         model = named_model("llama", folder / str(recipe.tokenizer), "sdpa")
         for ids in contexts:
@@ -470,7 +470,7 @@ def record_replays(goldens: Goldens, folder: Path, contexts: list[Tensor]) -> No
 
 
 def record_sketches(goldens: Goldens, ids: Tensor) -> None:
-    """The Gaussian draws of LeverageScore and CUR, "sketch LABEL" (layers, ...): they start from the seed and nothing else draws.
+    """Gaussian draws of LeverageScore and CUR, "sketch LABEL" (layers, ...), which alone draw from the seed.
 
     Raises:
         RuntimeError: something else draws.
@@ -492,7 +492,7 @@ def record_sketches(goldens: Goldens, ids: Tensor) -> None:
 
 
 def record_head_scores(goldens: Goldens, family: str, tokenizer: Path) -> None:
-    """DuoAttention's scores on the fly (layers, heads), "head scores FAMILY", over `weights.calibration_texts`."""
+    """DuoAttention's scores on the fly (layers, heads), "head scores FAMILY", over the calibration texts."""
 
     class Texts:
         def to_pandas(self) -> DataFrame:

@@ -98,7 +98,7 @@ DECODING = {
 
 
 def record_learned(goldens: Goldens, family: str, model: torch.nn.Module, length: int) -> None:
-    """Keys and values of RestoreKV's learned tokens (layers, heads, 8, d), as "learned keys LABEL FAMILY LENGTH"."""
+    """Keys and values of RestoreKV's tokens (layers, heads, 8, d): "learned keys LABEL FAMILY LENGTH"."""
     for label, recipe in RESTORING.items():
         try:
             result = run(model, recipe.make(0.5), tiny_ids(length))

@@ -86,7 +86,7 @@ def describe(press: Any) -> Any:
 
 @dataclass
 class Run:
-    """One context, once through a model under a press: the cache as it was before the press, and as it is after."""
+    """One context, once through a model under a press: the cache before the press and after it."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -296,7 +296,7 @@ def record_recipes(
     load: Callable[[str], PreTrainedModel],
     contexts: Sequence[Tensor],
 ) -> None:
-    """Run all recipes at their ratios on one model, given a function that loads it with an attention implementation."""
+    """Run all recipes at their ratios on one model, which `load` gives with an attention implementation."""
     for attention in ("sdpa", "eager"):
         model, copy = load(attention), shaken(load(attention))
         for ids in contexts:
@@ -312,7 +312,8 @@ def new_goldens() -> Goldens:
     """An empty recording that says where it comes from."""
     return Goldens(
         metadata={
-            "origin": "kvpress (Apache-2.0), run over the models of tests/support/tiny_models.py by tests/support/peer/record_kvpress.py",
+            "origin": "kvpress (Apache-2.0), run over the models of tests/support/tiny_models.py "
+            "by tests/support/peer/record_kvpress.py",
             "versions": {name: version(name) for name in ("kvpress", "torch", "transformers", "numpy")},
             "presses": {},
             "failures": [],

@@ -1,4 +1,4 @@
-"""Made-up learned weights and texts, in the formats in which the real ones are published, equal in every environment.
+"""Made-up learned weights and texts in the published formats, equal in every environment.
 
 Presses that need trained weights are compared on these; a recording names the function and the arguments are
 the model's shapes.
@@ -26,7 +26,7 @@ def q_filters(layers: int, kv_heads: int, head_dim: int) -> Tensor:
 
 
 def query_statistics(layers: int, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Mean (layers, query heads, d) and covariance (layers, query heads, d, d) of queries, for ExpectedAttentionStats."""
+    """Mean (layers, query heads, d) and covariance (…, d, d) of queries, for ExpectedAttentionStats."""
     mean = frozen_normal("query_mean", (layers, heads, head_dim))
     along = frozen_normal("query_cov", (layers, heads, head_dim))
     covariance = along.unsqueeze(-1) * along.unsqueeze(
@@ -37,7 +37,7 @@ def query_statistics(layers: int, heads: int, head_dim: int) -> tuple[Tensor, Te
 
 
 def budget_curve(layers: int, kv_heads: int) -> NDArray[numpy.float32]:
-    """Prune rates (99, layers, heads) of LU-KV: row i is for the ratio (i + 1) / 100, and heads differ by up to 0.3 around it."""
+    """Prune rates (99, layers, heads) of LU-KV; heads of row i differ by 0.3 around (i + 1) / 100."""
     ratios = numpy.arange(1, 100, dtype=numpy.float32)[:, None, None] / numpy.float32(100)
     offsets = (
         frozen_uniform("budget_curve", (1, layers, kv_heads)).numpy() - numpy.float32(0.5)
@@ -46,12 +46,12 @@ def budget_curve(layers: int, kv_heads: int) -> NDArray[numpy.float32]:
 
 
 def head_scores(layers: int, kv_heads: int) -> NDArray[numpy.float64]:
-    """Scores (layers, heads) of retrieval heads for DuoAttention; with them go `DUO_SINK` and `DUO_RECENT`."""
+    """Scores (layers, heads) of retrieval heads for DuoAttention; `DUO_SINK`, `DUO_RECENT` go with them."""
     return frozen_uniform("head_scores", (layers, kv_heads)).numpy().astype(numpy.float64)
 
 
 def kvzap_state(kind: str, layers: int, hidden: int, kv_heads: int) -> dict[str, Tensor]:
-    """State of a KVzap model, `kind` "linear" or "mlp" (`KVZAP_HIDDEN` wide), by the published parameter names."""
+    """State of a KVzap model by the published names; `kind` is "linear" or "mlp" (`KVZAP_HIDDEN` wide)."""
     state = {}
     for layer in range(layers):
         sizes = (
@@ -69,7 +69,7 @@ def kvzap_state(kind: str, layers: int, hidden: int, kv_heads: int) -> dict[str,
 
 
 def gate_states(layers: int, hidden: int, kv_heads: int, group: int) -> list[dict[str, Tensor]]:
-    """State of the gate of every layer for FastKVzip, by the published parameter names (`GATE_DIMENSION`, `GATE_SINKS`)."""
+    """State of every layer's gate for FastKVzip, by the published names (`GATE_DIMENSION`, `GATE_SINKS`)."""
     shapes = {
         "q_proj.weight": (kv_heads * group * GATE_DIMENSION, hidden),
         "q_proj.bias": (kv_heads * group * GATE_DIMENSION,),

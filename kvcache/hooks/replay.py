@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvcache.attention import attending
-from kvcache.compressing import Prefill
-from kvcache.observation import (
-    LayerObservation,
-    attention_modules,
-    cache_keyword,
-    decoder_of,
-    rope_of,
-    rotary_factors,
-)
+from kvcache.hooks.prefill import Prefill
+from kvcache.modules import attention_modules, cache_keyword, decoder_of
+from kvcache.observation import AttentionInputs, LayerObservation
+from kvcache.rotary import rope_of
 
 LARGEST = 1e20
 """Gradient norms are cut here, where float16 overflows in the backward pass."""
@@ -143,19 +138,16 @@ def _run(
     ids = token_ids if token_ids.dim() == 2 else None
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        index: int = module.layer_idx  # type: ignore[assignment]
-        hidden = args[0] if args else kwargs["hidden_states"]
-        cos, sin = rotary_factors(module, args, kwargs)
+        index: Any = module.layer_idx
         own = layers[index]
-        hidden, keys, values, cos, sin = (
-            tensor.detach() for tensor in (hidden, own.own_keys, own.own_values, cos, sin)
+        given = AttentionInputs.of_call(module, args, kwargs)
+        inputs = AttentionInputs(*(tensor.detach() for tensor in given))
+        keys, values = own.own_keys.detach(), own.own_values.detach()
+        rope = rope_of(decoder, module, inputs.hidden)
+        observation = LayerObservation.build(
+            module, inputs, keys, values, rope, fingerprints=(), token_ids=ids
         )
-        on_layer(
-            LayerObservation(
-                index, module, hidden, keys, values, cos, sin, rope_of(decoder, module, hidden), (), ids
-            ),
-            output[0],
-        )
+        on_layer(observation, output[0])
 
     cache = Cache(layers=layers)
     with ExitStack() as stack:
@@ -165,9 +157,8 @@ def _run(
         for piece in token_ids.split(PIECE, dim=1):
             given: dict[str, Any] = {"input_ids": piece} if piece.dim() == 2 else {"inputs_embeds": piece}
             if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
-                given = {
-                    "inputs_embeds": prefill.model.get_input_embeddings()(piece).detach().requires_grad_()
-                }  # type: ignore[operator]
+                embed: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
+                given = {"inputs_embeds": embed(piece).detach().requires_grad_()}
             positions = torch.arange(piece.shape[1], device=piece.device)[None] + cache.get_seq_length()
             decoder(**given, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache})
 

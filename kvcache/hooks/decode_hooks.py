@@ -1,18 +1,19 @@
-"""What acts while an answer is written: a follower sees its row's entries and new tokens in one layer, and may drop or change entries."""
+"""What acts while an answer is written: a decode hook sees its row's entries and new tokens in one layer, and may drop or change entries."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from kvcache.cache import CompressedLayer
-from kvcache.observation import LayerObservation, rope_of
+from kvcache.observation import AttentionInputs, LayerObservation
+from kvcache.rotary import rope_of
 from kvcache.selection import Selection, gather
-from kvcache.storage import Kept, Storage
+from kvcache.storage import KVStorage, KVView
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class DecodingObservation(LayerObservation):
         valid: (1, H, K) bool; False for padding (zeros) in heads that keep fewer entries than others.
         next_position: of the next token of the text, which is also how many tokens there were, those evicted
             included.
-        notes: (1, H, K - n, m) what the press noted of the entries in the prefill; None once a follower has
-            changed them.
+        entry_metadata: (1, H, K - n, m) what the press noted of the entries in the prefill; None once a decode hook
+            has changed them.
     """
 
     valid: Tensor | None = None
     next_position: int = 0
-    notes: Tensor | None = None
+    entry_metadata: Tensor | None = None
 
     def queries_before_rope(self, last: int | None = None) -> Tensor:
         """(1, H * G, m, d) of the last m = min(last, n) tokens.
@@ -67,17 +68,13 @@ class DecodingObservation(LayerObservation):
     def new_tokens(self) -> LayerObservation:
         """The last n tokens as if they were all of the context: what scores entries one by one needs no more."""
         n = self.hidden.shape[1]
-        keys, values = self.keys[:, :, -n:], self.values[:, :, -n:]
-        return LayerObservation(
-            self.index,
+        return LayerObservation.build(
             self.module,
-            self.hidden,
-            keys,
-            values,
-            self.cos,
-            self.sin,
+            AttentionInputs(self.hidden, self.cos, self.sin),
+            self.keys[:, :, -n:],
+            self.values[:, :, -n:],
             self.rope,
-            self.fingerprints,
+            fingerprints=self.fingerprints,
         )
 
     def keys_before_rope(self) -> Tensor:
@@ -91,10 +88,13 @@ class DecodingObservation(LayerObservation):
         )
 
 
-class Follower(ABC):
+class DecodeHook(ABC):
     """Acts on one layer of one row, after each forward pass; made anew for every row, so it may hold state."""
 
-    def held_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
+    only_selects: ClassVar[bool] = True
+    """Whether `apply` does nothing but pick entries."""
+
+    def state_bytes(self, entries: int, tokens: int, token_bytes: int) -> int:
         """Bytes that the state takes at most.
 
         Args:
@@ -105,84 +105,94 @@ class Follower(ABC):
         return 0
 
     @abstractmethod
-    def follow(self, layer: DecodingObservation) -> Selection | None:
+    def after_pass(self, layer: DecodingObservation) -> Selection | None:
         """Which entries (1, H, K) stay, None for all. The question is one pass, every written token one more."""
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-        """Kept keys and values, in the order of `selection.positions`, from all of them (1, H, K, d). New tensors."""
+        """Kept keys and values, in the order of `selection.positions`, from all of them (1, H, K, d).
+
+        Returns new tensors.
+        """
         return gather(keys, selection.positions), gather(values, selection.positions)
 
 
-def follow(
-    layer: CompressedLayer, decoder: nn.Module, module: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor
-) -> None:
-    """Let the rows' followers act after a forward pass with new tokens hidden (R, n, D), or remember the pass while `layer` is held."""
-    for row, follower in enumerate(layer.followers):
-        if follower is None:
-            continue
+class ForwardPass(NamedTuple):
+    """One forward pass of a layer: its attention module, the model's decoder, and what the module was called with."""
+
+    decoder: nn.Module
+    module: nn.Module
+    inputs: AttentionInputs
+
+    def of_row(self, row: int) -> ForwardPass:
+        """The part of one row, as a batch of one."""
         at = slice(row, row + 1)
-        new = (hidden[at], cos[at] if len(cos) > 1 else cos, sin[at] if len(sin) > 1 else sin)
-        if layer.held is not None:
-            layer.held.setdefault(row, []).append((decoder, module, *new))
+        hidden, cos, sin = self.inputs
+        rotary = (factor[at] if len(factor) > 1 else factor for factor in (cos, sin))
+        return self._replace(inputs=AttentionInputs(hidden[at], *rotary))
+
+
+def run_decode_hooks(layer: CompressedLayer, forward: ForwardPass) -> None:
+    """Let the rows' decode hooks act after a forward pass, or remember the pass while `layer` holds them back."""
+    for row, hook in enumerate(layer.decode_hooks):
+        if hook is None:
+            continue
+        if layer.held_passes is not None:
+            layer.held_passes.setdefault(row, []).append(forward.of_row(row))
         else:
-            _act(layer, row, follower, decoder, module, *new)
+            _run(layer, row, hook, forward.of_row(row))
 
 
-def release(layer: CompressedLayer) -> None:
-    """Let followers act on the passes held back, as on one: pieces and padding of a question do not count."""
-    held, layer.held = layer.held or {}, None
+def run_held_passes(layer: CompressedLayer) -> None:
+    """Let decode hooks act on the passes held back, as on one: pieces and padding of a question do not count."""
+    held, layer.held_passes = layer.held_passes or {}, None
     for row, passes in held.items():
         n = int(layer.lengths[row])
-        hidden, cos, sin = (torch.cat([one[part] for one in passes], dim=1)[:, :n] for part in (2, 3, 4))
-        _act(layer, row, layer.followers[row], passes[0][0], passes[0][1], hidden, cos, sin)
+        inputs = AttentionInputs(
+            *(part[:, :n] for part in AttentionInputs.joined([one.inputs for one in passes]))
+        )
+        _run(layer, row, layer.decode_hooks[row], passes[0]._replace(inputs=inputs))
 
 
 @torch.no_grad()
-def _act(
-    layer: CompressedLayer,
-    row: int,
-    follower: Follower,
-    decoder: nn.Module,
-    module: nn.Module,
-    hidden: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-) -> None:
+def _run(layer: CompressedLayer, row: int, hook: DecodeHook, forward: ForwardPass) -> None:
+    # What the hook may look at: all entries of the row, those of the new tokens last.
     keys, values, valid, positions = layer.row_entries(row)
-    index: Any = module.layer_idx
-    position = int(layer.start[row] + layer.lengths[row])
-    notes, rope = layer.notes[row], rope_of(decoder, module, hidden)
-    noted = None if notes is None else notes[None]
-    seen = DecodingObservation(
-        index,
-        module,
-        hidden,
+    next_position = int(layer.start[row] + layer.lengths[row])
+    metadata = layer.entry_metadata[row]
+    observation = DecodingObservation.build(
+        forward.module,
+        forward.inputs,
         keys,
         values,
-        cos,
-        sin,
-        rope,
-        (position,),
+        rope_of(forward.decoder, forward.module, forward.inputs.hidden),
+        fingerprints=(next_position,),
         valid=valid,
-        next_position=position,
-        notes=noted,
+        next_position=next_position,
+        entry_metadata=None if metadata is None else metadata[None],
     )
-    selection = follower.follow(seen)
+
+    # What it keeps.
+    selection = hook.after_pass(observation)
     if selection is None:
         return
     selection = replace(selection, keep=selection.keep & valid)
     if bool((selection.counts == 0).any()):
-        raise ValueError(f"a press emptied a head of layer {index} while decoding; it must leave one entry")
-    if bool((selection.keep == valid).all()) and type(follower).apply is Follower.apply:
+        raise ValueError(
+            f"a press emptied a head of layer {observation.index} while decoding; it must leave one entry"
+        )
+    if hook.only_selects and bool((selection.keep == valid).all()):
         return
-    kept_keys, kept_values = follower.apply(keys, values, selection)
+
+    # The kept entries in the place of the row's own; quantised ones are not quantised again where that can be.
+    kept_keys, kept_values = hook.apply(keys, values, selection)
     before, tail = layer.kept()[row].storage, int(layer.lengths[row])
     kept_positions = None if positions is None else positions.gather(-1, selection.positions[0])
     counts = selection.counts[0]
-    if before.bits is not None and before.channels is None and type(follower).apply is Follower.apply:
+    if before.bits is not None and before.channels is None and hook.only_selects:
         new = layer.tail_keys[row, :, :tail], layer.tail_values[row, :, :tail]
         storage = before.moved(*new, selection.positions[0], kept_positions)
     else:
-        storage = Storage(kept_keys[0], kept_values[0], kept_positions, before.window)
+        storage = KVStorage(kept_keys[0], kept_values[0], kept_positions, before.window)
         storage = storage if before.bits is None else storage.quantised(before.bits, counts, movable=True)
-    layer.replace_row(row, Kept(storage, None if bool((counts == kept_keys.shape[2]).all()) else counts))
+    everything = bool((counts == kept_keys.shape[2]).all())
+    layer.replace_row(row, KVView(storage, None if everything else counts))

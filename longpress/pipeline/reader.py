@@ -1,0 +1,279 @@
+"""Reading the context of a request: one prefill for all its variants, or each variant by itself; then the rows to be decoded."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from kvcache.budget import Budget
+from kvcache.compress import Target
+from kvcache.hooks.prefill import PromptTokens
+from longpress.pipeline.clock import now
+from longpress.pipeline.compress_while_reading import read_and_compress
+from longpress.pipeline.compressed_context import CompressedContext
+from longpress.pipeline.memory import read_in_place
+from longpress.pipeline.options import PipelineOptions
+from longpress.pipeline.prompt import Prompt, Question
+from longpress.pipeline.results import Request
+from longpress.pipeline.rows import Row
+from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
+from longpress.pipeline.variants import Variant
+from presses.base import BasePress
+from presses.none import NonePress
+
+Forward = Callable[[Tensor, BasePress | SweepObserver, PromptTokens], DynamicCache]
+"""The prefill of (1, T) ids under a press, or observed for a sweep; gives the cache that it leaves."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one variant keeps of a context that was read, or what was raised instead, and the rows to be decoded on it.
+
+    Attributes:
+        variant: press and budget.
+        kept: what it keeps, or why it keeps nothing.
+        rows: one per question.
+        truncated: whether the context was cut to `max_context_tokens`.
+        seconds: of the forward pass over the context, observing included.
+        observe_seconds: share of it that this press spent observing.
+    """
+
+    variant: Variant
+    kept: CompressedContext | Exception
+    rows: Sequence[Row] = ()
+    truncated: bool = False
+    seconds: float = 0.0
+    observe_seconds: float = 0.0
+
+
+class _Kept(NamedTuple):
+    """What a variant keeps, or raised; seconds spent observing, and in the prefill as a whole."""
+
+    context: CompressedContext | Exception
+    observe_seconds: float
+    seconds: float
+
+
+class _Prompted(NamedTuple):
+    """A context as the model reads it, and what is asked behind it.
+
+    Attributes:
+        ids: of the context, and of the question where it is seen while compressing.
+        n_question: how many of them are the question.
+        question_ids: per question, the ids read behind the context.
+        watched: per question, positions of the context whose survival is measured.
+        truncated: whether the context was cut.
+    """
+
+    ids: list[int]
+    n_question: int
+    question_ids: list[list[int]]
+    watched: list[list[int]]
+    truncated: bool
+
+
+class Reader:
+    """Reads contexts with one model."""
+
+    def __init__(
+        self, model: nn.Module, max_length: int | None, options: PipelineOptions, forward: Forward
+    ) -> None:
+        """Read with `model`, by `forward`; prompts and answers of more than `max_length` tokens are refused."""
+        self.model, self.max_length, self.options, self.forward = model, max_length, options, forward
+
+    def read(self, prompt: Prompt, request: Request, at: int | None, offload: bool) -> list[Reading]:
+        """Read the context of a request; one reading per variant.
+
+        Args:
+            prompt: the text around the context.
+            request: what is asked.
+            at: in query-aware mode, the question that is read with the context; else None.
+            offload: whether what is kept is to lie in host memory.
+
+        Raises:
+            ValueError: an empty context, or a prompt that is too long for the model.
+        """
+        questions = list(request.questions) if at is None else [request.questions[at]]
+        prompted = self._prompted(prompt, request, questions, query_aware=at is not None)
+        self._check_length(len(prompted.ids), prompted.question_ids, questions)
+        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator]
+        context_ids = torch.tensor([prompted.ids], device=device)
+        prompt_tokens = prompt.prompt_tokens(min(len(prompted.ids), prompted.n_question))
+
+        variants = variants_of(request.press)
+        if self.options.compress_every is not None:
+            read = partial(self._alone, context_ids, prompt_tokens, prompted.watched, request.count_kept)
+            kept = [read(variant) for variant in variants]
+        elif isinstance(request.press, Sequence):
+            kept = self._together(
+                context_ids, prompt_tokens, variants, prompted.watched, request.count_kept, offload
+            )
+        else:
+            kept = [self._by_itself(context_ids, prompt_tokens, variants[0])]
+
+        readings = []
+        for variant, (context, observing, seconds) in zip(variants, kept, strict=True):
+            rows: list[Row] = []
+            if not isinstance(context, Exception):
+                context = context.offloaded() if offload else context
+                rows = [
+                    Row(context, ids, question, variant)
+                    for ids, question in zip(prompted.question_ids, questions, strict=True)
+                ]
+            readings.append(Reading(variant, context, rows, prompted.truncated, seconds, observing))
+        return readings
+
+    def _prompted(
+        self, prompt: Prompt, request: Request, questions: Sequence[Question], query_aware: bool
+    ) -> _Prompted:
+        seen = questions[0].text if query_aware else ""
+        context = request.context + seen
+        ids = prompt.context_ids(context)
+        n_question = len(prompt.question_tokens(context, len(seen)))
+
+        # A context that is cut keeps its beginning, and the question behind it.
+        limit = request.max_context_tokens
+        truncated = limit is not None and len(ids) > limit
+        if truncated and limit is not None:
+            end = ids[-n_question:] if n_question else []
+            ids = ids[: max(1, limit - n_question)] + end
+
+        watched = []
+        for question in questions:
+            positions = (
+                prompt.evidence_tokens(request.context, question.evidence) if question.evidence else []
+            )
+            watched.append([position for position in positions if position < len(ids) - n_question])
+        behind = [
+            prompt.question_ids("" if query_aware else question.text, question.answer_prefix)
+            for question in questions
+        ]
+        return _Prompted(ids, n_question, behind, watched, truncated)
+
+    def _check_length(
+        self, context: int, question_ids: Sequence[Sequence[int]], questions: Sequence[Question]
+    ) -> None:
+        needed = max(
+            context + len(ids) + question.max_new_tokens
+            for ids, question in zip(question_ids, questions, strict=True)
+        )
+        if self.max_length is not None and needed > self.max_length:
+            raise ValueError(
+                f"context, question and answer need {needed} tokens ({context} of them context), but the model's "
+                f"window is {self.max_length}; give max_context_tokens to cut the context, or shorter contexts"
+            )
+
+    # -- one prefill, many variants ---------------------------------------------------------------------------
+
+    def _together(
+        self,
+        context_ids: Tensor,
+        prompt_tokens: PromptTokens,
+        variants: Sequence[Variant],
+        watched: Sequence[Sequence[int]],
+        count_kept: bool,
+        offload: bool,
+    ) -> list[_Kept]:
+        """What each variant keeps of a context that is read once."""
+        started = now()
+        observer = SweepObserver([variant.press for variant in variants])
+        self.forward(context_ids, observer, prompt_tokens)
+        seconds = now() - started
+        prefilled = PrefilledContext(observer, seconds, offload)
+        in_place = read_in_place(variants, prefilled.tokens)
+
+        # The variants of a press are compressed together.
+        kept: dict[int, CompressedContext | Exception] = {}
+        for identity, press in observer.presses.items():
+            mine = [at for at, variant in enumerate(variants) if variant.press.identity() == identity]
+            compress = partial(
+                prefilled.compress, press, watched=watched, count_kept=count_kept, in_place=in_place
+            )
+            targets = [variants[at].target for at in mine]
+            contexts = _compressed(compress, press, list(dict.fromkeys(targets)))
+            kept |= {at: contexts[target] for at, target in zip(mine, targets, strict=True)}
+        return [
+            _Kept(kept[at], observer.seconds[variant.press.identity()], seconds)
+            for at, variant in enumerate(variants)
+        ]
+
+    # -- one variant, by itself -------------------------------------------------------------------------------
+
+    def _by_itself(self, context_ids: Tensor, prompt_tokens: PromptTokens, variant: Variant) -> _Kept:
+        """What a press keeps at its own budget: `with press(model)`.
+
+        Raises:
+            ValueError: the budget was not met.
+        """
+        started = now()
+        cache = self.forward(context_ids, variant.press, prompt_tokens)
+        seconds = now() - started
+        context = CompressedContext.of_cache(self.model, cache, context_ids.shape[1])
+        context.check_budget(variant.press, variant.budget)
+        return _Kept(context, 0.0, seconds)
+
+    def _alone(
+        self,
+        context_ids: Tensor,
+        prompt_tokens: PromptTokens,
+        watched: Sequence[Sequence[int]],
+        count_kept: bool,
+        variant: Variant,
+    ) -> _Kept:
+        """What a variant keeps of a context that it compresses while it reads it."""
+        size = self.options.compress_every
+        assert size is not None
+
+        started = now()
+        try:
+            context, observing = read_and_compress(
+                self.model, context_ids, variant, size, self.forward, prompt_tokens, watched, count_kept
+            )
+            context.check_budget(variant.press, variant.budget)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed reading
+            return _Kept(error, 0.0, now() - started)
+        return _Kept(context, observing, now() - started - context.seconds)
+
+
+def variants_of(press: BasePress | Sequence[Variant | tuple[BasePress, float]] | None) -> list[Variant]:
+    """The variants of a request: those given, or a press at its own budget.
+
+    Raises:
+        ValueError: the list is empty.
+    """
+    if not isinstance(press, Sequence):
+        press = press or NonePress()
+        return [Variant(press, press.budget)]
+    variants = [
+        given if isinstance(given, Variant) else Variant(given[0], Budget.of(given[1])) for given in press
+    ]
+    if not variants:
+        raise ValueError("press=[] names no variant; give at least one (press, compression_ratio)")
+    return variants
+
+
+def _compressed(
+    compress: Callable[[list[Target]], list[CompressedContext]], press: BasePress, targets: list[Target]
+) -> dict[Target, CompressedContext | Exception]:
+    """What a press keeps for each target, or raised; where it raises for several together, each is tried alone."""
+    try:
+        contexts = compress(targets)
+        for target, context in zip(targets, contexts, strict=True):
+            context.check_budget(press, target.budget)
+        return dict(zip(targets, contexts, strict=True))
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        if len(targets) == 1:
+            return {targets[0]: error}
+    tried: dict[Target, CompressedContext | Exception] = {}
+    for target in targets:
+        tried |= _compressed(compress, press, [target])
+    return tried

@@ -1,0 +1,182 @@
+"""Keys of records stay: a run into a folder that an earlier version filled finds there what is done.
+
+The keys were recorded when records first had them. Where one changes, every folder of results is answered
+again: add to a key only what older records cannot have. Only four were recorded anew, when the ratio that
+stood beside a budget of the press's own and meant nothing was left out: per_layer with ratios, duo_attention
+with a head ratio, simlayerkv and dms with a threshold.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.base import Sample
+from longpress.evaluation.config import composed, register, settings
+from longpress.evaluation.record_builder import RecordBuilder
+
+MODEL = SimpleNamespace(name="tiny", revision="abc", dtype="float32")
+SAMPLE = Sample(
+    id="vt/0",
+    task="vt",
+    context="A text of some words. ",
+    question="Which words?",
+    references=("some", "words"),
+    answer_prefix="They are",
+    max_new_tokens=30,
+    evidence=((2, 6),),
+    stop=("\n",),
+    min_new_tokens=1,
+)
+RECORDED = {
+    "ratios": (
+        [
+            "press=[knorm,adakv,random]",
+            "compression_ratio=[0.25,0.5]",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "d04e2aa9da3a39e921bd2e8f6be498ab"),
+            ("knorm", "compression_ratio", 0.25, "062cb88cfc6c8847ca3538b94446f234"),
+            ("knorm", "compression_ratio", 0.5, "22c61714c2940ade89df321eb3ae1bf2"),
+            ("adakv", "compression_ratio", 0.25, "ba7bf4beb9dc9bf816cd13b69eadce9c"),
+            ("adakv", "compression_ratio", 0.5, "b180b0f9392dc4c8dfa528898c4722ba"),
+            ("random", "compression_ratio", 0.25, "143699183e2034845d87dd3385821365"),
+            ("random", "compression_ratio", 0.5, "5d21dddf8340f46bb50196f906701ffe"),
+        ],
+    ),
+    "other budgets": (
+        [
+            "press=[snapkv,dms]",
+            "budget_tokens=[64,100]",
+            "compression_ratio=0.3",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "d04e2aa9da3a39e921bd2e8f6be498ab"),
+            ("snapkv", "compression_ratio", 0.3, "0697a916c2c8c5e7b3996924fd0f6a24"),
+            ("snapkv", "budget_tokens", 64, "f8836d31b497435c0ae885af4b5aa3b5"),
+            ("snapkv", "budget_tokens", 100, "fdd6436a089f3262eb8985cbf62a0f45"),
+            ("dms", "compression_ratio", 0.3, "3699afcfe1591323cc0bebc5012670ad"),
+            ("dms", "budget_tokens", 64, "9de165361d4fa7a82d74f53a43c13aec"),
+            ("dms", "budget_tokens", 100, "89de83cb0c9cabc94a1fe4e1b823da42"),
+        ],
+    ),
+    "thresholds": (
+        [
+            "press=knorm",
+            "threshold=[-3,0.5]",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "d04e2aa9da3a39e921bd2e8f6be498ab"),
+            ("knorm", "threshold", -3, "9e279f281d81327f2678e8b5ae5968c8"),
+            ("knorm", "threshold", 0.5, "fca919503c172bb8c7538cf78a3069da"),
+        ],
+    ),
+    "bits": (
+        [
+            "press=knorm",
+            "cache_bits=[null,4]",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "d04e2aa9da3a39e921bd2e8f6be498ab"),
+            ("none@4bit", "compression_ratio", 0.0, "8910678a1f275dc0523d8fb4659280cd"),
+            ("knorm", "compression_ratio", 0.5, "22c61714c2940ade89df321eb3ae1bf2"),
+            ("knorm@4bit", "compression_ratio", 0.5, "f6da632d1a8121bfde563ef759fb4d3a"),
+        ],
+    ),
+    "query aware": (
+        [
+            "press=[streaming_llm,think]",
+            "query_aware=true",
+            "presses.streaming_llm.n_sink=2",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "a339663da9913a366b2910a80b5f8591"),
+            ("streaming_llm", "compression_ratio", 0.5, "835c921f3c5a69f68c48288e251cd421"),
+            ("think", "compression_ratio", 0.5, "5d6bafcfe1717ddd08c44b19df45efec"),
+        ],
+    ),
+    "compressed while reading": (
+        [
+            "press=[knorm,pyramidkv]",
+            "compress_every=500",
+            "presses.pyramidkv.beta=10",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "97a3293a544db40e020af4725016ad91"),
+            ("knorm", "compression_ratio", 0.5, "6c86ad4f692a21548f71086ce8c35986"),
+            ("pyramidkv", "compression_ratio", 0.5, "38039e25c0f508208ab575ad84f6de03"),
+        ],
+    ),
+    "nested": (
+        [
+            "press=[adakv,per_layer,composed]",
+            "presses.adakv.press={name:snapkv,window_size:16}",
+            "presses.per_layer.compression_ratios=[0,0.5,0.25]",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "d04e2aa9da3a39e921bd2e8f6be498ab"),
+            ("adakv", "compression_ratio", 0.5, "d085b4f0e14addc2bbfbeaade95b9d72"),
+            ("per_layer", None, None, "a9c7d45791af0287b215a9e8ac2b60b1"),
+            ("composed", "compression_ratio", 0.5, "3c2f8e3a2acc4f1f606380acd6588d1b"),
+        ],
+    ),
+    "fixed budget": (
+        [
+            "press=[duo_attention,decoding,simlayerkv,dms,think,prefill_decoding,ratio_decoding,per_layer]",
+            "presses.duo_attention.head_compression_ratio=0.4",
+            "presses.simlayerkv.lazy_threshold=0.9",
+            "presses.dms.threshold=-4",
+            "presses.think.key_channel_compression_ratio=0.3",
+            "presses.per_layer.compression_ratios=[0,0.5,0.3]",
+            "seed=7",
+            "compression_ratio=0.25",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "d04e2aa9da3a39e921bd2e8f6be498ab"),
+            ("duo_attention", None, None, "9ba59568def48ba96dfc84d54ef476cd"),
+            ("decoding", None, None, "255dda0dc0c9d877d7cb6c36be4439c3"),
+            ("simlayerkv", None, None, "1ed6716bdbb2e819c9a3e29e90c35a74"),
+            ("dms", None, None, "4e8fb5807e7192dc4a57aabd30a5df0a"),
+            ("think", "compression_ratio", 0.25, "92092751426355655c065a6262e71941"),
+            ("prefill_decoding", "compression_ratio", 0.25, "2eee80abf6d942eb787283205e6cecaa"),
+            ("ratio_decoding", "compression_ratio", 0.25, "b2ba4ec5479c4d42e0751e0db2ead0be"),
+            ("per_layer", None, None, "5eb61113543fa78511d5b4541f3433a1"),
+        ],
+    ),
+    "other benchmark": (
+        [
+            "press=kvzip_plus",
+            "benchmark=niah",
+            "limit=3",
+            "prefill_chunk=100",
+            "max_batch_gb=1",
+            "offload=never",
+            "kept_maps=0",
+        ],
+        [
+            ("none", "compression_ratio", 0.0, "d7eade9f63ee2910141af9d31193cea9"),
+            ("kvzip_plus", "compression_ratio", 0.5, "8923ef7016af646c8e9d8c8e197f2c4a"),
+        ],
+    ),
+}
+"""Per sweep its overrides, and for each line of its table the label, the budget and the key."""
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_keys_are_those_of_earlier_versions(name: str) -> None:
+    overrides, lines = RECORDED[name]
+    register()
+    run = settings(composed(overrides))
+    keys = RecordBuilder(run, MODEL).keys(SAMPLE)
+    budgets = [next(iter(line.variant.budget.named().items()), (None, None)) for line in run.variants]
+    found = [
+        (line.label, *budget, key) for line, budget, key in zip(run.variants, budgets, keys, strict=True)
+    ]
+    assert found == lines
+
+
+def test_keys_tell_everything_apart_that_changes_an_answer() -> None:
+    keys = [key for _, lines in RECORDED.values() for *_, key in lines]
+    baselines = RECORDED["ratios"][1][0][-1]
+    again = [key for key in keys if keys.count(key) > 1]
+    # the full cache, and knorm at half, stand in more than one of these sweeps
+    assert set(again) == {baselines, RECORDED["ratios"][1][2][-1]}
