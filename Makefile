@@ -43,10 +43,10 @@ $(PEER)/.installed: constraints.txt
 	touch $@
 
 test: setup ## run every test that needs no GPU, browser or cluster
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-slow: setup ## run the tests that take minutes
-	$(BIN)/python -m pytest --numprocesses 2 -m slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m slow
 
 test-latex: setup ## compile the tables for papers (needs pdflatex)
 	$(BIN)/python -m pytest -m latex

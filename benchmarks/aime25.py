@@ -1,10 +1,12 @@
-r"""AIME 2025: 30 competition problems (I and II) whose answers are integers from 0 to 999; long answers, for compression while decoding.
+r"""AIME 2025: 30 competition problems (I and II) whose answers are integers from 0 to 999.
+
+The answers are long, for compression while decoding.
 
 Source: MAA, American Invitational Mathematics Examination 2025; rows opencompass/AIME2025 (configs
     AIME2025-I, AIME2025-II; columns question, answer; not verified); prompt of QwenLM/Qwen2.5-Math README at
     a45202b.
 Differs: as MATH-500, see there. One problem is 3.3 points, so draw several answers a problem where decoding
-is sampled.
+    is sampled.
 
 `path=` is a `.jsonl` or table file with the columns question (or problem) and answer (or true_answer), or a
 folder with `aime25.jsonl`.
@@ -13,14 +15,16 @@ folder with `aime25.jsonl`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from benchmarks import math500, sources
-from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
+from benchmarks.base import Benchmark, NumberedRows, Prediction, Sample, Tokenizer
+from benchmarks.text.boxed_answers import PROMPTS, problem_sample, read_boxed_predictions, score_boxed
+from benchmarks.text.sources import Table, hub_table, local_table
 
 CONFIGS = ("AIME2025-I", "AIME2025-II")
+"""Of the hub data set, in the order of the problems."""
 
 
 @dataclass(frozen=True)
@@ -47,42 +51,43 @@ class Aime25Benchmark(Benchmark):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run before a model loads."""
-        check_tasks(self.tasks, tuple(self.metrics), "aime25")
-        math500.check_prompt("aime25", self.prompt, self.max_new_tokens)
+        self.check_tasks(self.metrics)
+        self.check_choices(prompt=tuple(PROMPTS))
+        self.check_at_least(max_new_tokens=1)
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the problems, I before II; see `Benchmark.samples`."""
-        if self.path:
-            rows, file = sources.local_rows(self.path, ("aime25", "test"), "aime25")
-            origin = {"source": file.name, "revision": None}
-        else:
-            parts = [
-                sources.hub_rows(self.hub, config, "test", self.revision, "aime25") for config in CONFIGS
-            ]
-            rows = [row for part, _ in parts for row in part]
-            origin = {"source": self.hub, "revision": parts[0][1]}
-        if not rows:
-            raise ValueError(f"aime25: {origin['source']} has no row")
-        for position, row in enumerate(rows[:limit]):
-            where = f"aime25, row {position}"
-            yield math500.problem_sample(
-                f"aime25/{position}",
-                sources.text_field(row, ["problem", "question"], where),
-                str(sources.field(row, ["answer", "true_answer"], where)),
-                self.prompt,
-                math500.fit_answer(self.prompt, row, self.max_new_tokens, tokenizer, window, where),
-                origin,
+        table = self._table()
+        for position, row in enumerate(table.rows[:limit]):
+            yield problem_sample(
+                "aime25",
+                position,
+                row,
+                prompt=self.prompt,
+                max_new_tokens=self.max_new_tokens,
+                tokenizer=tokenizer,
+                window=window,
+                metadata=table.origin,
             )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """Whether the integer in the last box is the reference; `boxed` counts answers with a box alone, see `Math500Benchmark.score`."""
-        return math500.score_boxed(sample, prediction, integer)
+        """Whether the integer in the last box is the reference.
 
-    def read_predictions(
-        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
-    ) -> Iterator[tuple[Sample, str]]:
+        `boxed` counts answers with a box alone, see `Math500Benchmark.score`.
+        """
+        return score_boxed(sample, prediction, integer)
+
+    def read_predictions(self, rows: NumberedRows, task: str | None) -> Iterator[Prediction]:
         """Rows with `prediction` (or predicted_answer, output, model_output, response) and `answer`."""
-        return math500.read_rows(rows, task, "aime25")
+        self.check_tasks(self.metrics, [task or "aime25"])
+        return read_boxed_predictions(rows, "aime25")
+
+    def _table(self) -> Table:
+        """The problems, both halves of them."""
+        if self.path:
+            return local_table(self.path, ("aime25", "test"), "aime25")
+        halves = [hub_table(self.hub, config, "test", self.revision, "aime25") for config in CONFIGS]
+        return halves[0]._replace(rows=[row for half in halves for row in half.rows])
 
 
 def integer(answer: str) -> str | None:

@@ -1,8 +1,8 @@
-"""What a benchmark is: samples (a context, a question, references) and a score for a prediction. No tensors, no torch.
+"""What a benchmark is: samples (a context, a question, references) and a score for a prediction.
 
-A benchmark file defines one frozen dataclass that inherits `Benchmark`; its fields are its options on the
-command line (`benchmark=NAME benchmark.FIELD=VALUE`), its file name is its name. Nothing else has to be
-edited to add one.
+A benchmark's file defines one frozen dataclass that inherits `Benchmark`; its fields are its options on the
+command line (`benchmark=NAME benchmark.FIELD=VALUE`), and the name of its file or folder is its name. Nothing
+else has to be edited to add one. There are no tensors here, and no torch.
 
 The prompt of a sample is `context + question + answer_prefix`: the context may be compressed, the question is
 read after it, and the answer prefix stands inside the assistant's turn. Together they are the official prompt
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+NumberedRows = Iterable[tuple[int, Mapping[str, Any]]]
+"""Rows of a file, each with the number of its line."""
 
 
 class Tokenizer(Protocol):
@@ -65,12 +67,37 @@ class Sample:
 
     @cached_property
     def context_id(self) -> str:
-        """Content hash of the context: samples with the same id share a prefill, and are one cluster for error bars."""
+        """Content hash of the context.
+
+        Samples with the same id share a prefill, and are one cluster for error bars.
+        """
         return hashlib.sha256(self.context.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+class PromptParts(NamedTuple):
+    """The three parts of a prompt, which make it when they are joined."""
+
+    context: str
+    question: str
+    answer_prefix: str
+
+
+class Prediction(NamedTuple):
+    """An answer that was made somewhere, and what it is scored against."""
+
+    sample: Sample
+    text: str
+
+
 class LeaderboardRun(NamedTuple):
-    """What kvpress writes as one run: `dataset` and `data_dir` of its configuration, our tasks in it, and the content of metrics.json."""
+    """What kvpress writes as one run.
+
+    Attributes:
+        dataset: of its configuration.
+        data_dir: of its configuration.
+        tasks: ours that are in it.
+        metrics: the content of its metrics.json.
+    """
 
     dataset: str
     data_dir: str
@@ -85,8 +112,8 @@ class Benchmark(ABC):
     """
 
     version: ClassVar[str]
-    """Names this reading of the prompts and the scorer, e.g. "1"; raise it when either changes, so that old records
-    are not mixed with new ones."""
+    """Names this reading of the prompts and the scorer, e.g. "1"; raise it when either changes, so that old
+    records are not mixed with new ones."""
     metrics: ClassVar[Mapping[str, str]] = {}
     """Headline metric of each task, the first key of what `score` returns for it (for tables)."""
 
@@ -111,25 +138,31 @@ class Benchmark(ABC):
         """Metrics in [0, 1] of one prediction, the headline metric first. Never raises on any string."""
 
     def reference_answer(self, sample: Sample) -> str:
-        """An answer as the model should write it, whose likelihood tells how much a compressed context still says; empty if there is none.
+        """An answer as the model should write it; empty if there is none.
 
-        By default the first reference, where it is text.
+        Its likelihood tells how much a compressed context still says. By default the first reference, where
+        it is text.
         """
         first = next(iter(sample.references), "")
         return first if isinstance(first, str) else ""
 
     @abstractmethod
-    def read_predictions(
-        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
-    ) -> Iterator[tuple[Sample, str]]:
-        """Turn `(line number, row)` of an official predictions file into (sample to score against, prediction).
+    def read_predictions(self, rows: NumberedRows, task: str | None) -> Iterator[Prediction]:
+        """Read the rows of an official predictions file.
+
+        Args:
+            rows: with their line numbers.
+            task: that all rows belong to; None where each names its own.
 
         Raises:
             ValueError: a row lacks a field; names the line number and the field.
         """
 
     def averages(self) -> Mapping[str, Sequence[Sequence[str]]]:
-        """Named aggregates: name -> groups of tasks. The aggregate is the mean over groups of the mean over a group's tasks."""
+        """Named aggregates: name -> groups of tasks.
+
+        The aggregate is the mean over groups of the mean over a group's tasks.
+        """
         return {"average": [(task,) for task in self.tasks]}
 
     def leaderboard(self, means: Mapping[str, float]) -> list[LeaderboardRun]:
@@ -139,7 +172,8 @@ class Benchmark(ABC):
             ValueError: kvpress has no such data set, or metrics that a mean score cannot give.
         """
         raise ValueError(
-            f"the kvpress leaderboard takes no {self.name} scores as they are recorded here; it takes ruler and longbench"
+            f"the kvpress leaderboard takes no {self.name} scores as they are recorded here; "
+            "it takes ruler and longbench"
         )
 
     def headings(self) -> Mapping[str, Sequence[str]]:
@@ -148,8 +182,97 @@ class Benchmark(ABC):
 
     @property
     def name(self) -> str:
-        """The file name without `.py`: the name on the command line and in tables."""
+        """That of the file, without `.py`, or of the folder: the name on the command line and in tables."""
         return type(self).__module__.rsplit(".", 1)[-1]
+
+    def check_tasks(self, allowed: Collection[str], tasks: Sequence[str] | None = None) -> None:
+        """Refuse tasks that do not exist, tasks given twice, and no task at all.
+
+        Args:
+            allowed: the tasks that exist.
+            tasks: those given, by default the option `tasks`.
+
+        Raises:
+            ValueError: names the unknown or repeated tasks, and lists what exists.
+        """
+        given = self.tasks if tasks is None else tasks
+        unknown = [task for task in given if task not in allowed]
+        if unknown:
+            raise ValueError(self._no_task(", ".join(map(repr, unknown)), allowed))
+        if not given:
+            raise ValueError(f"{self.name} was given no task; its tasks are {', '.join(allowed)}")
+        repeated = sorted({task for task in given if given.count(task) > 1})
+        if repeated:
+            raise ValueError(f"{self.name} was given {', '.join(map(repr, repeated))} more than once")
+
+    def check_choices(self, **allowed: Sequence[Any]) -> None:
+        """Refuse an option whose value is none that exists: `check_choices(split=("dev", "test"))`.
+
+        Raises:
+            ValueError: names the option and its value, and lists what exists.
+        """
+        for option, values in allowed.items():
+            given = getattr(self, option)
+            if given not in values:
+                words = list(map(str, values))
+                choices = " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
+                raise ValueError(f"{self.name}: {option}={given!r} is not known; choose {choices}")
+
+    def check_at_least(self, **least: int) -> None:
+        """Refuse a number that is too small: `check_at_least(length=1)`.
+
+        Raises:
+            ValueError: names the option, its value and the least one.
+        """
+        for option, smallest in least.items():
+            given = getattr(self, option)
+            if given < smallest:
+                raise ValueError(f"{self.name}: {option}={given} must be at least {smallest}")
+
+    def check_positive_or_zero(self, **meanings: str) -> None:
+        """Refuse a negative option whose 0 means a default: `check_positive_or_zero(shots="the suite's 2")`.
+
+        Raises:
+            ValueError: names the option, its value, and what its 0 means.
+        """
+        for option, meaning in meanings.items():
+            given = getattr(self, option)
+            if given < 0:
+                raise ValueError(f"{self.name}: {option}={given} must be positive, or 0 for {meaning}")
+
+    def task_of_row(
+        self,
+        row: Mapping[str, Any],
+        task: str | None,
+        where: str,
+        *,
+        allowed: Collection[str],
+        fields: Sequence[str] = ("task",),
+    ) -> str:
+        """The task that a row of a predictions file belongs to.
+
+        Args:
+            row: of the file.
+            task: that was named for the whole file; None to take the row's own.
+            where: the row stands, for errors.
+            allowed: the tasks that exist.
+            fields: of the row that may name its task, the first that it has counting.
+
+        Raises:
+            ValueError: the row names no task, or one that does not exist; lists what exists.
+        """
+        given = task if task is not None else next((row[name] for name in fields if name in row), None)
+        if given is None:
+            raise ValueError(
+                f"{where}: no field {fields[0]!r}; name the task on the command line: {self.name}/TASK; "
+                f"its tasks are {', '.join(allowed)}"
+            )
+        if not isinstance(given, str) or given not in allowed:
+            raise ValueError(f"{where}: {self._no_task(repr(given), allowed)}")
+        return given
+
+    def _no_task(self, unknown: str, allowed: Iterable[str]) -> str:
+        return f"{self.name} has no task {unknown}; its tasks are {', '.join(allowed)}"
 
 
 def group_by_context(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -164,31 +287,13 @@ def group_by_context(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield group
 
 
-def check_tasks(tasks: Sequence[str], allowed: Sequence[str], benchmark: str) -> None:
-    """Refuse unknown and repeated tasks with the list of what exists.
+def complete_categories(
+    categories: Mapping[str, Sequence[str]], tasks: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """What a suite averages over.
 
-    Raises:
-        ValueError: naming the unknown or repeated tasks.
+    Returns:
+        `average`: the chosen tasks; and each category of which all tasks are chosen.
     """
-    unknown = [task for task in tasks if task not in allowed]
-    if unknown:
-        raise ValueError(
-            f"{benchmark} has no task {', '.join(map(repr, unknown))}; its tasks are {', '.join(allowed)}"
-        )
-    if not tasks:
-        raise ValueError(f"{benchmark} was given no task; its tasks are {', '.join(allowed)}")
-    repeated = sorted({task for task in tasks if tasks.count(task) > 1})
-    if repeated:
-        raise ValueError(f"{benchmark} was given {', '.join(map(repr, repeated))} more than once")
-
-
-def local_file(path: str | Path, what: str, fix: str) -> Path:
-    """`path`, if a file stands there.
-
-    Raises:
-        ValueError: one sentence that names the file, the place it was looked for, and the fix.
-    """
-    found = Path(path).expanduser()
-    if not found.is_file():
-        raise ValueError(f"{what}: no file at {found.resolve()}; {fix}")
-    return found
+    complete = {name: members for name, members in categories.items() if set(members) <= set(tasks)}
+    return {"average": tasks, **complete}

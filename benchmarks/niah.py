@@ -1,4 +1,6 @@
-"""Needle in a haystack: one sentence hidden in essays, over a grid of lengths and depths; each length is a task.
+"""Needle in a haystack: one sentence hidden in essays, over a grid of lengths and depths.
+
+Each length is a task.
 
 Source: gkamradt/LLMTest_NeedleInAHaystack at 7b90d28 (needle, grid, insertion after a full stop);
     Zefan-Cai/KVCache-Factory run_needle_in_haystack.py and visualize.py at c97f9d7 (prompt, 30 tokens, and
@@ -13,30 +15,50 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
-from benchmarks.base import Benchmark, Sample, Tokenizer, check_tasks
-from benchmarks.haystack import KINDS, Haystack, load
-from benchmarks.ruler_fit import Draft, Fitted, Meter, Recipe, fit
+from benchmarks.base import Benchmark, NumberedRows, Prediction, Sample, Tokenizer
+from benchmarks.text.fields import text_field
+from benchmarks.text.fitting import FittedPrompt, PromptDraft, PromptRecipe, PromptTokenCounter, fit_prompt
+from benchmarks.text.haystacks import KINDS, Haystack, load_haystack
 
 NEEDLE = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
+"""The sentence that is hidden."""
+
 ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day."
 """What the needle says; the heat maps of KV-cache papers compare its words with those of the response."""
+
 MARK, HEAD, TAIL = "<|im_start|> ", "This is a very long story book: <book> ", " </book>.\n"
 QUESTION = " Based on the content of the book, Question: The best thing to do in San Francisco is: "
 ANSWER_PREFIX = "\nAnswer:"
 MAX_NEW_TOKENS = 30
+"""Tokens of an answer."""
+
 LENGTHS = tuple(
     str(length) for length in sorted({*range(1000, 129_000, 1000), *(2**power for power in range(9, 18))})
 )
-"""Tokens; the lengths that may be tasks: every thousand up to 128000, and the powers of two from 512 to 131072."""
+"""Tokens; the lengths that may be tasks: every thousand up to 128000, powers of two from 512 to 131072."""
+
+
+class GridCell(NamedTuple):
+    """What one sample of a length shows.
+
+    Attributes:
+        draw: number of the text.
+        depth: of the needle, in percent of the text.
+    """
+
+    draw: int
+    depth: int
 
 
 @dataclass(frozen=True)
 class NiahBenchmark(Benchmark):
-    """Options of the needle test. With `draws=3` and 10 depths a length has 30 samples, ordered so that every ten span all depths.
+    """Options of the needle test.
+
+    With `draws=3` and 10 depths a length has 30 samples, ordered so that every ten span all depths.
 
     Raises:
         ValueError: an unknown length, or a number out of range.
@@ -57,24 +79,16 @@ class NiahBenchmark(Benchmark):
     haystack_path: str = ""
     """A folder of .txt files, a .txt file, or a .json file with the key "text"."""
     chat_template: bool = False
-    """False: the papers' bare prompt, which begins with "<|im_start|>"; True: the model's own chat template instead of that mark."""
+    """False: the papers' bare prompt, which begins with "<|im_start|>"; True: the model's own chat template
+    instead of that mark."""
     template_tokens: int = 0
     """Tokens of the chat template, taken off the length."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run before a model loads."""
-        check_tasks(self.tasks, LENGTHS, "niah")
-        for name, value, least in (
-            ("depths", self.depths, 1),
-            ("draws", self.draws, 1),
-            ("template_tokens", self.template_tokens, 0),
-        ):
-            if value < least:
-                raise ValueError(f"niah: {name}={value} must be at least {least}")
-        if self.haystack not in KINDS:
-            raise ValueError(
-                f"niah: haystack={self.haystack!r} is not known; choose one of {', '.join(KINDS)}"
-            )
+        self.check_tasks(LENGTHS)
+        self.check_at_least(depths=1, draws=1, template_tokens=0)
+        self.check_choices(haystack=KINDS)
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the cells of each length, depth by depth, draw after draw; see `Benchmark.samples`.
@@ -85,30 +99,25 @@ class NiahBenchmark(Benchmark):
         too_long = [task for task in self.tasks if int(task) > window]
         if too_long:
             raise ValueError(
-                f"niah: length {', '.join(too_long)} exceeds the model's window of {window} tokens; choose shorter tasks"
+                f"niah: length {', '.join(too_long)} exceeds the model's window of {window} tokens; "
+                "choose shorter tasks"
             )
-        prose = load(self.haystack, self.haystack_path)
-        meter = Meter(tokenizer)
+        prose = load_haystack(self.haystack, self.haystack_path)
+        counter = PromptTokenCounter(tokenizer)
+        steps = self.depths - 1
+        depths = [round(100 * step / steps) for step in range(self.depths)] if steps else [50]
+        cells = [GridCell(draw, depth) for draw in range(self.draws) for depth in depths]
         for task in self.tasks:
-            cells = [(draw, step) for draw in range(self.draws) for step in range(self.depths)][:limit]
-            for position, (draw, step) in enumerate(cells):
-                depth = round(100 * step / (self.depths - 1)) if self.depths > 1 else 50
-                start = (
-                    random.Random(f"niah/{self.seed}/{draw}").randrange(len(prose.sentences)) if draw else 0
-                )
-                yield self._sample(
-                    task,
-                    position,
-                    self._fit(task, prose, start, depth, meter),
-                    {"depth": depth, "draw": draw},
-                    prose.source,
-                )
+            for position, cell in enumerate(cells[:limit]):
+                fitted = self._fit(task, cell, prose, counter)
+                yield self._sample(task, position, cell, fitted, prose.source)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """Share of the answer's 11 distinct words in the response; whether it holds the whole answer; ROUGE-1 F against the needle.
+        """Share of the answer's 11 distinct words in the response.
 
         `word_overlap` compares lower-cased words between spaces ("day." with its full stop), as the heat maps
-        do.
+        do. `substring`: whether the response holds the whole answer. `rouge1_f`: ROUGE-1 F against the
+        needle.
         """
         answer = str(sample.references[0]) if sample.references else ANSWER
         wanted, words = set(answer.lower().split()), set(prediction.lower().split())
@@ -118,61 +127,55 @@ class NiahBenchmark(Benchmark):
             "rouge1_f": rouge1_f(str(sample.metadata.get("needle", NEEDLE)), prediction),
         }
 
-    def read_predictions(
-        self, rows: Iterable[tuple[int, Mapping[str, Any]]], task: str | None
-    ) -> Iterator[tuple[Sample, str]]:
-        """Result rows of the needle test: `model_response` (or `pred`), `needle`, `context_length`, `depth_percent`."""
+    def read_predictions(self, rows: NumberedRows, task: str | None) -> Iterator[Prediction]:
+        """Result rows: `model_response` (or `pred`), `needle`, `context_length`, `depth_percent`."""
         for line, row in rows:
-            prediction = row.get("model_response", row.get("pred"))
-            if not isinstance(prediction, str):
-                raise ValueError(
-                    f"line {line}: the field 'model_response' (or 'pred') is missing or not text"
-                )
+            text = text_field(row, "model_response", "pred", where=f"line {line}")
             name = str(task if task is not None else row.get("context_length", ""))
             if name not in LENGTHS:
                 raise ValueError(
-                    f"line {line}: the length {name!r} is not one of {LENGTHS[0]} … {LENGTHS[-1]}; give it as context_length or niah/LENGTH"
+                    f"line {line}: the length {name!r} is not one of {LENGTHS[0]} … {LENGTHS[-1]}; "
+                    "give it as context_length or niah/LENGTH"
                 )
             needle = str(row.get("needle", NEEDLE))
             answer = needle.strip().split(" is ", 1)[-1]
-            yield (
-                Sample(
-                    f"{name}/{line}",
-                    name,
-                    "",
-                    QUESTION,
-                    (answer,),
-                    metadata={"needle": needle, "depth": row.get("depth_percent")},
-                ),
-                prediction,
-            )
+            facts = {"needle": needle, "depth": row.get("depth_percent")}
+            yield Prediction(Sample(f"{name}/{line}", name, "", QUESTION, (answer,), metadata=facts), text)
 
-    def _fit(self, task: str, prose: Haystack, start: int, depth: int, meter: Meter) -> Fitted:
+    def _fit(self, task: str, cell: GridCell, prose: Haystack, counter: PromptTokenCounter) -> FittedPrompt:
+        """The longest prompt of a cell that fits its length.
+
+        Raises:
+            ValueError: not even the shortest one fits.
+        """
         head = HEAD if self.chat_template else MARK + HEAD
+        start = 0
+        if cell.draw:
+            start = random.Random(f"niah/{self.seed}/{cell.draw}").randrange(len(prose.sentences))
 
-        def build(size: int) -> Draft:
-            text, place = insert(prose.first_words(size, start), depth)
+        def build(size: int) -> PromptDraft:
+            text, place = insert(prose.first_words(size, start), cell.depth)
             begin = len(head) + place
-            return Draft(
-                head + text + TAIL,
-                QUESTION,
-                ANSWER_PREFIX,
-                (ANSWER,),
-                ((begin, begin + len(NEEDLE)),),
-                {"words": size},
+            return PromptDraft(
+                context=head + text + TAIL,
+                question=QUESTION,
+                answer_prefix=ANSWER_PREFIX,
+                references=(ANSWER,),
+                evidence=((begin, begin + len(NEEDLE)),),
+                facts={"words": size},
             )
 
         reserved = MAX_NEW_TOKENS + self.template_tokens
-        fitted = fit([Recipe(build, minimum=1, unit_tokens=1.3)], meter, int(task) - reserved)
+        recipe = PromptRecipe(build, minimum=1, unit_tokens=1.3)
+        fitted = fit_prompt([recipe], counter, int(task) - reserved)
         if isinstance(fitted, int):
             raise ValueError(
-                f"niah: length {task} is too short with this tokenizer, the shortest prompt takes {fitted + reserved} tokens"
+                f"niah: length {task} is too short with this tokenizer, "
+                f"the shortest prompt takes {fitted + reserved} tokens"
             )
         return fitted
 
-    def _sample(
-        self, task: str, position: int, fitted: Fitted, cell: Mapping[str, int], source: str
-    ) -> Sample:
+    def _sample(self, task: str, position: int, cell: GridCell, fitted: FittedPrompt, source: str) -> Sample:
         draft = fitted.draft
         return Sample(
             id=f"{task}/{position}",
@@ -186,7 +189,8 @@ class NiahBenchmark(Benchmark):
             chat_template=self.chat_template,
             stop=("\n",),
             metadata={
-                **cell,
+                "depth": cell.depth,
+                "draw": cell.draw,
                 "length": fitted.tokens + MAX_NEW_TOKENS + self.template_tokens,
                 "seed": self.seed,
                 "haystack": source,
@@ -196,7 +200,9 @@ class NiahBenchmark(Benchmark):
 
 
 def insert(sentences: list[str], depth: int) -> tuple[str, int]:
-    """Hide the needle at `depth` percent of the text, moved back to the start of a sentence; 100 appends it.
+    """Hide the needle at `depth` percent of the text, moved back to the start of a sentence.
+
+    A depth of 100 appends it.
 
     Returns:
         The text, and the needle's place in it (characters).
@@ -214,7 +220,10 @@ def insert(sentences: list[str], depth: int) -> tuple[str, int]:
 
 
 def rouge1_f(needle: str, response: str) -> float:
-    """F1 of the words that needle and response share, counted with repeats; words are runs of letters and digits, lower-cased."""
+    """F1 of the words that needle and response share, counted with repeats.
+
+    Words are runs of letters and digits, lower-cased.
+    """
     left, right = (Counter(re.findall(r"[a-z0-9]+", text.lower())) for text in (needle, response))
     shared = (left & right).total()
     return 2 * shared / (left.total() + right.total()) if shared else 0.0

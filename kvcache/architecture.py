@@ -1,4 +1,7 @@
-"""Which models can be compressed: refused in a sentence before any work, instead of silently wrong numbers after it."""
+"""Which models can be compressed; the others are refused.
+
+They are refused in a sentence before any work, instead of silently wrong numbers after it.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,15 @@ from kvcache.storage import KVView
 
 # fmt: off
 TESTED = frozenset((
-    "apertus", "arcee", "bitnet", "cohere", "cohere2", "cwm", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_oss",
-    "granite", "granitemoe", "llama", "ministral", "mistral", "mixtral", "olmo2", "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe",
-    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+    "apertus", "arcee", "bitnet", "cohere", "cohere2", "cwm", "exaone4", "gemma", "gemma2", "gemma3_text",
+    "glm", "glm4", "gpt_oss", "granite", "granitemoe", "llama", "ministral", "mistral", "mixtral", "olmo2",
+    "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 ))
 # fmt: on
-"""Model types whose answers, queries and keys our tests compare with transformers' own; others are tried before they are used."""
+"""Model types whose answers, queries and keys our tests compare with transformers' own.
+
+Models of other types are tried before they are used.
+"""
 
 TRIED, PREFIX = 24, 20
 """Tokens of the trial, and how many of them are read before the others, which then read the cache."""
@@ -33,10 +39,10 @@ _correct: WeakSet[nn.Module] = WeakSet()
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model that would be compressed wrongly: by its structure, and where our tests do not know its type by a trial.
+    """Refuse a model that would be compressed wrongly: by its structure, or by a trial.
 
-    The trial lets the model read a few tokens, once per model object; a model on the meta device is judged by
-    its structure alone.
+    Models of a type that our tests do not know are tried: the model reads a few tokens, once per model
+    object. A model on the meta device is judged by its structure alone.
 
     Raises:
         ValueError: one sentence about what is in the way.
@@ -53,54 +59,61 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_structure(model: nn.Module) -> None:
-    """Refuse what is no stack of layers that each cache the keys and values of heads, fully or within a sliding window.
+    """Refuse what is no stack of layers that each cache keys and values of heads.
+
+    Each layer may attend to all of the context or within a sliding window.
 
     Raises:
         ValueError: one sentence about what is in the way.
     """
-    name, layers, modules = type(model).__name__, decoder_of(model).layers, attention_modules(model)
-    if len(modules) < len(layers):  # type: ignore[arg-type]
+    # The stack: every layer has keys and values of its own, which it attends to fully or within a window.
+    name, modules = type(model).__name__, attention_modules(model)
+    layers: Any = decoder_of(model).layers
+    if len(modules) < len(layers):
         raise ValueError(
-            f"{name} has {len(layers)} layers of which only {len(modules)} cache keys and values; longpress does not support "  # type: ignore[arg-type]
-            "models that mix attention with states of another kind"
+            f"{name} has {len(layers)} layers of which only {len(modules)} cache keys and values; longpress "
+            "does not support models that mix attention with states of another kind"
         )
     config: Any = model.config
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise ValueError(
-            f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full_attention and sliding_attention"
+            f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full_attention and "
+            "sliding_attention"
         )
     if getattr(text, "num_kv_shared_layers", 0):
         raise ValueError(f"{name} shares one cache among several layers, which longpress does not support")
-    if getattr(text, "attention_chunk_size", None) or getattr(text, "kv_lora_rank", None):
-        what = (
-            "within chunks of the context"
-            if getattr(text, "attention_chunk_size", None)
-            else "to latent vectors instead of heads' keys"
-        )
+    what = None
+    if getattr(text, "attention_chunk_size", None):
+        what = "within chunks of the context"
+    elif getattr(text, "kv_lora_rank", None):
+        what = "to latent vectors instead of heads' keys"
+    if what is not None:
         raise ValueError(f"{name} attends {what}, which longpress does not support")
+
+    # Its attention modules: what is read of them exists, and heads are as the configuration says.
     for index, module in enumerate(modules):
         kind = type(module).__name__
-        lacking = [one for one in ("config", "layer_idx", "head_dim") if not hasattr(module, one)]
-        if lacking or not hasattr(module.config, "num_key_value_heads"):
-            lacking = lacking or ["config.num_key_value_heads"]
+        lacking = [
+            attribute for attribute in ("config", "layer_idx", "head_dim") if not hasattr(module, attribute)
+        ]
+        if not lacking and not hasattr(module.config, "num_key_value_heads"):
+            lacking = ["config.num_key_value_heads"]
+        if lacking:
             raise ValueError(
                 f"{kind} of {name} has no {lacking[0]}: longpress does not know this kind of attention"
             )
-        if inspect.Parameter.VAR_KEYWORD not in {
-            one.kind for one in inspect.signature(module.forward).parameters.values()
-        }:
+        parameters = inspect.signature(module.forward).parameters.values()
+        if inspect.Parameter.VAR_KEYWORD not in {parameter.kind for parameter in parameters}:
             raise ValueError(
                 f"{kind} of {name} does not hand keywords on to an attention function, which longpress needs"
             )
-        projection: Any = getattr(module, "k_proj", None)
-        if projection is not None and getattr(projection, "out_features", 0) not in (
-            0,
-            kv_heads(module) * head_size(module),
-        ):
+        size = getattr(getattr(module, "k_proj", None), "out_features", 0)
+        if size not in (0, kv_heads(module) * head_size(module)):
             raise ValueError(
-                f"layer {index} of {name} has other heads than its configuration says, which longpress does not support"
+                f"layer {index} of {name} has other heads than its configuration says, which longpress does "
+                "not support"
             )
 
 
@@ -118,8 +131,8 @@ def _try(model: nn.Module) -> None:
     training = model.training
     try:
         model.eval()
-        wanted = decoder(input_ids=ids).last_hidden_state[0, PREFIX:]
-        found = _with_our_cache(model, ids)[0]
+        own = decoder(input_ids=ids).last_hidden_state[0, PREFIX:]
+        with_ours = _with_our_cache(model, ids)[0]
     except Exception as error:  # whatever an unknown model raises
         first = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
@@ -127,10 +140,12 @@ def _try(model: nn.Module) -> None:
         ) from error
     finally:
         model.train(training)
-    wrong = (found.float() - wanted.float()).norm(dim=-1) / wanted.float().norm(dim=-1)  # per token
-    if not float(wrong.median()) <= (1e-3 if wanted.dtype in (torch.float32, torch.float64) else 0.1):
+    errors = (with_ours.float() - own.float()).norm(dim=-1) / own.float().norm(dim=-1)  # per token
+    typical = float(errors.median())
+    if not typical <= (1e-3 if own.dtype in (torch.float32, torch.float64) else 0.1):
         raise ValueError(
-            f"{name} computes {float(wrong.median()):.1%} else with longpress's attention than with its own; it is not supported"
+            f"{name} computes {typical:.1%} else with longpress's attention than with its own; it is not "
+            "supported"
         )
 
 
@@ -147,9 +162,8 @@ def _with_our_cache(model: nn.Module, ids: Tensor) -> Tensor:
         for stored, module in zip(full.layers, attention_modules(model), strict=True):
             kept = KVView.of_full_layer(stored.keys[0], stored.values[0], PREFIX, window_of(module))  # type: ignore[index]
             layers.append(CompressedLayer([kept], PREFIX))
-        at = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
-        output = decoder(
-            input_ids=ids[:, PREFIX:], position_ids=at, use_cache=True, **{keyword: CompressedCache(layers)}
-        )
+        positions = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
+        ours = CompressedCache(layers)
+        output = decoder(input_ids=ids[:, PREFIX:], position_ids=positions, use_cache=True, **{keyword: ours})
     hidden: Tensor = output.last_hidden_state
     return hidden

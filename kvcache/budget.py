@@ -37,7 +37,8 @@ class Budget:
         tokens, score = self.tokens, self.threshold
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ValueError(
-                f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, on "
+                f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, "
+                "on "
                 "average"
             )
         if score is not None and (
@@ -71,6 +72,10 @@ class Budget:
     def has_count(self) -> bool:
         """Whether the number of entries is known before the scores are: of a ratio, or of tokens."""
         return self.ratio is not None or self.tokens is not None
+
+    def for_context(self, tokens: int) -> Budget:
+        """The budget on a context of `tokens`: one that is no longer than a budget in tokens stays whole."""
+        return Budget(ratio=0.0) if self.tokens is not None and self.tokens >= tokens else self
 
     def entries(self, tokens: int) -> int:
         """Entries kept per KV head of `tokens`: at least one, for a context never loses its last entry.
@@ -131,7 +136,7 @@ class Budget:
         chunk loses its last entry. A ratio, a threshold and the press's own budget hold in every chunk.
         """
         if self.tokens is None or self.tokens >= tokens:
-            return [self] * (-(-tokens // size))
+            return [self.for_context(tokens)] * (-(-tokens // size))
         budgets: list[Budget] = []
         dealt = 0
         for start in range(0, tokens, size):
@@ -157,7 +162,8 @@ class Budget:
     def _known_ratio(self) -> float:
         if self.ratio is None:
             raise ValueError(
-                f"{self} gives no number of entries, which this press needs; give compression_ratio or budget_tokens"
+                f"{self} gives no number of entries, which this press needs; give compression_ratio or "
+                "budget_tokens"
             )
         return self.ratio
 
@@ -170,6 +176,7 @@ def check_ratio(ratio: float) -> float:
     """
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise ValueError(
-            f"compression_ratio={ratio!r} must be a number in [0, 1): it is the fraction of KV entries removed"
+            f"compression_ratio={ratio!r} must be a number in [0, 1): it is the fraction of KV entries "
+            "removed"
         )
     return round(float(ratio), 6)

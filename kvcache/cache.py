@@ -1,77 +1,38 @@
-"""The compressed cache: context entries shared read-only by decode rows, and a growing tail of every row's own tokens.
+"""The compressed cache: what is kept of the context, and each decode row's own tokens.
 
-A row is one answer being written: a variant (press and budget) of a context, and a question. Rows of one
-batch may keep different entries per layer and head. Nothing is padded in memory: variants share the full
-cache, of which each has a mask, or one storage ordered by rank, of which each reads a prefix.
+Context entries are shared, read-only, by rows; the own tokens of a row are its tail, which grows. A row is
+one answer being written: a variant (press and budget) of a context, and a question. Rows of one batch may
+keep different entries per layer and head. Nothing is padded in memory: variants share the full cache, of
+which each has a mask, or one storage ordered by rank, of which each reads a prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from kvcache.storage import KVStorage, KVView
+from kvcache.row_blocks import RowBlock, blocks_of
+from kvcache.storage import KVView
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Neighbouring rows of a batch, from row `start`, that read one storage.
+class RowEntries(NamedTuple):
+    """All entries of one row in a layer, as a batch of one.
 
     Attributes:
-        start: index of the first row.
-        rows: what each keeps.
-        bias: (H, r, K), what is added to the logits of each row: 0 where it keeps the entry, -inf elsewhere;
-            None: all keep all.
-        has_empty_head: whether a row keeps nothing in some head.
+        keys: (1, H, K, d), zeros where an entry does not exist.
+        values: (1, H, K, d).
+        valid: (1, H, K) bool: which exist; the others are padding of heads that keep fewer.
+        positions: (H, K) in the text, where the layer attends within a sliding window.
     """
 
-    start: int
-    rows: list[KVView]
-    bias: Tensor | None
-    has_empty_head: bool
-
-    @property
-    def storage(self) -> KVStorage:
-        """That all rows read."""
-        return self.rows[0].storage
-
-    @property
-    def stop(self) -> int:
-        """Index behind the last row."""
-        return self.start + len(self.rows)
-
-    @classmethod
-    def of(cls, start: int, rows: list[KVView]) -> Self:
-        """Rows of one storage."""
-        if all(row.counts is None for row in rows):
-            return cls(start, rows, None, False)
-        storage = rows[0].storage
-        bias = torch.zeros(
-            storage.heads, len(rows), storage.length, dtype=storage.read_dtype, device=storage.device
-        )
-        for at, row in enumerate(rows):
-            bias[:, at].masked_fill_(~row.exists(), float("-inf"))
-        return cls(start, rows, bias, any(0 in row.entries() for row in rows))
-
-    def moved(self, start: int, inside: list[int] | None = None) -> Self:
-        """The rows `inside` the block, all by default, as a block that begins at row `start`."""
-        if inside is None or len(inside) == len(self.rows):
-            return replace(self, start=start)
-        bias = None if self.bias is None else self.bias[:, inside]
-        return replace(self, start=start, rows=[self.rows[row] for row in inside], bias=bias)
-
-
-def blocks_of(rows: Sequence[KVView]) -> list[Block]:
-    """One block per run of neighbouring rows with the same storage."""
-    runs = [list(run) for _, run in groupby(rows, key=lambda row: id(row.storage))]
-    starts = accumulate((len(run) for run in runs), initial=0)
-    return [Block.of(start, run) for start, run in zip(starts, runs, strict=False)]
+    keys: Tensor
+    values: Tensor
+    valid: Tensor
+    positions: Tensor | None
 
 
 class CompressedLayer(CacheLayerMixin):
@@ -98,7 +59,8 @@ class CompressedLayer(CacheLayerMixin):
             rows: what each row keeps of its context.
             next_position: at which the tokens after the context continue, one for all rows or one each.
             capacity: tokens of tail to reserve; the tail grows by itself beyond it.
-            decode_hooks: per row what acts while its answer is written (`kvcache.hooks.decode_hooks`), or None.
+            decode_hooks: per row what acts while its answer is written (see `kvcache.hooks.decode_hooks`), or
+                None.
         """
         self.decode_hooks: list[Any] = [None] * len(rows) if decode_hooks is None else list(decode_hooks)
         self.entry_metadata = [row.entry_metadata for row in rows]
@@ -110,13 +72,13 @@ class CompressedLayer(CacheLayerMixin):
         self.start = torch.tensor(positions, device=self.device)  # (R,)
         self.lengths = torch.zeros(
             len(rows), dtype=torch.long, device=self.device
-        )  # (R,) tokens in each row's tail
+        )  # (R,) tokens in each tail
         self.longest = 0
         self.even = True
         self.armed = False
         self.is_initialized = True
-        # zeros: what padding leaves behind a shorter tail is weighted with 0, and 0 times an uninitialised
-        # NaN is NaN
+
+        # Zeros: padding behind a shorter tail is weighted with 0, and 0 times an uninitialised NaN is NaN.
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.tail_keys = like.new_zeros(len(rows), first.heads, capacity, first.size)
         self.tail_values = like.new_zeros(len(rows), first.heads, capacity, first.stored_values.shape[-1])
@@ -128,7 +90,10 @@ class CompressedLayer(CacheLayerMixin):
 
     @property
     def is_ragged(self) -> bool:
-        """Whether rows or heads keep different numbers of entries, so that only our attention may read the cache."""
+        """Whether rows or heads keep different numbers of entries.
+
+        Then only our attention can read the cache.
+        """
         lengths = {block.storage.length for block in self.blocks}
         return len(lengths) > 1 or not self.even or any(block.bias is not None for block in self.blocks)
 
@@ -164,12 +129,16 @@ class CompressedLayer(CacheLayerMixin):
             return key_states, value_states
         if self.is_ragged:
             raise ValueError(
-                "this cache keeps different numbers of entries per head: read it inside `with press(model)` or `attending(model)`"
+                "this cache keeps different numbers of entries per head: read it inside `with press(model)` "
+                "or `attending(model)`"
             )
         return self.keys, self.values
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
-        """Forget what stands behind the first `lengths` tokens of each row's tail (padding of a shorter question)."""
+        """Forget what stands behind the first `lengths` tokens of each row's tail.
+
+        That is the padding of a shorter question.
+        """
         self.lengths = torch.tensor(lengths, device=self.device)
         self.longest, self.even = max(lengths), len(set(lengths)) == 1
 
@@ -183,10 +152,8 @@ class CompressedLayer(CacheLayerMixin):
                 blocks.append(block.moved(start, inside))
                 start += len(inside)
         self.blocks, self.start, self.lengths = blocks, self.start[index], self.lengths[index]
-        self.decode_hooks, self.entry_metadata = (
-            [self.decode_hooks[row] for row in rows],
-            [self.entry_metadata[row] for row in rows],
-        )
+        self.decode_hooks = [self.decode_hooks[row] for row in rows]
+        self.entry_metadata = [self.entry_metadata[row] for row in rows]
         remaining = self.lengths.tolist()
         self.longest, self.even = max(remaining), len(set(remaining)) == 1
         self.tail_keys, self.tail_values = self.tail_keys[index], self.tail_values[index]
@@ -198,10 +165,10 @@ class CompressedLayer(CacheLayerMixin):
         self.entry_metadata = [*self.entry_metadata, *other.entry_metadata]
         for name in ("tail_keys", "tail_values"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            new = mine.new_zeros(
-                self.rows + other.rows, mine.shape[1], max(mine.shape[2], theirs.shape[2]), mine.shape[3]
-            )
-            new[: self.rows, :, : mine.shape[2]], new[self.rows :, :, : theirs.shape[2]] = mine, theirs
+            capacity = max(mine.shape[2], theirs.shape[2])
+            new = mine.new_zeros(self.rows + other.rows, mine.shape[1], capacity, mine.shape[3])
+            new[: self.rows, :, : mine.shape[2]] = mine
+            new[self.rows :, :, : theirs.shape[2]] = theirs
             setattr(self, name, new)
         self.start = torch.cat((self.start, other.start))
         self.set_lengths([*self.lengths.tolist(), *other.lengths.tolist()])
@@ -210,31 +177,36 @@ class CompressedLayer(CacheLayerMixin):
         """What each row keeps in storage, its tail apart."""
         return [row for block in self.blocks for row in block.rows]
 
-    def row_entries(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """A row's entries, stored ones and tail: keys, values (1, H, K, d), which exist (1, H, K), positions (H, K) under a window."""
+    def row_entries(self, row: int) -> RowEntries:
+        """All entries of a row in order of position, stored ones and its tail."""
         kept, tail = self.kept()[row], int(self.lengths[row])
         storage, heads, exists = kept.storage, self.tail_keys.shape[1], kept.exists()
-        valid = torch.cat((exists, exists.new_ones(heads, tail)), dim=1)[None]
+        valid = torch.cat((exists, exists.new_ones(heads, tail)), dim=1)
         positions = None
         if storage.positions is not None:
-            own = self.start[row] + torch.arange(tail, device=self.device)
-            positions = torch.cat((storage.positions.expand(heads, -1), own.expand(heads, -1)), dim=1)
-        keys = torch.cat(
-            (storage.whole_keys().masked_fill(~exists[..., None], 0), self.tail_keys[row, :, :tail]), dim=1
-        )
-        values = torch.cat(
-            (storage.values.masked_fill(~exists[..., None], 0), self.tail_values[row, :, :tail]), dim=1
-        )
-        return keys[None], values[None], valid, positions
+            in_tail = self.start[row] + torch.arange(tail, device=self.device)
+            positions = torch.cat((storage.positions.expand(heads, -1), in_tail.expand(heads, -1)), dim=1)
+        stored_keys = storage.whole_keys().masked_fill(~exists[..., None], 0)
+        stored_values = storage.values.masked_fill(~exists[..., None], 0)
+        keys = torch.cat((stored_keys, self.tail_keys[row, :, :tail]), dim=1)
+        values = torch.cat((stored_values, self.tail_values[row, :, :tail]), dim=1)
+        return RowEntries(keys[None], values[None], valid[None], positions)
 
     def replace_row(self, row: int, kept: KVView) -> None:
-        """Give a row entries of its own in the place of what it stored and of its tail; other rows see no difference."""
+        """Give a row entries of its own in the place of what it stored and of its tail.
+
+        Other rows see no difference.
+        """
+        # The row's block falls into the rows before it, itself, and the rows behind it.
         at = next(at for at, block in enumerate(self.blocks) if row < block.stop)
         block = self.blocks[at]
         before, after = list(range(row - block.start)), list(range(row - block.start + 1, len(block.rows)))
         parts = [block.moved(block.start, before)] if before else []
-        parts += [Block.of(row, [kept]), *([block.moved(row + 1, after)] if after else [])]
+        parts.append(RowBlock.of(row, [kept]))
+        parts += [block.moved(row + 1, after)] if after else []
         self.blocks[at : at + 1], self.entry_metadata[row] = parts, kept.entry_metadata
+
+        # Its tail is empty now; what follows continues where the tail ended.
         lengths = self.lengths.tolist()
         self.start = self.start.clone()
         self.start[row] += lengths[row]
@@ -243,15 +215,10 @@ class CompressedLayer(CacheLayerMixin):
 
     def bytes_of_rows(self) -> list[int]:
         """Bytes of each row's entries, tail included."""
-        token = (
-            self.tail_keys.shape[1]
-            * (self.tail_keys.shape[3] + self.tail_values.shape[3])
-            * self.tail_keys.element_size()
-        )
-        return [
-            kept.bytes() + token * length
-            for kept, length in zip(self.kept(), self.lengths.tolist(), strict=True)
-        ]
+        numbers = self.tail_keys.shape[1] * (self.tail_keys.shape[3] + self.tail_values.shape[3])
+        token = numbers * self.tail_keys.element_size()
+        lengths = self.lengths.tolist()
+        return [view.bytes() + token * length for view, length in zip(self.kept(), lengths, strict=True)]
 
     @property
     def valid(self) -> Tensor:
@@ -311,7 +278,10 @@ class CompressedLayer(CacheLayerMixin):
         return int((self.start + self.lengths).max())
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        """(entries that a mask must span, offset of the first): every kept context entry lies in the past of every query."""
+        """(entries that a mask must span, offset of the first).
+
+        Every kept entry of the context lies in the past of every query.
+        """
         n = query_length if isinstance(query_length, int) else query_length.shape[0]
         kept = max(block.storage.length for block in self.blocks)
         return kept + self.longest + n, int(self.start.max()) - kept

@@ -59,8 +59,8 @@ class FullLayer:
         values: (B, H, T, d).
         window: the layer's sliding window or None.
         shared: all entries as rows read them, of a single context (B = 1): targets whose entries are those of
-            the full layer then read them there, each through a mask, instead of a copy. For many targets, which
-            are read together. None: each target reads a copy of what it keeps.
+            the full layer then read them from it, each through a mask, instead of a copy. For many targets,
+            which are read together. None: each target reads a copy of what it keeps.
     """
 
     index: int
@@ -71,14 +71,24 @@ class FullLayer:
 
 
 class Target(NamedTuple):
-    """What is wanted of a press: a budget, and the bits of a stored number (None: as the model computes it)."""
+    """What is asked of a press.
+
+    Attributes:
+        budget: how much of the context may stay.
+        bits: of a stored number; None: as the model computes it.
+    """
 
     budget: Budget
     bits: int | None = None
 
 
 class Choice(NamedTuple):
-    """What stays at one budget: a selection per observed layer, and the position at which the text goes on."""
+    """What stays at one budget.
+
+    Attributes:
+        selections: one per observed layer.
+        next_position: at which the text goes on.
+    """
 
     selections: list[Selection]
     next_position: int
@@ -113,11 +123,11 @@ class Compression:
             metadata = self.press.entry_metadata(self.evidence[at]) if any(acting) else None
             selections = [self.choices[target.budget].selections[at] for target in self.targets]
             selections, metadata = moved((selections, metadata), device)
-            wanted = [
-                _Wanted(selection, target.bits, acts)
+            of_targets = [
+                _LayerOfTarget(selection, target.bits, acts)
                 for selection, target, acts in zip(selections, self.targets, acting, strict=True)
             ]
-            yield layer, _stored(self.press, layer, wanted, metadata)
+            yield layer, _stored(self.press, layer, of_targets, metadata)
 
 
 def compress(
@@ -155,12 +165,21 @@ def compress(
 
 
 def removes(press: Press, budget: Budget) -> bool:
-    """Whether the press removes or changes entries of the context at that budget; else there is nothing to compress."""
+    """Whether the press removes or changes entries of the context at that budget.
+
+    Else there is nothing to compress.
+    """
     return press.traits.evicts_in_prefill and not budget.keeps_everything
 
 
-class _Wanted(NamedTuple):
-    """What one target wants of a layer: its selection (B, H, T), bits, and whether a decode hook will act on it."""
+class _LayerOfTarget(NamedTuple):
+    """What one target keeps of a layer.
+
+    Attributes:
+        selection: (B, H, T).
+        bits: of a stored number; None: as the model computes it.
+        acts: whether a decode hook will act on the entries.
+    """
 
     selection: Selection
     bits: int | None
@@ -168,59 +187,56 @@ class _Wanted(NamedTuple):
 
 
 def _stored(
-    press: Press, layer: FullLayer, wanted: Sequence[_Wanted], metadata: Tensor | None
+    press: Press, layer: FullLayer, of_targets: Sequence[_LayerOfTarget], metadata: Tensor | None
 ) -> list[list[KVView]]:
     """Per target, what each context of the batch keeps in one layer.
 
     Targets share memory where a press only picks entries. What a decode hook acts on has its entries in order
-    of position, with metadata; quantised entries too are on their own, since the groups of a shared order would
-    depend on the other targets.
+    of position, with metadata; quantised entries too are on their own, since the groups of a shared order
+    would depend on the other targets.
     """
     batch = range(layer.keys.shape[0])
     views: dict[int, list[KVView]] = {}
 
     # Targets that read one storage: the full layer, or the entries ordered by how many targets keep them.
     sharing = [
-        at for at, one in enumerate(wanted) if press.traits.only_selects and not one.acts and one.bits is None
+        at
+        for at, target in enumerate(of_targets)
+        if press.traits.only_selects and not target.acts and target.bits is None
     ]
     if layer.shared is not None:
         for at in sharing:
-            selection = wanted[at].selection
+            selection = of_targets[at].selection
             views[at] = [KVView(layer.shared.storage, selection.counts[0], selection.keep[0])]
     elif len(sharing) > 1:
-        per_row = [
-            _nested(
-                layer.keys[row],
-                layer.values[row],
-                [wanted[at].selection.keep[row] for at in sharing],
-                layer.window,
-            )
-            for row in batch
-        ]
-        views = {at: list(of_target) for at, *of_target in zip(sharing, *per_row, strict=True)}
+        per_row = []
+        for row in batch:
+            keeps = [of_targets[at].selection.keep[row] for at in sharing]
+            per_row.append(_nested(layer.keys[row], layer.values[row], keeps, layer.window))
+        views = {at: list(of_rows) for at, *of_rows in zip(sharing, *per_row, strict=True)}
 
     # All others have entries of their own.
-    for at, (selection, bits, acts) in enumerate(wanted):
+    for at, target in enumerate(of_targets):
         if at not in views:
-            keys, values = press.apply(layer.keys, layer.values, selection)
-            told = (
-                gather(metadata, selection.positions)
-                if acts and metadata is not None
-                else [None] * len(batch)
-            )
-            own = [
-                KVView.of_entries(
-                    keys[row],
-                    values[row],
-                    selection.counts[row],
-                    selection.positions[row],
-                    layer.window,
-                    told[row],
-                )
-                for row in batch
-            ]
-            views[at] = own if bits is None else [view.quantised(bits, acts) for view in own]
-    return [views[at] for at in range(len(wanted))]
+            views[at] = _own_entries(press, layer, target, metadata)
+    return [views[at] for at in range(len(of_targets))]
+
+
+def _own_entries(
+    press: Press, layer: FullLayer, target: _LayerOfTarget, metadata: Tensor | None
+) -> list[KVView]:
+    """What each context of the batch keeps in one layer, stored for one target alone."""
+    selection = target.selection
+    keys, values = press.apply(layer.keys, layer.values, selection)
+    of_entries: Sequence[Tensor | None] = [None] * len(keys)
+    if target.acts and metadata is not None:
+        of_entries = list(gather(metadata, selection.positions))
+    views = []
+    for row in range(len(keys)):
+        counts, positions = selection.counts[row], selection.positions[row]
+        view = KVView.of_entries(keys[row], values[row], counts, positions, layer.window, of_entries[row])
+        views.append(view if target.bits is None else view.quantised(target.bits, target.acts))
+    return views
 
 
 def _nested(keys: Tensor, values: Tensor, keeps: Sequence[Tensor], window: int | None) -> list[KVView]:
@@ -248,9 +264,8 @@ def _nested(keys: Tensor, values: Tensor, keeps: Sequence[Tensor], window: int |
     shared = None
     if length:
         first = order[:, :length]
-        shared = KVStorage(
-            rows_at(keys, first), rows_at(values, first), first if window is not None else None, window
-        )
+        positions = first if window is not None else None
+        shared = KVStorage(rows_at(keys, first), rows_at(values, first), positions, window)
 
     views = []
     for at, is_nested in enumerate(nested.tolist()):

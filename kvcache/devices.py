@@ -1,4 +1,7 @@
-"""Layers of one model on several devices (`device_map`): what is decided for all of them together is decided on one."""
+"""Layers of one model on several devices (`device_map`).
+
+What is decided for all layers together is decided on one device.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from kvcache.observation import LayerObservation
 
 
 def together(evidence: Sequence[Any]) -> Sequence[Any]:
-    """Per-layer evidence with all tensors on the device of the first; as it is where they share one already.
+    """Per-layer evidence with all tensors on the device of the first one.
+
+    As it is where they share a device already.
 
     A `LayerObservation` stays with its layer, whose weights compute on it.
     """
@@ -22,21 +27,24 @@ def together(evidence: Sequence[Any]) -> Sequence[Any]:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """The same value with its tensors on `device`: a tensor, or tensors in lists, tuples, mappings and dataclasses."""
+    """The same value with its tensors on `device`.
+
+    Args:
+        value: a tensor, or tensors in lists, tuples, mappings and dataclasses.
+        device: where they are to lie.
+    """
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, list | tuple):
-        parts = [moved(one, device) for one in value]
-        return (
-            type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        )  # a named tuple takes them one by one
+        parts = [moved(part, device) for part in value]
+        # a named tuple takes them one by one
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict):
-        return {key: moved(one, device) for key, one in value.items()}
+        return {key: moved(part, device) for key, part in value.items()}
     if _is_record(value):
-        changes = {
-            field.name: moved(getattr(value, field.name), device) for field in fields(value) if field.init
-        }
-        same = all(getattr(value, name) is one for name, one in changes.items())
+        names = [field.name for field in fields(value) if field.init]
+        changes = {name: moved(getattr(value, name), device) for name in names}
+        same = all(getattr(value, name) is part for name, part in changes.items())
         return value if same else replace(value, **changes)  # the same object keeps what it has worked out
     return value
 
@@ -45,8 +53,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+        for part in value:
+            yield from _tensors(part)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
     elif _is_record(value):

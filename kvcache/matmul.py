@@ -21,14 +21,26 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+LOGITS = 2**22
+"""Attention logits per product: 16 MiB, more where that were fewer than `FEWEST` queries."""
+
+FEWEST, MOST = 96, 256
+"""Queries per product, of all heads of a group together.
+
+Fewer waste the product, more compute what a causal mask hides.
+"""
+
 _INSIDE: ContextVar[bool] = ContextVar("inside fast_products", default=False)
 
 
 @lru_cache(maxsize=1)
 def _default_is_slow() -> bool:
-    """Whether this processor has AVX-512 and MKL would not use it: a rule and no measurement, so that a machine always rounds alike."""
-    told = Path("/proc/cpuinfo")
-    maker = told.read_text(encoding="utf-8", errors="replace") if told.exists() else ""
+    """Whether this processor has AVX-512 and MKL would not use it.
+
+    A rule and no measurement, so that a machine always rounds alike.
+    """
+    description = Path("/proc/cpuinfo")
+    maker = description.read_text(encoding="utf-8", errors="replace") if description.exists() else ""
     usable = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return usable and "AuthenticAMD" in maker and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -39,13 +51,17 @@ def library() -> str:
 
 
 def fast(*tensors: Tensor) -> bool:
-    """Whether `product` is wanted here and faster than PyTorch's own on such tensors, none of which is to be differentiated."""
+    """Whether `product` is wanted at present, and faster than PyTorch's own on such tensors.
+
+    Only inside `fast_products()`, and where none of the tensors is to be differentiated.
+    """
     if not (_INSIDE.get() and _default_is_slow() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
         return False
     plain = all(
-        one.dtype == torch.float32 and one.device.type == "cpu" and one.numel() > 0 for one in tensors
+        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > 0
+        for tensor in tensors
     )
-    return plain and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
+    return plain and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,11 +70,22 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
+def queries_at_once(heads: int, length: int) -> int:
+    """Queries of each of so many heads in one product with `length` keys."""
+    return max(1, min(MOST, max(FEWEST, LOGITS // length)) // heads)
+
+
+def rounded_up(keys: int, length: int) -> int:
+    """`keys` rounded up, to `length` at most, so that few different numbers of keys occur."""
+    grain = max(MOST, length // 16)
+    return min(length, -(-keys // grain) * grain)
+
+
 class _Layers(TorchFunctionMode):
     """Inside, linear layers use `product`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        if func is functional.linear and not kwargs and fast(*(one for one in args if one is not None)):
+        if func is functional.linear and not kwargs and fast(*(part for part in args if part is not None)):
             return product(*args)
         return func(*args, **(kwargs or {}))
 

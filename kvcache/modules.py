@@ -13,7 +13,8 @@ def decoder_of(model: nn.Module) -> nn.Module:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     if not hasattr(decoder, "layers"):
         raise ValueError(
-            f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama or Qwen have one"
+            f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama "
+            "or Qwen have one"
         )
     return decoder
 
@@ -23,7 +24,8 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     modules = [layer.self_attn for layer in decoder_of(model).layers if hasattr(layer, "self_attn")]  # type: ignore[union-attr]
     if not modules:
         raise ValueError(
-            f"{type(model).__name__} has no layer with `self_attn`, where longpress looks for a KV cache; use a model as Llama or Qwen"
+            f"{type(model).__name__} has no layer with `self_attn`, where longpress looks for a KV cache; "
+            "use a model as Llama or Qwen"
         )
     return modules
 
@@ -44,7 +46,7 @@ def window_of(module: nn.Module) -> int | None:
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """The kind of an attention where a model has several: as "full_attention" or "sliding_attention"; else None."""
+    """The kind of an attention, such as "sliding_attention", where the model has several kinds; else None."""
     config: Any = module.config
     kinds = getattr(config, "layer_types", None)
     return kinds[module.layer_idx] if kinds else None
@@ -67,7 +69,9 @@ def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
         return True
     if window < tokens:
         raise ValueError(
-            f"every layer of {type(model).__name__} attends within a sliding window of {window} tokens, fewer than the context's {tokens}: "
-            "there is nothing left for a press to compress; use contexts within the window or a model with full-attention layers"
+            f"every layer of {type(model).__name__} attends within a sliding window of {window} tokens, "
+            f"fewer than the context's {tokens}: "
+            "there is nothing left for a press to compress; use contexts within the window or a model with "
+            "full-attention layers"
         )
     return False

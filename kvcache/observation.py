@@ -184,7 +184,8 @@ class LayerObservation:
             scores = scorer.score(self)
             if scores.shape != self.keys.shape[:3]:
                 raise ValueError(
-                    f"{type(scorer).__name__}.score must return (B, H, T)={tuple(self.keys.shape[:3])}, got {tuple(scores.shape)}"
+                    f"{type(scorer).__name__}.score must return (B, H, T)={tuple(self.keys.shape[:3])}, got "
+                    f"{tuple(scores.shape)}"
                 )
             if scores.isnan().any():
                 raise ValueError(f"{type(scorer).__name__}.score gave NaN in layer {self.index}")
@@ -291,8 +292,10 @@ class LayerObservation:
                     found = None
             if found is None:
                 raise ValueError(
-                    f"the queries or keys of {type(self.module).__name__} cannot be recomputed from its projections, so this press would "
-                    "be silently wrong on this model; use one that scores keys and values as they are cached (knorm, keydiff, …)"
+                    f"the queries or keys of {type(self.module).__name__} cannot be recomputed from its "
+                    "projections, so this press would "
+                    "be silently wrong on this model; use one that scores keys and values as they are "
+                    "cached (knorm, keydiff, …)"
                 )
             return found
 

@@ -34,7 +34,8 @@ def check_bits(bits: int | None) -> int | None:
     """
     if bits is not None and (type(bits) is not int or bits not in BITS):
         raise ValueError(
-            f"cache_bits={bits!r} must be one of {', '.join(map(str, BITS))}, or null for the model's own precision"
+            f"cache_bits={bits!r} must be one of {', '.join(map(str, BITS))}, or null for the model's own "
+            "precision"
         )
     return bits
 

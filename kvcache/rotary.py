@@ -119,7 +119,8 @@ def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     )
     if not (isinstance(found, tuple) and len(found) == 2):
         raise ValueError(
-            f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary embedding only"
+            f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary "
+            "embedding only"
         )
     return found
 

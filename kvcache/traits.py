@@ -12,8 +12,8 @@ class Traits:
     Attributes:
         evicts_in_prefill: whether entries of the context are removed once it is read; else all of them stay,
             whatever the budget.
-        acts_while_decoding: whether the press has a decode hook: it drops or changes entries while answers are
-            written.
+        acts_while_decoding: whether the press has a decode hook: it drops or changes entries while answers
+            are written.
         has_fixed_budget: whether a field of the press sets its budget: then every ratio above 0 means that
             budget, and a sweep runs the press once.
         takes_threshold: whether entries can be chosen by the score they reach, in place of a ratio.
@@ -22,8 +22,8 @@ class Traits:
             tells what is left.
         only_selects: whether `apply` does nothing but pick entries, so that variants may share memory.
         gives_scores: whether `scores_at` gives one score per entry, on which wrappers can be built.
-        selects_by_layer: whether `select` needs of a layer only its scores (B, H, T) and no other layer, so that
-            it may choose while decoding too.
+        selects_by_layer: whether `select` needs of a layer only its scores (B, H, T) and no other layer, so
+            that it may choose while decoding too.
         reads_again: whether `probe` lets the model read on top of the whole cached context.
         moves_positions: whether kept keys are given new positions.
         adds_entries: whether entries of the press's own join the cache: then a selection spans more than the

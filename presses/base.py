@@ -56,7 +56,7 @@ class BasePress(ABC):
         """What kind of method the press is; stated wherever it differs from the defaults of `Traits`."""
         return Traits()
 
-    # -- observe, probe, select, apply ------------------------------------------------------------------------
+    # -- observe, probe, select, apply ----------------------------------------------------------------------
 
     @abstractmethod
     def observe(self, layer: LayerObservation) -> Any:
@@ -80,7 +80,7 @@ class BasePress(ABC):
         """
         return gather(keys, selection.positions), gather(values, selection.positions)
 
-    # -- what the engine may ask ------------------------------------------------------------------------------
+    # -- what the engine may ask ----------------------------------------------------------------------------
 
     @property
     def budget(self) -> Budget:
@@ -115,7 +115,7 @@ class BasePress(ABC):
         """
         return 12 * heads + (4 * hidden if self.traits.keeps_hidden_states else 0)
 
-    # -- while decoding ---------------------------------------------------------------------------------------
+    # -- while decoding -------------------------------------------------------------------------------------
 
     def acts_while_decoding(self, budget: Budget) -> bool:
         """Whether the press has a decode hook at that budget: not where everything is to be kept."""
@@ -133,7 +133,7 @@ class BasePress(ABC):
         """(B, H, T, m) what the decode hook is to know of each entry, from what was observed in the layer; None: nothing."""
         return None
 
-    # -- learned presses --------------------------------------------------------------------------------------
+    # -- learned presses ------------------------------------------------------------------------------------
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write into `folder` what the press then loads with `weights=folder`, learned from texts.
@@ -152,7 +152,7 @@ class BasePress(ABC):
             f"press {self.name} has no recipe: it learns nothing, or its authors publish only the result"
         )
 
-    # -- identity ---------------------------------------------------------------------------------------------
+    # -- identity -------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -180,7 +180,7 @@ class BasePress(ABC):
         names = [field.name for field in fields(self)]  # type: ignore[arg-type]
         return [(name, getattr(self, name)) for name in names if name != "compression_ratio"]
 
-    # -- by itself: `with press(model)` -----------------------------------------------------------------------
+    # -- by itself: `with press(model)` ---------------------------------------------------------------------
 
     def __call__(
         self, model: nn.Module, prompt_tokens: PromptTokens | None = None

@@ -147,7 +147,8 @@ class CAMPress(DecodingPress):
         check_least(1, "entry", merge_budget=self.merge_budget)
         if self.press.traits.selects_by_layer:
             raise ValueError(
-                f"cam keeps the same positions in all heads, so {self.press.name} is no help; give it the scorer itself"
+                f"cam keeps the same positions in all heads, so {self.press.name} is no help; give it the "
+                "scorer itself"
             )
 
     @property

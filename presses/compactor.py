@@ -51,7 +51,8 @@ class CompactorPress(ScorerPress):
         super().__post_init__()
         if self.sink_size_start < 0 or self.sink_size_end < 0:
             raise ValueError(
-                f"sink_size_start={self.sink_size_start} and sink_size_end={self.sink_size_end} must be at least 0 tokens"
+                f"sink_size_start={self.sink_size_start} and sink_size_end={self.sink_size_end} must be at "
+                "least 0 tokens"
             )
         LeverageScorePress(sketch_dimension=self.sketch_dimension)
         NonCausalAttnPress(chunk_size=self.chunk_size)

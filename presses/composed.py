@@ -66,7 +66,8 @@ class ComposedPress(WrapperPress):
             )
         if self.then.traits.adds_entries:
             raise ValueError(
-                f"{self.then.name} adds entries of its own to the cache, so it cannot come second; use it alone"
+                f"{self.then.name} adds entries of its own to the cache, so it cannot come second; use it "
+                "alone"
             )
 
     @property
@@ -112,7 +113,8 @@ class ComposedPress(WrapperPress):
         seconds = self.then.select(narrowed, self._second_budget(budget))
         if self.then.next_position(seconds) != seconds[0].keep.shape[-1]:
             raise ValueError(
-                f"{self.then.name} moves entries to new positions, so it must come first, or around the composed press"
+                f"{self.then.name} moves entries to new positions, so it must come first, or around the "
+                "composed press"
             )
         return [self._chained(first, second) for first, second in zip(firsts, seconds, strict=True)]
 
@@ -120,7 +122,8 @@ class ComposedPress(WrapperPress):
         exists = torch.arange(first.positions.shape[-1], device=first.keep.device) < first.counts[..., None]
         if not bool(exists.all()) and bool((second.keep != exists).any()):
             raise ValueError(
-                f"{self.press.name} keeps different numbers of entries per head, among which {self.then.name} cannot choose; "
+                f"{self.press.name} keeps different numbers of entries per head, among which "
+                f"{self.then.name} cannot choose; "
                 f"put {self.press.name} second"
             )
         keep = torch.zeros_like(first.keep).scatter_(-1, first.positions, second.keep)

@@ -79,7 +79,8 @@ class DecodingPress(PrefillLeftWhole):
         super().__post_init__()
         if self.compression_ratio:
             raise ValueError(
-                f"compression_ratio={self.compression_ratio}: decoding leaves the prefill whole; set target_size"
+                f"compression_ratio={self.compression_ratio}: decoding leaves the prefill whole; set "
+                "target_size"
             )
         check_least(1, "entry", target_size=self.target_size)
         check_scorer(self.press, self.compression_interval, self.buffer_size)

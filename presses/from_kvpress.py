@@ -67,7 +67,8 @@ class FromKVPress(BasePress):
             raise ValueError(f"{kind} has neither score nor compress: give a press with kvpress's interface")
         if any("__call__" in vars(one) for one in type(self.press).__mro__ if one.__name__ != "BasePress"):
             raise ValueError(
-                f"{kind} does its work around the model (it has a __call__ of its own), which a shared prefill cannot run"
+                f"{kind} does its work around the model (it has a __call__ of its own), which a shared "
+                "prefill cannot run"
             )
 
     def make(self) -> Any:
@@ -103,7 +104,8 @@ class FromKVPress(BasePress):
             )
         if scores.shape != layer.keys.shape[:3]:
             raise ValueError(
-                f"{self._title}.score must return (B, H, T)={tuple(layer.keys.shape[:3])}, got {tuple(scores.shape)}"
+                f"{self._title}.score must return (B, H, T)={tuple(layer.keys.shape[:3])}, got "
+                f"{tuple(scores.shape)}"
             )
         return layer if read else scores
 

@@ -45,7 +45,8 @@ class H2OPress(ScorerPress):
         super().__post_init__()
         if not 0 <= self.recent_share <= 1:
             raise ValueError(
-                f"recent_share={self.recent_share} must lie in [0, 1]: it is the part of the budget for recent tokens"
+                f"recent_share={self.recent_share} must lie in [0, 1]: it is the part of the budget for "
+                "recent tokens"
             )
 
     @property

@@ -85,7 +85,8 @@ class KVComposePress(BasePress):
         """
         if prefill.token_ids is None:
             raise ValueError(
-                "kvcompose lets the model read the context again, for which it needs token ids; the model was given embeddings"
+                "kvcompose lets the model read the context again, for which it needs token ids; the model "
+                "was given embeddings"
             )
         received: dict[int, Tensor] = {}
 

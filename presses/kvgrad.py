@@ -38,7 +38,8 @@ class KVgradPress(KVzipPress):
         super().__post_init__()
         if self.kvzip_plus_normalization:
             raise ValueError(
-                "kvzip_plus_normalization=True does not apply to kvgrad, which weighs by gradients; use press kvzip"
+                "kvzip_plus_normalization=True does not apply to kvgrad, which weighs by gradients; use "
+                "press kvzip"
             )
 
     def _scores(self, prefill: Prefill, chunk: Chunk) -> Iterator[tuple[int, Tensor]]:

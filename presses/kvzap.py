@@ -73,7 +73,8 @@ class KVzapPress(ScorerPress):
         known = len({key.split(".")[1] for key in tensors if key.startswith("layers.")})
         if known != config.num_hidden_layers:
             raise ValueError(
-                f"{wanted} must be for {config.num_hidden_layers} layers, got {known}; these weights belong to another model"
+                f"{wanted} must be for {config.num_hidden_layers} layers, got {known}; these weights belong "
+                "to another model"
             )
         prefix, hidden = f"layers.{layer.index}.", layer.hidden
         if self.model_type == "mlp":
@@ -90,7 +91,8 @@ class KVzapPress(ScorerPress):
         """
         if self.model_type != "linear":
             raise ValueError(
-                "model_type=mlp has to be trained by gradient descent, which longpress does not do; give presses.kvzap.model_type=linear"
+                "model_type=mlp has to be trained by gradient descent, which longpress does not do; give "
+                "presses.kvzap.model_type=linear"
             )
         save_file(fitted(model, pieces), folder / "model.safetensors")
 

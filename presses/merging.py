@@ -58,7 +58,8 @@ class MergingPress(WrapperPress):
             )
         if not 0 < self.merge_fraction <= 1:
             raise ValueError(
-                f"merge_fraction={self.merge_fraction} must lie in (0, 1]: it is the share of evicted entries to merge"
+                f"merge_fraction={self.merge_fraction} must lie in (0, 1]: it is the share of evicted "
+                "entries to merge"
             )
 
     @property

@@ -77,7 +77,8 @@ class PerLayerCompressionPress(WrapperPress):
             return budget
         if index >= len(self.compression_ratios):
             raise ValueError(
-                f"compression_ratios has {len(self.compression_ratios)} entries, but the model a layer {index}; give one each"
+                f"compression_ratios has {len(self.compression_ratios)} entries, but the model a layer "
+                f"{index}; give one each"
             )
         return Budget(ratio=self.compression_ratios[index])
 

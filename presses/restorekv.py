@@ -87,7 +87,8 @@ class RestoreKVPress(KVzipPress):
         """
         if len(prefill.layers) != len(prefill.cache.layers):
             raise ValueError(
-                f"{self.name} puts tokens of its own behind the context, which sliding-window layers, left whole, cannot follow"
+                f"{self.name} puts tokens of its own behind the context, which sliding-window layers, left "
+                "whole, cannot follow"
             )
         scores = super().probe(prefill, evidence)
         found: dict[int, tuple[Tensor, Tensor]] = {}
@@ -124,7 +125,8 @@ class RestoreKVPress(KVzipPress):
         if embeddings is None or embeddings.dim() != 2 or embeddings.shape[1] != size:
             got = None if embeddings is None else tuple(embeddings.shape)
             raise ValueError(
-                f"restore_embeddings of {wanted} must have the shape (tokens, {size}), got {got}; these are another model's"
+                f"restore_embeddings of {wanted} must have the shape (tokens, {size}), got {got}; these are "
+                "another model's"
             )
         return embeddings, source, wanted
 

@@ -73,7 +73,8 @@ class VATPPress(ScoreWrapperPress):
         scores = self.press.scores_at([seen for seen, _ in evidence], budget)
         if any(bool((seen < 0).any()) for seen in scores):
             raise ValueError(
-                f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use one of attention"
+                f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use "
+                "one of attention"
             )
         return [
             pin(seen.float() * norms, self.sinks, self.window_size)

@@ -22,7 +22,8 @@ class WrapperPress(BasePress):
     """A press that changes how another press's evidence becomes a selection, or how a selection is applied.
 
     Subclasses are frozen dataclasses with the fields `press` (first) and `compression_ratio: float | None =
-    None`; without a ratio of its own, a wrapper takes that of the press inside: `AdaKVPress(SnapKVPress(0.5))`.
+    None`; without a ratio of its own, a wrapper takes that of the press inside:
+    `AdaKVPress(SnapKVPress(0.5))`.
     """
 
     press: BasePress
@@ -31,7 +32,8 @@ class WrapperPress(BasePress):
         """Refuse a ratio outside [0, 1), and anything inside that is not a press."""
         if not isinstance(self.press, BasePress):
             raise ValueError(
-                f"{type(self).__name__} is built on a press, got {self.press!r}; give it one such as SnapKVPress()"
+                f"{type(self).__name__} is built on a press, got {self.press!r}; give it one such as "
+                "SnapKVPress()"
             )
         if self.compression_ratio is None:
             object.__setattr__(self, "compression_ratio", self.press.compression_ratio)
@@ -109,7 +111,8 @@ class ScoreWrapperPress(WrapperPress):
         super().__post_init__()
         if not self.press.traits.gives_scores:
             raise ValueError(
-                f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press such as "
+                f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press "
+                "such as "
                 "snapkv"
             )
 

@@ -1,1 +1,1 @@
-"""Where a model's forward passes are watched: the prefill, a replay on top of it, reading on, and decoding."""
+"""Where a model's forward passes are watched: prefill, replay, chunked forward, decoding."""

@@ -35,7 +35,8 @@ def chunked_forward(
         layers: per model layer, what is kept of the earlier tokens.
         start: position of the chunk's first token.
         token_ids: (1, n) of the chunk.
-        tokens: T, of the whole context: layers that it outgrows (sliding windows) are not shown to `on_layer`.
+        tokens: T, of the whole context: layers that it outgrows (sliding windows) are not shown to
+            `on_layer`.
         question: number of tokens at the end of the chunk that are a question.
         on_layer: called after each attention with an observation of the chunk alone: its own hidden states,
             keys, values and rotary factors, `rope` counting from its first token.
@@ -51,7 +52,7 @@ def chunked_forward(
         "question": question,
     }
 
-    def own(index: int) -> tuple[Tensor, Tensor]:
+    def of_chunk(index: int) -> tuple[Tensor, Tensor]:
         layer = cache.layers[index]
         return layer.tail_keys[:, :, :n], layer.tail_values[:, :, :n]
 
@@ -61,7 +62,7 @@ def chunked_forward(
         index: Any = module.layer_idx
         inputs = AttentionInputs.of_call(module, args, kwargs)
         rope = rope_of(decoder, module, inputs.hidden, start)
-        on_layer(LayerObservation.build(module, inputs, *own(index), rope, **known))
+        on_layer(LayerObservation.build(module, inputs, *of_chunk(index), rope, **known))
 
     with ExitStack() as stack:
         stack.enter_context(attending(model))
@@ -72,7 +73,7 @@ def chunked_forward(
         decoder(
             input_ids=token_ids, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache}
         )
-    return [own(index) for index in range(len(layers))]
+    return [of_chunk(index) for index in range(len(layers))]
 
 
 def extended(old: KVView, new: KVView, positions: Tensor, window: int | None, stop: int | None) -> KVView:
@@ -83,8 +84,8 @@ def extended(old: KVView, new: KVView, positions: Tensor, window: int | None, st
         new: to be kept as well, in order of position.
         positions: (H, K) of the new entries in the context.
         window: the layer's sliding window or None.
-        stop: position of the next token, where entries that have left the window are to be dropped; None drops
-            nothing.
+        stop: position of the next token, where entries that have left the window are to be dropped; None
+            drops nothing.
     """
     before, after = old.storage.whole_keys(), new.storage.whole_keys()
     heads, device = len(before), before.device
@@ -99,12 +100,10 @@ def extended(old: KVView, new: KVView, positions: Tensor, window: int | None, st
 
     # The entries that are left, side by side.
     selection = Selection(exists[None])
-    at = selection.positions
-    keys, values = (
-        gather(torch.cat(parts, dim=1)[None], at)[0]
-        for parts in ((before, after), (old.storage.values, new.storage.values))
-    )
-    kept_positions = where.gather(1, at[0]) if window is not None else where
+    all_keys = torch.cat((before, after), dim=1)
+    all_values = torch.cat((old.storage.values, new.storage.values), dim=1)
+    keys, values = (gather(part[None], selection.positions)[0] for part in (all_keys, all_values))
+    kept_positions = where.gather(1, selection.positions[0]) if window is not None else where
     return KVView.of_entries(keys, values, selection.counts[0].to(device), kept_positions, window)
 
 

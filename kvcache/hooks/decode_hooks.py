@@ -1,4 +1,7 @@
-"""What acts while an answer is written: a decode hook sees its row's entries and new tokens in one layer, and may drop or change entries."""
+"""What acts while an answer is written.
+
+A decode hook sees its row's entries and new tokens in one layer, and may drop or change entries.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ from kvcache.storage import KVStorage, KVView
 
 @dataclass(frozen=True)
 class DecodingObservation(LayerObservation):
-    """One row's layer (B = 1) after the attention of a forward pass: all entries of its cache, and the last n tokens alone.
+    """One row's layer (B = 1) after the attention of a forward pass.
 
-    `keys`, `values` (1, H, K, d) are in order of position, `hidden` (1, n, D), `cos` and `sin` those of the
+    It has all entries of the row's cache, but hidden states of the last n tokens alone: `keys`, `values` (1, H, K, d) are in order of position, `hidden` (1, n, D), `cos` and `sin` those of the
     last n tokens, which are the last n entries. What needs hidden states of older tokens is refused.
 
     Attributes:
         valid: (1, H, K) bool; False for padding (zeros) in heads that keep fewer entries than others.
         next_position: of the next token of the text, which is also how many tokens there were, those evicted
             included.
-        entry_metadata: (1, H, K - n, m) what the press noted of the entries in the prefill; None once a decode hook
-            has changed them.
+        entry_metadata: (1, H, K - n, m) what the press noted of the entries in the prefill; None once a
+            decode hook has changed them.
     """
 
     valid: Tensor | None = None
@@ -43,7 +46,8 @@ class DecodingObservation(LayerObservation):
         """
         if last is None:
             raise ValueError(
-                "queries of the whole context are gone while decoding; use a press that scores keys, values or a window"
+                "queries of the whole context are gone while decoding; use a press that scores keys, values "
+                "or a window"
             )
         return super().queries_before_rope(min(last, self.hidden.shape[1]))
 
@@ -62,11 +66,14 @@ class DecodingObservation(LayerObservation):
         return attention / attention.sum(-1, keepdim=True)
 
     def with_tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Self:
-        """The same entries, with the hidden states and rotations of more of the last tokens, each (1, n, *)."""
+        """The same entries, with hidden states and rotary factors of more of the last tokens, (1, n, *) each."""
         return replace(self, hidden=hidden, cos=cos, sin=sin, _memo={})
 
     def new_tokens(self) -> LayerObservation:
-        """The last n tokens as if they were all of the context: what scores entries one by one needs no more."""
+        """The last n tokens as if they were all of the context.
+
+        What scores entries one by one needs no more.
+        """
         n = self.hidden.shape[1]
         return LayerObservation.build(
             self.module,
@@ -84,12 +91,16 @@ class DecodingObservation(LayerObservation):
             ValueError: always.
         """
         raise ValueError(
-            "keys before rotation are gone while decoding; use a press that scores keys, values or a window of queries"
+            "keys before rotation are gone while decoding; use a press that scores keys, values or a window "
+            "of queries"
         )
 
 
 class DecodeHook(ABC):
-    """Acts on one layer of one row, after each forward pass; made anew for every row, so it may hold state."""
+    """Acts on one layer of one row, after each forward pass.
+
+    It is made anew for every row, so it may hold state.
+    """
 
     only_selects: ClassVar[bool] = True
     """Whether `apply` does nothing but pick entries."""
@@ -106,7 +117,10 @@ class DecodeHook(ABC):
 
     @abstractmethod
     def after_pass(self, layer: DecodingObservation) -> Selection | None:
-        """Which entries (1, H, K) stay, None for all. The question is one pass, every written token one more."""
+        """Which entries (1, H, K) stay, None for all.
+
+        Called after each pass: the question is one, every written token one more.
+        """
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys and values, in the order of `selection.positions`, from all of them (1, H, K, d).
@@ -117,7 +131,13 @@ class DecodeHook(ABC):
 
 
 class ForwardPass(NamedTuple):
-    """One forward pass of a layer: its attention module, the model's decoder, and what the module was called with."""
+    """One forward pass of a layer.
+
+    Attributes:
+        decoder: of the model.
+        module: the layer's attention module.
+        inputs: what the module was called with.
+    """
 
     decoder: nn.Module
     module: nn.Module
@@ -125,14 +145,17 @@ class ForwardPass(NamedTuple):
 
     def of_row(self, row: int) -> ForwardPass:
         """The part of one row, as a batch of one."""
-        at = slice(row, row + 1)
+        of_row = slice(row, row + 1)
         hidden, cos, sin = self.inputs
-        rotary = (factor[at] if len(factor) > 1 else factor for factor in (cos, sin))
-        return self._replace(inputs=AttentionInputs(hidden[at], *rotary))
+        rotary = (factors[of_row] if len(factors) > 1 else factors for factors in (cos, sin))
+        return self._replace(inputs=AttentionInputs(hidden[of_row], *rotary))
 
 
 def run_decode_hooks(layer: CompressedLayer, forward: ForwardPass) -> None:
-    """Let the rows' decode hooks act after a forward pass, or remember the pass while `layer` holds them back."""
+    """Let the rows' decode hooks act after a forward pass.
+
+    While `layer` holds them back, the pass is remembered instead.
+    """
     for row, hook in enumerate(layer.decode_hooks):
         if hook is None:
             continue
@@ -143,13 +166,15 @@ def run_decode_hooks(layer: CompressedLayer, forward: ForwardPass) -> None:
 
 
 def run_held_passes(layer: CompressedLayer) -> None:
-    """Let decode hooks act on the passes held back, as on one: pieces and padding of a question do not count."""
+    """Let decode hooks act on the passes that were held back, as on one pass.
+
+    So the pieces in which a question was read, and its padding, do not count.
+    """
     held, layer.held_passes = layer.held_passes or {}, None
     for row, passes in held.items():
         n = int(layer.lengths[row])
-        inputs = AttentionInputs(
-            *(part[:, :n] for part in AttentionInputs.joined([one.inputs for one in passes]))
-        )
+        joined = AttentionInputs.joined([forward.inputs for forward in passes])
+        inputs = AttentionInputs(*(part[:, :n] for part in joined))
         _run(layer, row, layer.decode_hooks[row], passes[0]._replace(inputs=inputs))
 
 
@@ -183,7 +208,7 @@ def _run(layer: CompressedLayer, row: int, hook: DecodeHook, forward: ForwardPas
     if hook.only_selects and bool((selection.keep == valid).all()):
         return
 
-    # The kept entries in the place of the row's own; quantised ones are not quantised again where that can be.
+    # Kept entries take the place of the row's own; quantised ones are not quantised again where that can be.
     kept_keys, kept_values = hook.apply(keys, values, selection)
     before, tail = layer.kept()[row].storage, int(layer.lengths[row])
     kept_positions = None if positions is None else positions.gather(-1, selection.positions[0])
@@ -194,5 +219,5 @@ def _run(layer: CompressedLayer, row: int, hook: DecodeHook, forward: ForwardPas
     else:
         storage = KVStorage(kept_keys[0], kept_values[0], kept_positions, before.window)
         storage = storage if before.bits is None else storage.quantised(before.bits, counts, movable=True)
-    everything = bool((counts == kept_keys.shape[2]).all())
-    layer.replace_row(row, KVView(storage, None if everything else counts))
+    even = bool((counts == kept_keys.shape[2]).all())
+    layer.replace_row(row, KVView(storage, None if even else counts))

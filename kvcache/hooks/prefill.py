@@ -113,7 +113,8 @@ def observing(
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
             raise ValueError(
-                "padded batches cannot be compressed together: give one context at a time, or contexts of equal "
+                "padded batches cannot be compressed together: give one context at a time, or contexts of "
+                "equal "
                 "length without padding"
             )
         if cache is None or cache.get_seq_length() == 0:
@@ -140,7 +141,8 @@ def observing(
         probe = kwargs.get("attention_probe")
         if probe is not None and probe.queries is None:
             raise ValueError(
-                f"{type(module).__name__} does not call the attention function that longpress registers; it is "
+                f"{type(module).__name__} does not call the attention function that longpress registers; it "
+                "is "
                 "not supported"
             )
         cached = cache.layers[index]
@@ -181,11 +183,11 @@ def _cache(kwargs: dict[str, Any]) -> Any:
 
 @contextmanager
 def chunking(model: nn.Module, size: int | None) -> Iterator[None]:
-    """Inside, a prefill runs layer by layer in chunks of `size` tokens, so that activations do not grow with the context. Exact.
+    """Inside, a prefill runs layer by layer in chunks of `size` tokens. Exact.
 
-    Every layer reads all chunks before the next one begins, so a press still sees a layer's hidden states
-    whole, and they still die with the layer. To be used inside `attending(model)`, where transformers builds
-    no mask. `None` changes nothing.
+    So activations do not grow with the context. Every layer reads all chunks before the next one begins, so a
+    press still sees a layer's hidden states whole, and they still die with the layer. To be used inside
+    `attending(model)`, where transformers builds no mask. `None` changes nothing.
 
     Raises:
         ValueError: `size` is not positive.
@@ -195,39 +197,38 @@ def chunking(model: nn.Module, size: int | None) -> Iterator[None]:
         return
     if size < 1:
         raise ValueError(
-            f"prefill_chunk={size} must be a positive number of tokens, or null to read the context in one piece"
+            f"prefill_chunk={size} must be a positive number of tokens, or null to read the context in one "
+            "piece"
         )
     waiting: dict[int, tuple[Tensor, dict[str, Any]]] = {}
 
-    def first(
+    def first_chunk(
         layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        hidden, rest = (
-            (args[0], kwargs)
-            if args
-            else (kwargs["hidden_states"], {k: v for k, v in kwargs.items() if k != "hidden_states"})
-        )
+        options = dict(kwargs)
+        hidden = args[0] if args else options.pop("hidden_states")
         if hidden.shape[1] <= size:
             return None
-        waiting[id(layer)] = (hidden, rest)
-        return (hidden[:, :size],), _slice(rest, 0, size, hidden.shape[1])
+        waiting[id(layer)] = (hidden, options)
+        return (hidden[:, :size],), _slice(options, 0, size, hidden.shape[1])
 
-    def others(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def other_chunks(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if id(layer) not in waiting:
             return None
-        hidden, rest = waiting.pop(id(layer))
+        hidden, options = waiting.pop(id(layer))
         tokens = hidden.shape[1]
         parts = [_hidden(output)]
         for start in range(size, tokens, size):
             stop = min(start + size, tokens)
-            parts.append(_hidden(layer.forward(hidden[:, start:stop], **_slice(rest, start, stop, tokens))))
+            chunk = layer.forward(hidden[:, start:stop], **_slice(options, start, stop, tokens))
+            parts.append(_hidden(chunk))
         whole = torch.cat(parts, dim=1)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     with ExitStack() as stack:
         for layer in decoder_of(model).layers:  # type: ignore[union-attr]
-            stack.callback(layer.register_forward_pre_hook(first, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(others, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_pre_hook(first_chunk, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(other_chunks, with_kwargs=True).remove)
         yield
 
 
@@ -237,7 +238,10 @@ def _hidden(output: Any) -> Tensor:
 
 
 def _slice(arguments: dict[str, Any], start: int, stop: int, tokens: int) -> dict[str, Any]:
-    """The arguments of a decoder layer cut to positions start:stop: whatever has the length of the context in its token dimension."""
+    """The arguments of a decoder layer, cut to positions start:stop.
+
+    Cut is whatever has the length of the context, `tokens`, in its token dimension.
+    """
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -1,8 +1,11 @@
-"""Letting the model read more on top of a cached context, without a trace: the full cache stays as it is, bit for bit."""
+"""Letting the model read more on top of a cached context, without a trace.
+
+The full cache stays as it is, bit for bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +23,10 @@ LARGEST = 1e20
 """Gradient norms are cut here, where float16 overflows in the backward pass."""
 
 PIECE = 4096
-"""Tokens of a replay that are read in one forward pass, so that activations do not grow with its length. Exact."""
+"""Tokens of a replay that are read in one forward pass, so that activations do not grow with its length.
+
+The result does not depend on it.
+"""
 
 
 class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -40,7 +46,7 @@ class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
         """On top of a full layer; `start` is the position of the first replayed token."""
         self.context, self.start = context, start
         self.keys, self.values = context.keys, context.values
-        self.own_keys, self.own_values = (tensor[:, :, :0] for tensor in (context.keys, context.values))
+        self.own_keys, self.own_values = context.keys[:, :, :0], context.values[:, :, :0]
         self.device, self.dtype = context.keys.device, context.keys.dtype
         self.is_initialized = True
 
@@ -73,13 +79,15 @@ class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> None:
-    """Let the model read `token_ids` (B, n), or embeddings (B, n, D), which continue the context of `prefill`.
+    """Let the model read on after the context of `prefill`.
 
-    Calls `on_layer` after the attention of every observed layer, once per piece of the replay (of `PIECE`
-    tokens, or less). Its
-    observation is of the replay: hidden states, queries and rotary factors of the tokens that the layer has
-    just read, keys and values of all replayed so far. The context's entries are in
-    `prefill.cache.layers[observation.index]`.
+    Args:
+        prefill: a finished one.
+        token_ids: (B, n) what continues the context, or its embeddings (B, n, D).
+        on_layer: called after the attention of every observed layer, once per piece of the replay (of `PIECE`
+            tokens, or less). Its observation is of the replay: hidden states, queries and rotary factors of
+            the tokens that the layer has just read, keys and values of all replayed so far. The context's
+            entries are in `prefill.cache.layers[observation.index]`.
     """
     with torch.no_grad():
         _run(prefill, token_ids, lambda observation, _: on_layer(observation))
@@ -88,42 +96,42 @@ def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObserva
 def sensitivity(
     prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]
 ) -> dict[int, Tensor]:
-    """`replay`, and how much the last layer's output hangs on what each attention adds.
+    """`replay`, and how much the last layer's output depends on what each attention adds.
 
     Returns:
         Per observed layer (B, n): ‖∂Φ/∂a_i‖₂ for the attention's output a_i at each replayed token, Φ = Σ_i
         ‖h_i‖² over the outputs h_i of the last decoder layer, before the final norm.
     """
-    outputs: dict[int, list[Tensor]] = {}
-    last: list[Tensor] = []
+    attention_outputs: dict[int, list[Tensor]] = {}  # per layer, piece by piece
+    final_outputs: list[Tensor] = []
 
-    def keep(observation: LayerObservation, output: Tensor) -> None:
+    def on_attention(observation: LayerObservation, output: Tensor) -> None:
         output.retain_grad()
-        outputs.setdefault(observation.index, []).append(output)
+        attention_outputs.setdefault(observation.index, []).append(output)
         with torch.no_grad():
             on_layer(observation)
 
-    def result(module: nn.Module, args: Any, output: Any) -> None:
-        last.append(output[0] if isinstance(output, tuple) else output)
+    def on_last_layer(module: nn.Module, args: Any, output: Any) -> None:
+        final_outputs.append(output[0] if isinstance(output, tuple) else output)
 
+    # One forward and one backward pass, from Φ to what each attention has added.
+    last_layer: Any = decoder_of(prefill.model).layers[-1]  # type: ignore[union-attr, index]
     with torch.inference_mode(False), torch.enable_grad(), _frozen(prefill.model):
-        hook = decoder_of(prefill.model).layers[-1].register_forward_hook(result)  # type: ignore[union-attr, index]
+        hook = last_layer.register_forward_hook(on_last_layer)
         try:
-            _run(prefill, token_ids.clone(), keep, with_gradient=True)
+            _run(prefill, token_ids.clone(), on_attention, with_gradient=True)
         finally:
             hook.remove()
-        torch.stack([part.float().square().sum() for part in last]).sum().backward()  # type: ignore[no-untyped-call]
-    gradients = {
-        index: torch.cat([_gradient(part) for part in parts], dim=1) for index, parts in outputs.items()
-    }
-    return {
-        index: gradient.float().norm(dim=-1).nan_to_num(nan=0.0, posinf=LARGEST).clamp(max=LARGEST)
-        for index, gradient in gradients.items()
-    }
+        phi = torch.stack([piece.float().square().sum() for piece in final_outputs]).sum()
+        phi.backward()  # type: ignore[no-untyped-call]
+    return {index: _gradient_norms(pieces) for index, pieces in attention_outputs.items()}
 
 
-def _gradient(output: Tensor) -> Tensor:
-    return torch.zeros_like(output) if output.grad is None else output.grad
+def _gradient_norms(pieces: Sequence[Tensor]) -> Tensor:
+    """(B, n) norms of the gradients of outputs (B, *, D), piece by piece; 0 where there is no gradient."""
+    gradients = [torch.zeros_like(piece) if piece.grad is None else piece.grad for piece in pieces]
+    norms = torch.cat(gradients, dim=1).float().norm(dim=-1)
+    return norms.nan_to_num(nan=0.0, posinf=LARGEST).clamp(max=LARGEST)
 
 
 def _run(
@@ -132,35 +140,36 @@ def _run(
     on_layer: Callable[[LayerObservation, Tensor], None],
     with_gradient: bool = False,
 ) -> None:
+    """Read `token_ids`, or embeddings, piece by piece; `on_layer` gets observation and output of each attention."""
     decoder, modules = decoder_of(prefill.model), attention_modules(prefill.model)
+    ids = token_ids if token_ids.dim() == 2 else None
+
+    # A cache on top of the full one, which stays as it is.
     start = prefill.cache.get_seq_length()
     layers = [ReplayLayer(layer, start) for layer in prefill.cache.layers]
-    ids = token_ids if token_ids.dim() == 2 else None
+    cache = Cache(layers=layers)
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         index: Any = module.layer_idx
-        own = layers[index]
-        given = AttentionInputs.of_call(module, args, kwargs)
-        inputs = AttentionInputs(*(tensor.detach() for tensor in given))
-        keys, values = own.own_keys.detach(), own.own_values.detach()
+        inputs = AttentionInputs(*(part.detach() for part in AttentionInputs.of_call(module, args, kwargs)))
+        keys, values = layers[index].own_keys.detach(), layers[index].own_values.detach()
         rope = rope_of(decoder, module, inputs.hidden)
         observation = LayerObservation.build(
             module, inputs, keys, values, rope, fingerprints=(), token_ids=ids
         )
         on_layer(observation, output[0])
 
-    cache = Cache(layers=layers)
     with ExitStack() as stack:
         stack.enter_context(attending(prefill.model))
         for index in prefill.layers:
             stack.callback(modules[index].register_forward_hook(watch, with_kwargs=True).remove)
         for piece in token_ids.split(PIECE, dim=1):
-            given: dict[str, Any] = {"input_ids": piece} if piece.dim() == 2 else {"inputs_embeds": piece}
+            inputs: dict[str, Any] = {"input_ids": piece} if piece.dim() == 2 else {"inputs_embeds": piece}
             if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
                 embed: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
-                given = {"inputs_embeds": embed(piece).detach().requires_grad_()}
+                inputs = {"inputs_embeds": embed(piece).detach().requires_grad_()}
             positions = torch.arange(piece.shape[1], device=piece.device)[None] + cache.get_seq_length()
-            decoder(**given, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache})
+            decoder(**inputs, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache})
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from kvcache.storage import KVView
 
 
 class PrefillWatcher(Protocol):
-    """What is told of a prefill: a press that compresses, or a sweep's observer, which keeps what presses saw."""
+    """What looks on at a prefill: a press that compresses, or a sweep's observer, which keeps what presses saw."""
 
     def forward_hook(self, layer: LayerObservation, prefill: Prefill) -> None:
         """Called after each layer's attention, in the prefill only."""
@@ -85,7 +85,8 @@ def compressing(
     Args:
         model: of transformers.
         press: that compresses.
-        prompt_tokens: the prompt around the contexts, for presses that let the model read more on top of them.
+        prompt_tokens: the prompt around the contexts, for presses that let the model read more on top of
+            them.
 
     Raises:
         ValueError: a model that would be compressed wrongly.

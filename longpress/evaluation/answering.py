@@ -47,12 +47,19 @@ class Answering:
         records: makes the records, and counts the answers that failed.
     """
 
-    def __init__(self, settings: Settings, loaded: LoadedModel, known: Known) -> None:
-        """Answer nothing yet."""
+    def __init__(self, settings: Settings, loaded: LoadedModel, known: Known, writer: RecordWriter) -> None:
+        """Answer nothing yet.
+
+        Args:
+            settings: of the run.
+            loaded: the model that answers.
+            known: what need not be answered again.
+            writer: takes the records; whoever made it closes it.
+        """
         self.settings = settings
         self.pipeline = pipeline_of(settings, loaded)
         self.records = RecordBuilder(settings, loaded)
-        self._known = known
+        self._known, self._writer = known, writer
 
     def answer(self, work: Iterable[Work], interruption: Interruption) -> Iterator[Work]:
         """Answer contexts, append the records that are missing, and give each context once it has its own.
@@ -71,13 +78,12 @@ class Answering:
                 reading.append(context)
                 yield request_of(self.settings, context, self._known.mapped)
 
-        with RecordWriter(self.settings.results) as writer:
-            for results in interruption.guarding(self.pipeline.stream(requests())):
-                context = reading.popleft()
-                self._write(writer, context, results)
-                yield context
+        for results in interruption.guarding(self.pipeline.stream(requests())):
+            context = reading.popleft()
+            self._write(context, results)
+            yield context
 
-    def _write(self, writer: RecordWriter, context: Work, results: Sequence[Result | Failure]) -> None:
+    def _write(self, context: Work, results: Sequence[Result | Failure]) -> None:
         """Append the records of a context that are missing, and its kept map where one is asked for."""
         keys = {sample.id: self.records.keys(sample) for sample in context.samples}
         for variant, result in _with_variants(context, results):
@@ -85,9 +91,9 @@ class Answering:
             key = keys[sample.id][variant]
             is_written = bool(result.answer.stop_reason)  # a signal leaves others without one
             if is_written and key not in self._known.done:
-                writer.append(self.records.record(sample, variant, result, key))
+                self._writer.append(self.records.record(sample, variant, result, key))
         if context.samples[0].context_id in self._known.mapped:
-            path = self.settings.results / "kept_maps" / writer.path.name
+            path = self.settings.results / "kept_maps" / self._writer.path.name
             self._append_kept_maps(path, context, results, keys)
 
     def _append_kept_maps(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 NOTE = "calibration.json"
 """The file beside the weights that says how they were made."""
 
-TEXT = ROOT / "benchmarks" / "data" / "walden.txt"
+TEXT = ROOT / "benchmarks" / "text" / "walden.txt"
 """The text that is read where none is given."""
 
 OPTIONS = {"text": str(TEXT), "out": None, "length": 1000, "pieces": 10}

@@ -170,11 +170,12 @@ class EvaluationRunner:
         loaded = plan.known.load()
         write_made_with(environment(loaded))
         planned, held = self._memory(loaded, work), held_memory_bytes()
-        answering = Answering(self.settings, loaded, known)
-        try:
-            yield from answering.answer(work, interruption)
-        finally:
-            self.failed += answering.records.failed
+        with RecordWriter(plan.folder) as writer:
+            answering = Answering(self.settings, loaded, known, writer)
+            try:
+                yield from answering.answer(work, interruption)
+            finally:
+                self.failed += answering.records.failed
         if planned is not None:
             write_memory(plan.folder, planned, held, peak_memory_bytes())
 

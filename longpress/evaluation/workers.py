@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from longpress.analysis.records import RecordWriter
 from longpress.evaluation.config import Settings, model_config, settings
 from longpress.evaluation.signals import Interruption
 
@@ -327,9 +328,9 @@ def _answer_contexts(connection: Connection, run: Settings) -> None:
     from longpress.models.loading import find_model
 
     loaded = find_model(model_config(run.model)).load()
-    with Interruption(patient=True) as interruption:
+    with Interruption(patient=True) as interruption, RecordWriter(run.results) as writer:
         _say(connection, Ready(environment(loaded)))
-        answering = Answering(run, loaded, connection.recv())
+        answering = Answering(run, loaded, connection.recv(), writer)
         told = 0
         while (first := _ask(connection)) is not None:
             # None as an answer ends this round: finish what is held, then ask again

@@ -1,1 +1,1 @@
-"""How text is produced: a prompt is read once, compressed by every press, and all answers are decoded together."""
+"""How text is produced: read once, compressed by every press, all answers decoded together."""

@@ -8,7 +8,7 @@ import torch
 
 
 def now() -> float:
-    """Seconds on a steady clock, read when the GPUs that this process uses have done what they were asked to."""
+    """Seconds on a steady clock, read when the GPUs of this process have done what they were asked to."""
     if torch.cuda.is_initialized():
         for card in range(torch.cuda.device_count()):
             if torch.cuda.memory_allocated(

@@ -32,19 +32,19 @@ def check_compress_while_reading(variant: Variant) -> None:
     """Refuse a press that needs the whole context at once, or works while answers are written.
 
     Raises:
-        ValueError: it passes over the cached context again, gives kept keys new positions, adds entries, works
-            while decoding, or the cache is to be quantised.
+        ValueError: it passes over the cached context again, gives kept keys new positions, adds entries,
+            works while decoding, or the cache is to be quantised.
     """
     press = variant.press
     if variant.cache_bits is not None:
         raise ValueError(
-            f"cache_bits={variant.cache_bits} with compress_every: quantised caches need the context whole; leave "
-            "compress_every out"
+            f"cache_bits={variant.cache_bits} with compress_every: quantised caches need the context whole; "
+            "leave compress_every out"
         )
     if press.traits.needs_whole_context:
         raise ValueError(
-            f"press {press.name} needs the whole context in the cache (it reads it again, or moves its positions), "
-            "so it cannot compress chunk by chunk; leave compress_every out"
+            f"press {press.name} needs the whole context in the cache (it reads it again, or moves its "
+            "positions), so it cannot compress chunk by chunk; leave compress_every out"
         )
     if variant.acts_while_decoding:
         raise ValueError(
@@ -90,7 +90,8 @@ def read_and_compress(
     Args:
         model: of transformers.
         token_ids: (1, T).
-        variant: press and budget; every chunk of n tokens keeps what the press states for a context of n tokens.
+        variant: press and budget; every chunk of n tokens keeps what the press states for a context of n
+            tokens.
         size: tokens per chunk.
         prefill: the ordinary prefill (ids, observer, prompt), which reads the first chunk.
         prompt_tokens: the prompt around the context.
@@ -101,11 +102,12 @@ def read_and_compress(
         What is kept, and the seconds spent observing.
 
     Raises:
-        ValueError: the press needs the whole context at once; every layer has a sliding window shorter than the
-            context.
+        ValueError: the press needs the whole context at once; every layer has a sliding window shorter than
+            the context.
     """
     check_compress_while_reading(variant)
     press, tokens = variant.press, token_ids.shape[1]
+    variant = variant.for_context(tokens)
     modules = attention_modules(model)
     observed = [index for index, module in enumerate(modules) if not is_left_whole(model, module, tokens)]
     first, *rest = variant.budget.for_chunks(tokens, size)
@@ -150,7 +152,7 @@ def read_and_compress(
 
 @dataclass
 class _Evidence:
-    """What a press remembers of a chunk, per observed layer, and what it then selects (nothing where all stays)."""
+    """What a press remembers of a chunk, per observed layer, and what it then selects, if anything goes."""
 
     of_layers: dict[int, Any]
     selections: list[Selection]
@@ -272,5 +274,5 @@ def _within(positions: Sequence[int], start: int, stop: int) -> list[int]:
 
 
 def _question_within(question: int, start: int, stop: int, tokens: int) -> int:
-    """How many of the context's last `question` tokens stand at the end of the chunk, where it ends with the context."""
+    """How many of the context's last `question` tokens stand in its last chunk; none in any other."""
     return min(question, stop - start) if stop == tokens else 0

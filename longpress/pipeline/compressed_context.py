@@ -36,11 +36,13 @@ class CompressedContext:
         tokens: T, of the context.
         full_entries: entries of the full cache.
         full_bytes: bytes of the full cache.
-        evidence_kept: per watched set of positions, the share kept, averaged over compressed layers and heads.
+        evidence_kept: per watched set of positions, the share kept, averaged over compressed layers and
+            heads.
         seconds: spent selecting and applying, this variant's share.
-        kept_by: (T,) int32, how many heads of the observed layers keep each token; None where all do, or where
-            that was not asked.
-        peak_entries: most entries that the cache held while the context was read; None: all of the full cache.
+        kept_by: (T,) int32, how many heads of the observed layers keep each token; None where all do, or
+            where that was not asked.
+        peak_entries: most entries that the cache held while the context was read; None: all of the full
+            cache.
         chunks: each chunk that was compressed by itself, where the context was compressed while it was read;
             empty: the context in one piece.
     """
@@ -109,7 +111,7 @@ class CompressedContext:
         return self._measured[1] if self._measured else sum(kept.bytes() for kept in self.layers)
 
     def storages(self) -> dict[int, int]:
-        """Bytes in memory of every storage and mask read, by its identity; variants of a context may share some."""
+        """Bytes in memory of every storage and mask, by identity; variants of a context may share some."""
         masks = {id(kept.keep): kept.keep.numel() for kept in self.layers if kept.keep is not None}
         return masks | {id(kept.storage): kept.storage.bytes for kept in self.layers}
 
@@ -130,10 +132,11 @@ class CompressedContext:
         ]
         fewest, most = (sum(bound) for bound in zip(*bounds, strict=True))
         if not fewest <= kept <= most:
+            shape = f"{len(self.observed)} layers x {heads} heads x {self.tokens} tokens"
+            stated = f"{fewest}" if fewest == most else f"{fewest} to {most}"
             raise ValueError(
-                f"press {press.name} at {budget} kept {kept} entries of {len(self.observed)} layers x {heads} heads "
-                f"x {self.tokens} tokens, but states {fewest if fewest == most else f'{fewest} to {most}'}; it does "
-                "not meet its budget"
+                f"press {press.name} at {budget} kept {kept} entries of {shape}, but states {stated}; "
+                "it does not meet its budget"
             )
 
 
@@ -144,7 +147,7 @@ def heads_keeping(selections: Sequence[Selection]) -> Tensor:
 
 
 def share_kept(selections: Sequence[Selection], positions: Sequence[int]) -> float:
-    """Share of `positions` kept, averaged over layers and heads; 1 where nothing was removed or nothing is watched."""
+    """Share of `positions` kept, averaged over layers and heads; 1 where nothing is removed or watched."""
     if not selections or not positions:
         return 1.0
     at = list(positions)

@@ -1,4 +1,4 @@
-"""Greedy decoding of many rows at once: all variants and questions of a context, in as few batches as a byte budget allows.
+"""Greedy decoding of many rows at once: all variants and questions, in as few batches as memory allows.
 
 Rows keep contexts of different lengths per layer and head. A row that ends leaves its batch at once. The
 answer of a row does not depend on the rows beside it (in float32: token for token; in bfloat16 within
@@ -36,15 +36,15 @@ NAN = (
 )
 
 RESERVED = 32
-"""Tokens of an answer that memory is reserved for when its row enters; most end before their limit, and longer ones grow."""
+"""Tokens of an answer for which memory is reserved when its row enters; the memory of longer ones grows."""
 
 QUESTION_STEP = 8
-"""Questions whose lengths lie within one step of so many tokens are padded to the longest and read together."""
+"""Questions whose lengths lie within a step of so many tokens are padded and read together."""
 
 
 @dataclass(eq=False)
 class _Writing:
-    """A row in the queue or in the batch: its answer, the bytes it takes, the prompt whose tokenizer turns ids into text."""
+    """A row in the queue or in the batch: its answer, the bytes it takes, and the prompt that decodes ids."""
 
     row: Row
     prompt: Prompt
@@ -53,9 +53,10 @@ class _Writing:
 
 
 class Decoder:
-    """Writes the answers of a queue of rows, as many together as the byte budget allows; waiting rows enter when others have left.
+    """Writes the answers of a queue of rows, as many together as memory allows.
 
-    A batch that has become thin wastes the model's time, so rows of the next context may join it: see `run`.
+    Waiting rows enter when others have left.     A batch that has become thin wastes the model's time, so
+    rows of the next context may join it: see `run`.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Decoder:
         self._drop_finished()
 
     def _retreat(self, error: Exception) -> None:
-        """After an error: forget the batch and queue its rows again, half as many together; a row that failed alone is given up."""
+        """After an error: queue the batch again, half as many together; give up a row that failed alone."""
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
         unfinished = [writing for writing in self.alive if not writing.answer.stop_reason]
         self.alive, self.cache, self.hidden, self.position = [], None, torch.empty(0), torch.empty(0)
@@ -240,7 +241,10 @@ class Decoder:
         return torch.cat(hidden)
 
     def read_answer(self, rows: Sequence[AfterQuestion], ids: Sequence[int]) -> Tensor:
-        """(R, n, D): last hidden states from which rows that have read the same question predict each of n tokens of a known answer."""
+        """(R, n, D): last hidden states from which rows predict each of the n tokens of a known answer.
+
+        The rows have read the same question.
+        """
         tail = rows[0].tails[0][0].shape[1] + len(ids)
         many = max(
             1,
@@ -263,9 +267,10 @@ class Decoder:
     def _read(
         self, ids: Sequence[Sequence[int]], cache: CompressedCache, since: Sequence[int]
     ) -> list[Tensor]:
-        """Read known tokens into the cache, each row its own; hidden states (n - since, D) of every row from token `since` on.
+        """Read known tokens into the cache, each row its own.
 
-        Shorter rows are padded behind their end, and the padding forgotten.
+        Gives the hidden states (n - since, D) of every row from its token `since` on.         Shorter rows
+        are padded behind their end, and the padding forgotten.
         """
         layer: CompressedLayer = cache.layers[0]
         lengths, longest, before = [len(of_row) for of_row in ids], max(map(len, ids)), layer.lengths.tolist()
@@ -319,7 +324,7 @@ class Decoder:
 
 
 def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing]]:
-    """Groups to be read together, so that little of what is read is padding; rows that share storage are neighbours in their group."""
+    """Groups to be read together, so that little is padding; rows that share storage are neighbours."""
     storages = [id(writing.row.context.layers[-1].storage) for writing in entering]
     order = {storage: at for at, storage in enumerate(dict.fromkeys(storages))}
     ranked = sorted(
@@ -331,7 +336,7 @@ def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing
 
 
 def row_bytes(model: nn.Module, row: Row) -> int:
-    """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits.
+    """Bytes that a row adds to its batch: tails, masks, attention for one query, and logits.
 
     Where something acts on the row, also what that remembers, and entries of the row's own in the place of
     shared ones.
@@ -348,7 +353,7 @@ def row_bytes(model: nn.Module, row: Row) -> int:
 
 
 def _cache_bytes(model: nn.Module, context: CompressedContext, tail: int) -> int:
-    """Bytes of a tail of so many tokens and of a mask in every layer, and of one layer's attention for one query."""
+    """Bytes of a tail and of a mask in every layer, and of one layer's attention for one query."""
     storages = [kept.storage for kept in context.layers]
     entries, sizes = (
         [one.length for one in storages],

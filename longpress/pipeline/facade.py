@@ -96,8 +96,8 @@ class CompressingPipeline:
                 default a prompt that exceeds the model's window is refused.
 
         Returns:
-            `{"answer": text}` for `question`, `{"answers": [text, …]}` for `questions`; for a list of variants,
-            a list of such per variant. `.results` holds what was measured.
+            `{"answer": text}` for `question`, `{"answers": [text, …]}` for `questions`; for a list of
+            variants, a list of such per variant. `.results` holds what was measured.
 
         Raises:
             ValueError: no question, an empty context, a prompt beyond the window, a budget that was not met.
@@ -142,14 +142,20 @@ class CompressingPipeline:
         variants: Sequence[Variant | tuple[BasePress, float]],
         **options: Any,
     ) -> list[list[str]]:
-        """All answers of all variants from one prefill: `answers[variant][question]`. Options as for calling the pipeline."""
+        """All answers of all variants from one prefill: `answers[variant][question]`.
+
+        Options as for calling the pipeline.
+        """
         answers: list[list[str]] = self(context, questions=questions, press=list(variants), **options)[
             "answers"
         ]
         return answers
 
     def token_spans(self, context: str, chat_template: bool = True) -> list[tuple[int, int]]:
-        """Characters [start, end) of `context` that each position of its cache stands for; negative within the chat template."""
+        """Characters [start, end) of `context` that each position of its cache stands for.
+
+        Negative within the chat template.
+        """
         return self._prompt(chat_template).token_spans(context)
 
     def stream(self, requests: Iterable[Request]) -> Generator[list[Result | Failure], None, None]:
@@ -161,9 +167,10 @@ class CompressingPipeline:
         not depend on it. Before a context is read, its bytes are planned, and what is held is written to its
         end as far as both would exceed the bound.
 
-        What raises fails alone: a press spoils its own variants, a context its own questions, and the rest goes
-        on. After a KeyboardInterrupt the contexts at work are given as they are, unfinished answers without a
-        stop reason (all of them where fidelity is measured, which needs the whole context), before it goes on.
+        What raises fails alone: a press spoils its own variants, a context its own questions, and the rest
+        goes on. After a KeyboardInterrupt the contexts at work are given as they are, unfinished answers
+        without a stop reason (all of them where fidelity is measured, which needs the whole context), before
+        it goes on.
 
         Raises:
             ValueError: no question or no variant.
@@ -175,10 +182,10 @@ class CompressingPipeline:
         return scheduler.stream(requests)
 
     def plan(self, request: Request, contexts: int = 1) -> MemoryPlan:
-        """The memory that the answers to a request take, or to so many like it; of a model that is not loaded, without offloading.
+        """The memory that the answers to a request take, or to so many requests like it.
 
-        Whether a context is offloaded is decided for it alone: contexts are held together only as far as they
-        fit.
+        A model that is not loaded is taken not to offload.         Whether a context is offloaded is decided
+        for it alone: contexts are held together only as far as they fit.
         """
         prompt, questions = self._prompt(request.chat_template), request.questions
         tokens = len(prompt.context_ids(request.context))

@@ -1,4 +1,4 @@
-"""How far a compressed context moves the model: likelihood of known answers, divergence from the full cache, agreement with it.
+"""How far a compressed context moves the model: likelihood, divergence from the full cache, agreement.
 
 An answer that is known (the reference, and what the full cache wrote) is read behind the question through
 every compressed context, in one pass, and the model's prediction of each of its tokens is compared with the
@@ -23,7 +23,7 @@ TOKENS = 64
 """Of a known answer, the first so many tokens are read."""
 
 LOGIT_BYTES = 2**27
-"""Bound on the logits held while comparing, which are made in blocks of positions (of one position at least)."""
+"""Bound on the logits held while comparing, which are made in blocks of positions."""
 
 
 def measure(decoder: Decoder, full: Answer, answers: Sequence[Answer], reference: Sequence[int]) -> None:
@@ -96,7 +96,7 @@ def compare(
 
 
 def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model's logits of hidden states; unlike for the most likely token, what scales or caps them matters here."""
+    """The model's logits of hidden states; what scales or caps them matters here."""
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     cap = getattr(config, "final_logit_softcapping", None) or math.inf

@@ -30,7 +30,7 @@ from longpress.pipeline.variants import Variant
 from presses.base import BasePress
 
 WIDE = 192
-"""Unfinished rows that are decoded at a model's best rate: with fewer, the next context is read first if memory allows."""
+"""Unfinished rows at which decoding is fastest: with fewer, the next context is read if memory allows."""
 
 GRADIENT = 1024
 """Tokens of a chunk that is read again with gradients."""
@@ -143,7 +143,8 @@ class MemoryPlan:
         parts = ("weights", "full_cache", "evidence", "work", "stored", "decoding")
         told = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / 2**20:,.0f}" for name in parts)
         away = f"; in host memory, of each context {self.on_host / 2**20:,.0f}" if self.on_host else ""
-        return f"at most {self.total / 2**20:,.0f} MiB: {told}; contexts held together {self.contexts / 2**20:,.0f}{away}"
+        together = f"contexts held together {self.contexts / 2**20:,.0f}"
+        return f"at most {self.total / 2**20:,.0f} MiB: {told}; {together}{away}"
 
 
 def memory_plan(
@@ -171,6 +172,7 @@ def memory_plan(
         query_aware: whether every question needs a compressed context of its own.
         offload: whether what variants keep lies in host memory.
     """
+    variants = [variant.for_context(tokens) for variant in variants]
     alone = options.compress_every is not None  # each variant reads the context by itself
     chunk = options.compress_every or options.prefill_chunk
     entries = shape.layers * shape.heads * tokens
@@ -191,7 +193,8 @@ def memory_plan(
     stored = entries * len(variants) * readings + (min(copies, whole) if offload else copies)
     reading = full + evidence + stored + work
 
-    # While answers are decoded: the rows of a batch, their questions, and the entries of rows with decode hooks.
+    # While answers are decoded: the rows of a batch, their questions, and the entries of rows with decode
+    # hooks.
     max_batch_bytes, max_context_bytes = (
         int(gb * 2**30) for gb in (options.max_batch_gb, options.max_context_gb)
     )
@@ -227,10 +230,10 @@ def _window_queries(presses: Sequence[BasePress]) -> int:
 
 
 def room(model: nn.Module, offload: str) -> float:
-    """Bytes that a plan may total before caches are offloaded: those of the GPUs that hold the model; none for "always".
+    """Bytes that a plan may total before caches are offloaded: those of the GPUs that hold the model.
 
-    Infinite for "never", where "auto" finds no GPU, and for a model that lies on the CPU, whose memory is the
-    host's, or is not loaded.
+    None for "always".     Infinite for "never", where "auto" finds no GPU, and for a model that lies on the
+    CPU, whose memory is the host's, or is not loaded.
     """
     devices = {one.device for one in model.parameters()}
     if offload == "never" or devices <= {HOST, torch.device("meta")}:
@@ -262,13 +265,13 @@ def read_in_place(variants: Sequence[Variant], tokens: int) -> bool:
 def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
     """Share of the full cache that copies take, of what variants keep.
 
-    Variants whose kept sets are nested share the largest; none is copied where the full cache is read in place;
-    where each variant reads alone, each has its own.
+    Variants whose kept sets are nested share the largest; none is copied where the full cache is read in
+    place; where each variant reads alone, each has its own.
     """
     in_place = not alone and read_in_place(variants, tokens)
     shares: dict[Any, list[float]] = {}
     nested: dict[Any, bool] = {}
-    for variant in variants:
+    for variant in (given.for_context(tokens) for given in variants):
         press, traits = variant.press, variant.press.traits
         shareable = variant.cache_bits is None and traits.only_selects and not variant.acts_while_decoding
         keeps_all = not traits.evicts_in_prefill and not alone and variant.cache_bits is None
@@ -281,7 +284,7 @@ def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
 
 
 def row_bytes(shape: Shape, entries: int, tail: int) -> int:
-    """Bytes that a row adds to its batch: its tail and mask in every layer, one layer's attention for one query, and the logits."""
+    """Bytes that a row adds to its batch: tails, masks, attention for one query, and logits."""
     masks = shape.layers * shape.heads * entries * shape.element
     return (
         masks
@@ -292,7 +295,7 @@ def row_bytes(shape: Shape, entries: int, tail: int) -> int:
 
 
 def attention_bytes(query_heads: int, length: int) -> int:
-    """Bytes of one query's attention in one layer: logits, their copy, weights in float32 and in the model's dtype."""
+    """Bytes of one query's attention in one layer: logits, their copy, weights in two dtypes."""
     return 16 * query_heads * length
 
 
@@ -302,7 +305,7 @@ def logits_bytes(vocabulary: int) -> int:
 
 
 def _again(shape: Shape, tokens: int) -> int:
-    """Bytes of reading on top of the full cache: what is read again, one layer twice, and the gradients of a chunk in all layers."""
+    """Bytes of reading on top of the full cache: what is read, and the gradients of a chunk."""
     return (
         2 * shape.token * tokens
         + 4 * _per_token(shape) * (PIECE + shape.layers * 2 * GRADIENT)
@@ -311,7 +314,7 @@ def _again(shape: Shape, tokens: int) -> int:
 
 
 def _per_token(shape: Shape) -> int:
-    """Numbers per token in one decoder layer at work: norms, queries, keys, values, their rotation, the feed-forward part."""
+    """Numbers per token in one decoder layer at work: attention with its rotation, feed-forward."""
     return (
         6 * shape.hidden
         + 4 * shape.query_heads * shape.head_size
@@ -321,7 +324,7 @@ def _per_token(shape: Shape) -> int:
 
 
 def _work(shape: Shape, tokens: int, prefill_chunk: int | None, window_queries: int) -> int:
-    """Bytes of activations: one layer reading (a chunk of) the context, and presses looking at that layer as a whole."""
+    """Bytes of activations: one layer reading (a chunk of) the context, and presses looking at all of it."""
     at_once = min(tokens, prefill_chunk or tokens)
     reading = 4 * (at_once * _per_token(shape) + 4 * tokens * shape.hidden + 6 * tokens * shape.head_size)
     copies = 6 * shape.query_heads * shape.head_size + 16 * shape.heads * shape.head_size + 3 * shape.hidden

@@ -33,13 +33,13 @@ class PipelineOptions:
     )
     compress_every: int | None = option(
         None,
-        "compress after every so many tokens while the context is read, so that the peak of the cache shrinks; "
-        "each variant then reads the context by itself; null: compress once the context is read",
+        "compress after every so many tokens while the context is read, so that the peak of the cache "
+        "shrinks; each variant then reads the context by itself; null: compress once the context is read",
     )
     max_batch_gb: float = option(2.0, "bound on the memory of one decode batch, GiB")
     max_context_gb: float = option(
         2.5,
-        "bound on the caches of the contexts whose answers are decoded together, GiB; one context may exceed it",
+        "bound on the caches of contexts whose answers are decoded together, GiB; one may exceed it",
     )
     offload: str = option(
         "auto",
@@ -61,6 +61,6 @@ class PipelineOptions:
                 raise ValueError(f"{name}={size!r} must be a positive number of GiB")
         if self.offload not in OFFLOAD:
             raise ValueError(
-                f"offload={self.offload!r} must be 'auto' (caches lie in host memory where a context does not "
-                "fit the GPU), 'always' or 'never'"
+                f"offload={self.offload!r} must be 'auto' (caches lie in host memory where a context does "
+                "not fit the GPU), 'always' or 'never'"
             )

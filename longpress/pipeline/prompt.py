@@ -38,7 +38,9 @@ class Question:
 
 
 class Prompt:
-    """The text around a context: chat template or none. Contexts and questions are tokenised apart, so their joint is the same for all.
+    """The text around a context: chat template or none.
+
+    Contexts and questions are tokenised apart, so that their joint is the same for all.
 
     Attributes:
         before: text in front of the context.
@@ -95,7 +97,7 @@ class Prompt:
         return self._encode(answer if not before or before[-1].isspace() else f" {answer}") if answer else []
 
     def prompt_tokens(self, question: int = 0) -> PromptTokens:
-        """What a press may know of the prompt around a context whose last `question` tokens are a question."""
+        """What a press may know of the prompt; the last `question` tokens of the context are a question."""
         return PromptTokens(len(self._encode(self.before)), self._encode(self.after), self._encode, question)
 
     def question_tokens(self, context: str, characters: int) -> list[int]:
@@ -113,7 +115,7 @@ class Prompt:
         ]
 
     def token_spans(self, context: str) -> list[tuple[int, int]]:
-        """Characters [start, end) of `context` that each token of `context_ids` stands for; negative within the template."""
+        """Characters [start, end) of `context` that each token stands for; negative within the template."""
         encoded = self.tokenizer(
             self.before + context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )

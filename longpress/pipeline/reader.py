@@ -1,4 +1,4 @@
-"""Reading the context of a request: one prefill for all its variants, or each variant by itself; then the rows to be decoded."""
+"""Reading the context of a request: one prefill for all its variants, or each variant by itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Forward = Callable[[Tensor, BasePress | SweepObserver, PromptTokens], DynamicCac
 
 @dataclass(frozen=True)
 class Reading:
-    """What one variant keeps of a context that was read, or what was raised instead, and the rows to be decoded on it.
+    """What one variant keeps of a context that was read, or what was raised, and the rows to be decoded.
 
     Attributes:
         variant: press and budget.
@@ -85,7 +85,7 @@ class Reader:
     def __init__(
         self, model: nn.Module, max_length: int | None, options: PipelineOptions, forward: Forward
     ) -> None:
-        """Read with `model`, by `forward`; prompts and answers of more than `max_length` tokens are refused."""
+        """Read with `model`, by `forward`; more than `max_length` tokens with the answer are refused."""
         self.model, self.max_length, self.options, self.forward = model, max_length, options, forward
 
     def read(self, prompt: Prompt, request: Request, at: int | None, offload: bool) -> list[Reading]:
@@ -124,7 +124,7 @@ class Reader:
             if not isinstance(context, Exception):
                 context = context.offloaded() if offload else context
                 rows = [
-                    Row(context, ids, question, variant)
+                    Row(context, ids, question, variant.for_context(context.tokens))
                     for ids, question in zip(prompted.question_ids, questions, strict=True)
                 ]
             readings.append(Reading(variant, context, rows, prompted.truncated, seconds, observing))
@@ -166,11 +166,11 @@ class Reader:
         )
         if self.max_length is not None and needed > self.max_length:
             raise ValueError(
-                f"context, question and answer need {needed} tokens ({context} of them context), but the model's "
-                f"window is {self.max_length}; give max_context_tokens to cut the context, or shorter contexts"
+                f"context, question and answer need {needed} tokens ({context} of them context), but the "
+                f"model's window is {self.max_length}; give max_context_tokens to cut the context"
             )
 
-    # -- one prefill, many variants ---------------------------------------------------------------------------
+    # -- one prefill, many variants --
 
     def _together(
         self,
@@ -204,7 +204,7 @@ class Reader:
             for at, variant in enumerate(variants)
         ]
 
-    # -- one variant, by itself -------------------------------------------------------------------------------
+    # -- one variant, by itself --
 
     def _by_itself(self, context_ids: Tensor, prompt_tokens: PromptTokens, variant: Variant) -> _Kept:
         """What a press keeps at its own budget: `with press(model)`.
@@ -263,7 +263,7 @@ def variants_of(press: BasePress | Sequence[Variant | tuple[BasePress, float]] |
 def _compressed(
     compress: Callable[[list[Target]], list[CompressedContext]], press: BasePress, targets: list[Target]
 ) -> dict[Target, CompressedContext | Exception]:
-    """What a press keeps for each target, or raised; where it raises for several together, each is tried alone."""
+    """What a press keeps for each target, or raised; where it raises for several, each is tried alone."""
     try:
         contexts = compress(targets)
         for target, context in zip(targets, contexts, strict=True):

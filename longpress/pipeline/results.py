@@ -64,7 +64,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Request:
-    """Questions about one context, for `CompressingPipeline.stream`; what the fields mean says calling the pipeline.
+    """Questions about one context, for `CompressingPipeline.stream`; see there what the fields mean.
 
     `count_kept` asks besides for `CompressedContext.kept_by`: how many heads keep each token. `keep_caches`:
     whether results still hold the compressed caches when the answers are written; otherwise memory is freed,
@@ -82,13 +82,16 @@ class Request:
 
 
 class Answers(dict[str, Any]):
-    """`{"answer": …}` or `{"answers": […]}`, with everything measured in `results` (variant by variant, question by question)."""
+    """`{"answer": …}` or `{"answers": […]}`; `results` holds everything that was measured.
+
+    Variant by variant, question by question.
+    """
 
     results: list[Result]
 
 
 def storage_bytes(results: Sequence[Result | Failure]) -> int:
-    """Bytes in memory of what the variants of a context keep, and have not released, and of questions kept."""
+    """Bytes in memory of what variants keep and have not released, and of questions kept."""
     storages: dict[int, int] = {}
     for result in results:
         if isinstance(result, Result):
@@ -109,7 +112,7 @@ def release_finished(results: Sequence[Result | Failure]) -> None:
 
 @dataclass(frozen=True)
 class ContextResults:
-    """A context at work: its results, variant by variant, and per question the full cache's and the reference answer's token ids.
+    """A context at work: its results, and per question what fidelity compares with.
 
     Attributes:
         results: what was asked for.
@@ -140,7 +143,7 @@ class ContextResults:
             release_finished([*self.results, *self.full])
 
     def interrupted(self) -> list[Result | Failure]:
-        """The results as they are; none counts as written where its fidelity is still to be measured, so that it is asked again."""
+        """The results as they are; where fidelity is still to be measured, none counts as written."""
         if self.full:
             for result in self.results:
                 result.answer.stop_reason = ""

@@ -1,4 +1,4 @@
-"""What the decoder is given and what it gives: a row is one question to one compressed context, and its answer."""
+"""Rows, which the decoder is given: one question to one compressed context each, and its answer."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class AfterQuestion:
     ) -> list[AfterQuestion | None]:
         """The rows of a cache whose tails hold their questions, with `hidden` (R, D).
 
-        None for a row with decode_hooks: they act pass by pass, so an answer read in one pass is not what they
-        would have made of it.
+        None for a row with decode_hooks: they act pass by pass, so an answer read in one pass is not what
+        they would have made of it.
         """
         layers: list[CompressedLayer] = cache.layers
         lengths = layers[0].lengths.tolist()
@@ -58,7 +58,7 @@ class AfterQuestion:
 
     @staticmethod
     def cache(rows: Sequence[AfterQuestion], capacity: int) -> CompressedCache:
-        """The cache of rows that have read questions of equal length q, with room for `capacity` tokens behind the context."""
+        """The cache of rows that have read questions of one length, with room for `capacity` tokens."""
         starts = [row.context.next_position for row in rows]
         layers = []
         for index in range(len(rows[0].tails)):
@@ -114,10 +114,10 @@ class Answer:
     seconds: float = 0.0
     question_tokens: int = 0
     cache_bytes: list[int] = field(default_factory=list)
-    """Bytes of the row's cache, what was written included, after the question and after each token read since."""
+    """Bytes of the row's cache after the question and after each token read since."""
     error: Exception | None = None
     after: AfterQuestion | None = None
-    """The row after its question, where the decoder was asked to keep it and nothing acts on the row while it is written."""
+    """The row after its question, where the decoder was asked to keep it and no decode hook acts on it."""
     fidelity: dict[str, float] = field(default_factory=dict)
     """See `longpress.pipeline.fidelity.measure`; empty where it was not asked for."""
 

@@ -1,4 +1,4 @@
-"""Which context is read when, and which rows are decoded together: contexts one after the other, rows of several in one batch."""
+"""Which context is read when, and which rows are decoded together."""
 
 from __future__ import annotations
 
@@ -85,16 +85,17 @@ class Scheduler:
             raise
 
     def _rows_to_leave(self) -> int:
-        """Unfinished rows that may wait for those of the next context, taken to be as large as the last one."""
+        """Unfinished rows that may wait for the next context, which is taken to be as large as the last."""
         held = [context.bytes for context in self.pending]
         if sum(held) + held[-1] <= self.max_context_bytes:
             return WIDE
         return min(THIN, len(self.pending[-1].results) // 2)
 
     def _finished(self, leave: int = 0) -> Iterator[list[Result | Failure]]:
-        """Decode until at most `leave` rows are unfinished; gives every context once it and those before it are finished.
+        """Decode until at most `leave` rows are unfinished.
 
-        What is given is recorded: a killed process loses only what was at work.
+        Gives every context once it and those before it are finished.         What is given is recorded: a
+        killed process loses only what was at work.
         """
         while True:
             while self.pending and self.pending[0].finished:
@@ -184,7 +185,7 @@ class Scheduler:
 
 
 def with_full_cache(request: Request, fidelity: bool) -> list[Variant]:
-    """The variants of a request, and the full cache behind them where fidelity is measured and none of them keeps it."""
+    """The variants of a request, and the full cache behind them where fidelity needs it."""
     variants = variants_of(request.press)
     compared = fidelity and isinstance(request.press, Sequence)
     if compared and not any(variant.is_full for variant in variants):

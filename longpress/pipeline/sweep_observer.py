@@ -1,4 +1,4 @@
-"""One prefill for many presses: what each observed, and what each keeps of the context at any number of budgets."""
+"""One prefill for many presses: what each observed, and what each keeps at any number of budgets."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class SweepObserver:
         prefill: what was seen, after the forward pass.
         evidence: per press (by identity), what it observed in each layer.
         seconds: per press (by identity), spent observing.
-        failures: per press (by identity) that raised while observing, what it raised; it is asked no more, the
-            others are.
+        failures: per press (by identity) that raised while observing, what it raised; it is asked no more,
+            the others are.
     """
 
     def __init__(self, presses: Sequence[BasePress]) -> None:
@@ -89,8 +89,8 @@ class PrefilledContext:
     def __init__(self, observer: SweepObserver, seconds: float, offload: bool = False) -> None:
         """Take over the cache of a finished prefill that took `seconds`, observing included.
 
-        With `offload`, what variants keep lies in host memory, each layer from when it is made; the device holds
-        the full cache beside it until this object goes.
+        With `offload`, what variants keep lies in host memory, each layer from when it is made; the device
+        holds the full cache beside it until this object goes.
         """
         assert observer.prefill is not None
         self.observer, self.prefill, self.seconds = observer, observer.prefill, seconds
@@ -114,15 +114,15 @@ class PrefilledContext:
         count_kept: bool = False,
         in_place: bool = False,
     ) -> list[CompressedContext]:
-        """What `press` keeps for each target; those with nested kept sets share memory, quantised ones do not.
+        """What `press` keeps for each target; those with nested kept sets share memory.
 
         Args:
             press: one of those that observed.
             targets: budgets, with the bits of a stored number; a number is a compression ratio.
             watched: sets of positions whose survival is to be measured.
             count_kept: whether to count the heads that keep each token (`kept_by`).
-            in_place: whether targets whose entries are those of the full cache read them there, each through a
-                mask, instead of a copy; for many targets, which are then read together.
+            in_place: whether targets whose entries are those of the full cache read them there, each through
+                a mask, instead of a copy; for many targets, which are then read together.
 
         Raises:
             ValueError: the press failed observing.
@@ -130,7 +130,8 @@ class PrefilledContext:
         if press.identity() in self.observer.failures:
             raise self.observer.failures[press.identity()]
         started = now()
-        wanted = [one if isinstance(one, Target) else Target(Budget.of(one)) for one in targets]
+        given = [one if isinstance(one, Target) else Target(Budget.of(one)) for one in targets]
+        wanted = [Target(budget.for_context(self.tokens), bits) for budget, bits in given]
 
         # What removes nothing reads the full cache; all else takes the one road.
         layers = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvcache.budget import Budget
 from kvcache.compress import Target, removes
@@ -16,8 +16,8 @@ class Variant:
 
     Attributes:
         press: its own `compression_ratio` is not looked at.
-        budget: what may stay; a number is a compression ratio. Where a field of the press sets its budget, every
-            budget but the ratio 0 is that one; a press that keeps everything has the ratio 0.
+        budget: what may stay; a number is a compression ratio. Where a field of the press sets its budget,
+            every budget but the ratio 0 is that one; a press that keeps everything has the ratio 0.
         cache_bits: of a number of the context's cache: 16, 8, 4 or 2; None: as the model computes it.
 
     Raises:
@@ -36,17 +36,24 @@ class Variant:
         budget, traits = Budget.of(self.budget), self.press.traits
         if budget.threshold is not None and not traits.takes_threshold:
             raise ValueError(
-                f"press {self.press.name} takes no threshold={budget.threshold}: what it keeps is not decided by "
-                "one score per entry; give it compression_ratio or budget_tokens"
+                f"press {self.press.name} takes no threshold={budget.threshold}: what it keeps is not "
+                "decided by one score per entry; give it compression_ratio or budget_tokens"
             )
         if traits.is_full_cache:
             budget = Budget(ratio=0.0)
         elif traits.has_fixed_budget and not (budget.keeps_everything and traits.evicts_in_prefill):
             budget = Budget.fixed()
         elif budget.is_fixed:
-            raise ValueError(f"no field of press {self.press.name} sets its budget; give it compression_ratio")
+            raise ValueError(
+                f"no field of press {self.press.name} sets its budget; give it compression_ratio"
+            )
         object.__setattr__(self, "budget", budget)
         check_bits(self.cache_bits)
+
+    def for_context(self, tokens: int) -> Variant:
+        """The variant on a context of `tokens`: see `Budget.for_context`."""
+        budget = self.budget.for_context(tokens)
+        return self if budget is self.budget else replace(self, budget=budget)
 
     @property
     def target(self) -> Target:

@@ -1,4 +1,6 @@
-"""What the machine could do at best: `python -m longpress.speed.limit IN OUT` measures its parts on the rows of a sweep.
+"""What the machine could do at best: `python -m longpress.speed.limit IN OUT`.
+
+Measures the parts of the limit on the rows of a workload.
 
 The limit of a sweep is one plain prefill of every row, the questions of all variants as one wide matrix
 product, and as many tokens as were written, each at the best rate of any batch size. There are two: with the
@@ -24,7 +26,7 @@ from kvcache.matmul import fast_products
 from kvcache.modules import cache_keyword
 from longpress.pipeline.clock import now
 from longpress.pipeline.prompt import Prompt
-from longpress.speed.sweep import load
+from longpress.speed.workload import Workload
 
 BATCHES = (1, 8, 16, 32, 64, 128, 256)
 """Rows decoded together, of which the best counts."""
@@ -44,7 +46,10 @@ AttentionInterface.register("without_attention", without_attention)
 
 
 def plain_prefill(model: Any, ids: Tensor) -> float:
-    """Seconds of one forward pass of transformers over (1, T) ids with its own cache and its fastest attention."""
+    """Seconds of one forward pass of transformers over (1, T) ids.
+
+    It has its own cache and its fastest attention.
+    """
     cache = DynamicCache(config=model.config)
     started = now()
     model.model(input_ids=ids, **{cache_keyword(model.model): cache})
@@ -52,10 +57,12 @@ def plain_prefill(model: Any, ids: Tensor) -> float:
 
 
 def pass_seconds(model: Any, rows: int, tokens: int, repeats: int = 3) -> float:
-    """Best seconds of `repeats` passes over (rows, tokens) ids without attention, with the logits of each row's last token."""
-    ids = torch.randint(100, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0)).to(
-        model.device
-    )
+    """Best seconds of `repeats` passes over (rows, tokens) ids without attention.
+
+    The logits of each row's last token are computed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(100, 1000, (rows, tokens), generator=generator).to(model.device)
     best = float("inf")
     for _ in range(repeats):
         started = now()
@@ -65,9 +72,18 @@ def pass_seconds(model: Any, rows: int, tokens: int, repeats: int = 3) -> float:
 
 
 def parts(model: Any, ids: Sequence[Tensor]) -> dict[str, Any]:
-    """`prefill` (seconds per row), `question_token`, `token` (seconds each) and `batches` (seconds per step)."""
+    """The parts of the limit.
+
+    Args:
+        model: of transformers.
+        ids: (1, T) of each row.
+
+    Returns:
+        `prefill`: seconds per row; `question_token` and `token`: seconds each; `batches`: rows -> seconds of
+        a decode step.
+    """
     plain_prefill(model, ids[0][:, :500])
-    prefill = [plain_prefill(model, one) for one in ids]
+    prefill = [plain_prefill(model, of_row) for of_row in ids]
     before = model.config._attn_implementation
     model.set_attn_implementation("without_attention")
     steps = {rows: pass_seconds(model, rows, 1) for rows in BATCHES}
@@ -84,11 +100,11 @@ def parts(model: Any, ids: Sequence[Tensor]) -> dict[str, Any]:
 def main() -> None:
     """Measure and write `parts` with PyTorch's products, and as `fast` with those of longpress."""
     source, target = map(Path, sys.argv[1:])
-    subject, rows, _ = load(source)
-    loaded = subject.load()
+    workload = Workload.read(source)
+    loaded = workload.model.load()
     model: Any = loaded.model
     prompt = Prompt(loaded.tokenizer, True)
-    ids = [torch.tensor([prompt.context_ids(row.context)], device=model.device) for row in rows]
+    ids = [torch.tensor([prompt.context_ids(row.context)], device=model.device) for row in workload.rows]
     with torch.no_grad():
         measured = parts(model, ids)
         with attending(model), fast_products():

@@ -1,6 +1,7 @@
-"""The same rows with kvpress, in an environment of its own: `python -m longpress.speed.peer IN OUT`.
+"""The workload with kvpress: `python -m longpress.speed.peer IN OUT`, in an environment of kvpress's own.
 
-One call of its pipeline per row and variant.
+One call of its pipeline per row and variant. Of our packages it needs the files, and not that they are
+installed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from transformers import pipeline
 
 from longpress.models.host_memory import peak_memory_bytes
 from longpress.pipeline.clock import now
-from longpress.speed.sweep import load
+from longpress.speed.workload import Workload
 
-MAKE: dict[str, Callable[[float], Any]] = {
+PRESSES: dict[str, Callable[[float], Any]] = {
     "none": lambda ratio: None,
     "knorm": lambda ratio: kvpress.KnormPress(ratio),
     "keydiff": lambda ratio: kvpress.KeyDiffPress(ratio),
@@ -32,31 +33,36 @@ MAKE: dict[str, Callable[[float], Any]] = {
     "leverage": lambda ratio: kvpress.LeverageScorePress(ratio),
     "adakv": lambda ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio)),
 }
+"""Our name of a press -> kvpress's, made with a ratio."""
 
 
 def main() -> None:
     """Load the model, answer, write seconds and answers per row and variant."""
     source, target = map(Path, sys.argv[1:])
-    subject, rows, points = load(source)
-    loaded = subject.load()
+    workload = Workload.read(source)
+    loaded = workload.model.load()
     pipe = pipeline("kv-press-text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
+    # The first calls allocate and choose kernels.
+    pipe(workload.rows[0].context[:2000], question="Why?", max_new_tokens=2)
 
-    pipe(rows[0].context[:2000], question="Why?", max_new_tokens=2)
-    seconds, answers = [], []
-    for row in rows:
+    seconds: list[list[float]] = []
+    answers: list[list[str]] = []
+    for row in workload.rows:
         options = {
             "question": row.question,
             "answer_prefix": row.answer_prefix,
             "max_new_tokens": row.max_new_tokens,
         }
-        for point in points:
+        seconds.append([])
+        answers.append([])
+        for variant in workload.variants:
             started = now()
-            answers.append(pipe(row.context, press=MAKE[point.press](point.ratio), **options)["answer"])
-            seconds.append(now() - started)
-    n = len(points)
+            press = PRESSES[variant.press](variant.ratio)
+            answers[-1].append(pipe(row.context, press=press, **options)["answer"])
+            seconds[-1].append(now() - started)
     measured = {
-        "seconds": [seconds[start : start + n] for start in range(0, len(seconds), n)],
-        "answers": [answers[start : start + n] for start in range(0, len(answers), n)],
+        "seconds": seconds,
+        "answers": answers,
         "peak_bytes": peak_memory_bytes(),
         "kvpress": version("kvpress"),
         "transformers": version("transformers"),

@@ -1,4 +1,4 @@
-"""What scoring costs: `python -m longpress.speed.scoring` measures every press's share of a prefill on the embedded model, one thread.
+"""What scoring costs: every press's share of a prefill on the embedded model, on one thread.
 
 A press's `observe` is timed alone on every layer of a context of the haystack, with nothing that another
 press would have computed before it; the prefill is transformers' own, without any press. Presses that look at
@@ -8,21 +8,18 @@ Work at selection (per ratio) and extra passes (`probe`) are not in it: see the 
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from benchmarks.haystack import load
-from kvcache.observation import LayerObservation
-from kvcache.modules import cache_keyword
+from benchmarks.text.haystacks import load_haystack
 from kvcache.hooks.prefill import observing
+from kvcache.modules import cache_keyword
+from kvcache.observation import LayerObservation
 from longpress.catalogue import presses
 from longpress.models.loading import load_model
 from longpress.pipeline.clock import now
@@ -35,13 +32,13 @@ LIMIT = 0.03
 
 def layers_of(model: Any, ids: Tensor) -> list[LayerObservation]:
     """Every layer of one prefill of (1, T) ids."""
-    seen: list[LayerObservation] = []
-    with observing(model, lambda layer, _: seen.append(layer)):
+    layers: list[LayerObservation] = []
+    with observing(model, lambda layer, _: layers.append(layer)):
         model.model(input_ids=ids, **{cache_keyword(model.model): DynamicCache(config=model.config)})
-    return seen
+    return layers
 
 
-def seconds(press: BasePress, layers: Sequence[LayerObservation], repeats: int) -> float:
+def observe_seconds(press: BasePress, layers: Sequence[LayerObservation], repeats: int) -> float:
     """Best of `repeats` times that `press` takes to observe all layers, each with an empty memo."""
     best = float("inf")
     for _ in range(repeats):
@@ -54,10 +51,16 @@ def seconds(press: BasePress, layers: Sequence[LayerObservation], repeats: int) 
 
 
 def shares(model: nn.Module, ids: Tensor, repeats: int = 3) -> list[dict[str, Any]]:
-    """One row per press: name, seconds to observe, share of a prefill; or why it does not observe on this model.
+    """What each press of the catalogue costs.
+
+    Args:
+        model: of transformers.
+        ids: (1, T) of the context.
+        repeats: of each measurement, of which the best counts.
 
     Returns:
-        `{"press", "seconds", "share"}`, or `{"press", "refused"}`, dearest first.
+        The prefill, then one row per press, dearest first: `{"press", "seconds", "share"}`, or
+        `{"press", "refused"}` where it does not observe on this model.
     """
     with torch.no_grad():
         plain_prefill(model, ids[:, :256])
@@ -71,37 +74,38 @@ def shares(model: nn.Module, ids: Tensor, repeats: int = 3) -> list[dict[str, An
             except ValueError as error:
                 rows.append({"press": name, "refused": str(error)})
                 continue
-            taken = seconds(press, layers, repeats)
+            taken = observe_seconds(press, layers, repeats)
             rows.append({"press": name, "seconds": round(taken, 4), "share": round(taken / prefill, 4)})
     rows.sort(key=lambda row: -row.get("share", -1.0))
     return [{"press": "(prefill)", "seconds": round(prefill, 4), "share": 1.0}, *rows]
 
 
-def main() -> None:
-    """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(prog="python -m longpress.speed.scoring", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=2048, help="length of the context")
-    parser.add_argument("--repeats", type=int, default=3, help="of which the best counts")
-    parser.add_argument("--out", type=Path, default=None, help="file to write")
-    asked = parser.parse_args()
+def scoring_costs(tokens: int, repeats: int) -> dict[str, Any]:
+    """The costs on the embedded model.
+
+    Args:
+        tokens: of the context.
+        repeats: as in `shares`.
+
+    Returns:
+        `tokens` of the context, and `rows` of `shares`.
+    """
     torch.set_num_threads(1)
     loaded = load_model()
-    ids = torch.tensor(
-        [loaded.tokenizer(load("walden").text[: 8 * asked.tokens])["input_ids"][: asked.tokens]]
-    )
-    rows = shares(loaded.model, ids, asked.repeats)
-    if asked.out is not None:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(
-            json.dumps({"tokens": ids.shape[1], "rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
+    text = load_haystack("walden").text[: 8 * tokens]
+    ids = torch.tensor([loaded.tokenizer(text)["input_ids"][:tokens]])
+    return {"tokens": ids.shape[1], "rows": shares(loaded.model, ids, repeats)}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `shares`, as lines of text."""
+    lines = []
     for row in rows:
-        mark = f"  above {LIMIT:.0%}" if row.get("share", 0.0) > LIMIT and row["press"] in presses() else ""
-        measured = (
-            f"{row['seconds']:>8.3f} s {row['share']:>7.1%}{mark}" if "share" in row else row["refused"]
-        )
-        print(f"{row['press']:<28} {measured}")
-
-
-if __name__ == "__main__":
-    main()
+        if "share" in row:
+            dear = row["share"] > LIMIT and row["press"] in presses()
+            mark = f"  above {LIMIT:.0%}" if dear else ""
+            cost = f"{row['seconds']:>8.3f} s {row['share']:>7.1%}{mark}"
+        else:
+            cost = row["refused"]
+        lines.append(f"{row['press']:<28} {cost}")
+    return "\n".join(lines)

@@ -87,7 +87,8 @@ class ScoreEviction(DecodeHook):
         scores: Tensor = seen if by_layer else self.press.scores_at([seen], budget)[0]
         if not isinstance(scores, Tensor) or scores.shape != layer.keys.shape[:3]:
             raise ValueError(
-                f"{self.press.name} does not rank entries by one score each, so it cannot act while decoding; give a scorer"
+                f"{self.press.name} does not rank entries by one score each, so it cannot act while "
+                "decoding; give a scorer"
             )
         return scores
 
@@ -141,10 +142,12 @@ def check_scorer(press: BasePress, interval: int, buffer_size: int) -> None:
     """
     if not (press.traits.gives_scores or press.traits.selects_by_layer):
         raise ValueError(
-            f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; give one as knorm"
+            f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; "
+            "give one as knorm"
         )
     if press.traits.reads_again:
         raise ValueError(
-            f"{press.name} needs extra passes over the context, which do not exist while decoding; give a scorer as knorm"
+            f"{press.name} needs extra passes over the context, which do not exist while decoding; give a "
+            "scorer as knorm"
         )
     check_least(1, compression_interval=interval, buffer_size=buffer_size)

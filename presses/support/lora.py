@@ -57,7 +57,8 @@ def read_adapter(source: str | None, revision: str, wanted: str) -> Adapter:
         )
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise ValueError(
-            f"{wanted}: ranks that differ from module to module (rank_pattern, alpha_pattern) are not supported"
+            f"{wanted}: ranks that differ from module to module (rank_pattern, alpha_pattern) are not "
+            "supported"
         )
     tensors = read(source, "adapter_model.safetensors", revision, wanted)
     names = sorted(name.removeprefix(PREFIX).removesuffix(DOWN) for name in tensors if name.endswith(DOWN))
@@ -67,7 +68,8 @@ def read_adapter(source: str | None, revision: str, wanted: str) -> Adapter:
         or any(f"{PREFIX}{name}{UP}" not in tensors for name in names)
     ):
         raise ValueError(
-            f"{wanted}: adapter_model.safetensors must hold pairs {PREFIX}MODULE{DOWN} and {UP}, got {sorted(tensors)[:3]}"
+            f"{wanted}: adapter_model.safetensors must hold pairs {PREFIX}MODULE{DOWN} and {UP}, got "
+            f"{sorted(tensors)[:3]}"
         )
     pairs = {name: (tensors[f"{PREFIX}{name}{DOWN}"], tensors[f"{PREFIX}{name}{UP}"]) for name in names}
     power = 0.5 if config.get("use_rslora") else 1.0

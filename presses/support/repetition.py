@@ -44,7 +44,8 @@ def chunks(prefill: Prefill, size: int, name: str) -> Iterator[Chunk]:
     ids, prompt = prefill.token_ids, prefill.prompt_tokens
     if ids is None:
         raise ValueError(
-            f"{name} lets the model repeat the context, for which it needs token ids; the model was given embeddings"
+            f"{name} lets the model repeat the context, for which it needs token ids; the model was given "
+            "embeddings"
         )
 
     def for_batch(known: Sequence[int]) -> Tensor:

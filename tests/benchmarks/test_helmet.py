@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.base import Sample
-from benchmarks.helmet import TASKS, HelmetBenchmark, balanced, cut_end, parse_label, permutation
+from benchmarks.helmet import TASKS, HelmetBenchmark, cut_end, parse_label
+from benchmarks.helmet.prompts import balanced, permutation
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
@@ -106,13 +107,15 @@ def test_prompts(tmp_path: Path) -> None:
         "Key: a\nCorresponding value: b\n\nKey: c\nCorresponding value: d\n\nKey: k\nCorresponding value:"
     )
     assert prompts["ruler_niah_mv"] == (
-        "Some special magic numbers are hidden within the following text. Make sure to memorize it. I will quiz you about the numbers "
-        "afterwards.\nOne of the numbers for x is 71 and 72 and 73.\nWhat are all the special magic numbers for x mentioned in the "
-        "provided text?\nThe special magic numbers for x mentioned in the provided text are"
+        "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
+        "I will quiz you about the numbers afterwards.\nOne of the numbers for x is 71 and 72 and 73.\n"
+        "What are all the special magic numbers for x mentioned in the provided text?\n"
+        "The special magic numbers for x mentioned in the provided text are"
     )
     documents = "Document (Title: Bob): Bob lives in Paris.\n\nDocument (Title: Ann): Ann lives in Rome."
     assert prompts["nq"].startswith(
-        "Use the given documents to write a concise and short answer to the question. Write your answer in the following format:\n"
+        "Use the given documents to write a concise and short answer to the question. "
+        "Write your answer in the following format:\n"
         f"Answer: [answer]\n\n{documents}\n\nQuestion: Demo "
     )
     assert prompts["nq"].endswith(f"?\nAnswer: in Paris\n\n{documents}\n\nQuestion: Where 0?\nAnswer:")
@@ -177,6 +180,6 @@ def test_predictions_and_what_is_wrong(tmp_path: Path) -> None:
         take(HelmetBenchmark())
     with pytest.raises(
         ValueError,
-        match=r"helmet json_kv: no file at .*test_k105_dep6.jsonl; path must be the suite's unpacked data folder",
+        match=r"helmet json_kv: no file at .*test_k105_dep6.jsonl; path must be the suite's unpacked data",
     ):
         take(HelmetBenchmark(path=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""InfiniteBench: official prompts and cut, typed labels, scorers with their oddities, scored predictions of the authors."""
+"""InfiniteBench: official prompts and cut, typed labels, scorers with their oddities, scored predictions."""
 
 import hashlib
 import json
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import score_file
 from benchmarks.base import Sample
-from benchmarks.infinitebench import TASKS, InfinitebenchBenchmark, fill, prompts, typed_labels
+from benchmarks.infinitebench import TASKS, InfinitebenchBenchmark, prompts, template_fields, typed_labels
+from benchmarks.score_command import score_file
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
@@ -100,7 +100,7 @@ def test_prompts_are_the_official_ones(tmp_path: Path) -> None:
         fixed, (digest, limit) = prompts()[sample.task], OFFICIAL[sample.task]
         template = fixed["context"] + fixed["question"] + fixed["answer_prefix"]
         assert hashlib.sha256(template.encode()).hexdigest().startswith(digest)
-        assert prompt(sample) == template.format(**fill(sample.task, ROWS[sample.task], ""))
+        assert prompt(sample) == template.format(**template_fields(sample.task, ROWS[sample.task], ""))
         assert (
             sample.max_new_tokens == limit
             and not sample.chat_template
@@ -109,17 +109,17 @@ def test_prompts_are_the_official_ones(tmp_path: Path) -> None:
 
 
 def test_gaps() -> None:
-    assert fill("code_run", ROWS["code_run"], "") | {"context": "", "input": ""} == {
+    assert template_fields("code_run", ROWS["code_run"], "") | {"context": "", "input": ""} == {
         "context": "",
         "input": "",
         "func_call": "func_1(-7)",
         "func": "func_1",
     }
-    assert fill("math_find", ROWS["math_find"], "")["prefix"] == (
+    assert template_fields("math_find", ROWS["math_find"], "")["prefix"] == (
         # the widest match, as upstream
         "What is the value of the numbers below. the smallest number in the following list?"
     )
-    assert fill("code_debug", ROWS["code_debug"], "")["option_d"] == "None of these"
+    assert template_fields("code_debug", ROWS["code_debug"], "")["option_d"] == "None of these"
 
 
 def test_evidence(tmp_path: Path) -> None:

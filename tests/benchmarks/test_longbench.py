@@ -1,4 +1,4 @@
-"""LongBench: official prompts and cuts, every scorer with its oddities, published row scores, LongBench-E's columns."""
+"""LongBench: official prompts and cuts, scorers and their oddities, published scores, LongBench-E."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import metrics
-from benchmarks.__main__ import score_file
 from benchmarks.base import Sample
 from benchmarks.longbench import LongbenchBenchmark
-from benchmarks.longbench_tasks import ALL_21, COLUMNS, ENGLISH_16, EXTENDED_13, prompts
+from benchmarks.longbench.tasks import ALL_21, COLUMNS, ENGLISH_16, EXTENDED_13, prompts
+from benchmarks.score_command import score_file
+from benchmarks.text import metrics
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
@@ -336,7 +336,8 @@ def test_no_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    expected = r"^longbench trec: data.zip of hub data set zai-org/LongBench could not be read \(no route to host\); .* path="
+    source = "longbench trec: data.zip of hub data set zai-org/LongBench"
+    expected = rf"^{source} could not be read \(no route to host\); .* path="
     with pytest.raises(ValueError, match=expected):
         take(LongbenchBenchmark(tasks=("trec",)))
 

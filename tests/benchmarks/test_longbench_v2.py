@@ -1,4 +1,4 @@
-"""LongBench v2: the official prompt, cut and extraction; judged predictions; failed rows; ways to divide the rows."""
+"""LongBench v2: the official prompt, cut and extraction; judged predictions; failed rows; divisions."""
 
 import json
 import re
@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import score_file
 from benchmarks.base import Sample
 from benchmarks.longbench_v2 import LongbenchV2Benchmark, extract
+from benchmarks.score_command import score_file
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
 JUDGED = Path(__file__).parent / "data" / "longbench_v2" / "judged_predictions.json"
 TEMPLATE = (  # prompts/0shot.txt
-    "Please read the following text and answer the question below.\n\n<text>\n$DOC$\n</text>\n\nWhat is the correct answer to this "
-    "question: $Q$\nChoices:\n(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n\nFormat your response as follows: "
-    '"The correct answer is (insert answer here)".'
+    "Please read the following text and answer the question below.\n\n<text>\n$DOC$\n</text>\n\n"
+    "What is the correct answer to this question: $Q$\n"
+    "Choices:\n(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n\n"
+    'Format your response as follows: "The correct answer is (insert answer here)".'
 )
 ROWS = [
     {
@@ -178,7 +179,7 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return ROWS
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    monkeypatch.setattr("benchmarks.sources.hub_commit", lambda repository, revision: "abc")
+    monkeypatch.setattr("benchmarks.text.sources.hub_commit", lambda repository, revision: "abc")
     samples = list(LongbenchV2Benchmark().samples(byte_tokenizer(), 10**6, 1))
     assert asked == [("zai-org/LongBench-v2", None, {"split": "train", "revision": "abc"})]
     assert (

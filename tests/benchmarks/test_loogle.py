@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.base import Sample
-from benchmarks.loogle import LoogleBenchmark, bleu, parse_literal, rouge_recall, score_cloze
-from benchmarks.sources import cut_middle, find_spans
+from benchmarks.base import PromptParts, Sample
+from benchmarks.loogle import LoogleBenchmark
+from benchmarks.loogle.metrics import bleu, parse_literal, rouge_recall, score_cloze
+from benchmarks.text.spans import find_spans
+from benchmarks.text.truncation import cut_middle
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
-TEXT = "Ada Lovelace was born in London. She wrote notes on the engine of Charles Babbage.\nHe lived in Devonshire Street."
+TEXT = (
+    "Ada Lovelace was born in London. She wrote notes on the engine of Charles Babbage.\n"
+    "He lived in Devonshire Street."
+)
 QA = [
     {
         "S": "Ada Lovelace was born in London.",
@@ -46,14 +51,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "shortdep_cloze": [{"input": TEXT, "title": "Ada", "qa_pairs": str(CLOZE), "output": "None"}],
 }
+QUESTIONS = "Please answer the question based on the long texts below. \n{input}\nQuestion: {Q}\nAnswer: "
 PROMPTS = {  # config/task2prompt.json
-    "shortdep_qa": "Please answer the question based on the long texts below. \n{input}\nQuestion: {Q}\nAnswer: ",
-    "longdep_qa": "Please answer the question based on the long texts below. \n{input}\nQuestion: {Q}\nAnswer: ",
+    "shortdep_qa": QUESTIONS,
+    "longdep_qa": QUESTIONS,
     "longdep_summarization": "Please generate a summary of the below paper. \n{input}\n Summarization: ",
-    "shortdep_cloze": "Please fill in the clozes based on the given long texts below. Each of the placeholder '<mask-n>' in the question "
-    "could be an entity of Person, Location or Organiocation. The same masks represent the same entity. Output a json format answer, for "
-    "example: {{'<mask-0>': 'Bob', '<mask-1>': 'Gorrosion Magazine','<mask-2>': 'Bethel Horizon'}}\n{input}\n Question: {Q} What are the "
-    "masked entities? \nAnswer:",
+    "shortdep_cloze": "Please fill in the clozes based on the given long texts below. "
+    "Each of the placeholder '<mask-n>' in the question could be an entity of Person, Location or "
+    "Organiocation. The same masks represent the same entity. Output a json format answer, for example: "
+    "{{'<mask-0>': 'Bob', '<mask-1>': 'Gorrosion Magazine','<mask-2>': 'Bethel Horizon'}}\n"
+    "{input}\n Question: {Q} What are the masked entities? \nAnswer:",
 }
 
 
@@ -122,16 +129,26 @@ def test_cuts(tmp_path: Path) -> None:
         assert prompt(samples[0]) == whole[0][:80] + whole[0][-80:]  # the longest question: both cuts agree
         assert all(prompt(sample).endswith(text[-40:]) for sample, text in zip(samples, whole, strict=True))
     with pytest.raises(
-        ValueError, match="a question of 43 tokens does not fit behind a context cut to 60 tokens"
+        ValueError,
+        match="loogle shortdep_qa, row 0: the question takes 43 tokens, and 30 are kept at the end of a "
+        "prompt cut to 60",
     ):
         list(LoogleBenchmark(path=path, tasks=("shortdep_qa",), max_length=60).samples(tokenizer, 10**6))
 
 
 def test_middle_cut() -> None:
     tokenizer = byte_tokenizer()
-    assert cut_middle("0123456789", "??", tokenizer, 12) == ("0123456789", False)
-    assert cut_middle("0123456789", "??", tokenizer, 9) == ("012389", True)
-    assert cut_middle("0123456789", "", tokenizer, 4) == ("0189", True)
+
+    def cut(tail: str, limit: int) -> tuple[str, bool]:
+        parts = PromptParts("0123456789", tail, "")
+        left = cut_middle(parts, tokenizer, limit, where="row 0", special_tokens=False, keep_context=True)
+        return left.context, left.truncated
+
+    assert cut("??", 12) == ("0123456789", False)
+    assert cut("??", 9) == ("012389", True)
+    assert cut("", 4) == ("0189", True)
+    with pytest.raises(ValueError, match="row 0: the question takes 2 tokens, and 2 are kept"):
+        cut("??", 4)
 
 
 @pytest.mark.parametrize(

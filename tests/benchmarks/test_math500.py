@@ -9,7 +9,7 @@ import pytest
 from benchmarks.aime25 import Aime25Benchmark, integer
 from benchmarks.base import Benchmark, Sample
 from benchmarks.math500 import Math500Benchmark, normalize
-from benchmarks.metrics import last_boxed
+from benchmarks.text.boxed_answers import last_boxed
 from tests.support.suite_laws import check, prompt, take
 
 PROBLEMS = [
@@ -127,7 +127,8 @@ def test_different_formulas(left: str, right: str) -> None:
 
 
 def test_integers() -> None:
-    assert [integer(text) for text in ("070", "$70$", " 1,000 ", "0", "000", "-7", "7.0", "", "٣", "\\$5")] == [
+    texts = ("070", "$70$", " 1,000 ", "0", "000", "-7", "7.0", "", "٣", "\\$5")
+    assert [integer(text) for text in texts] == [
         "70", "70", "1000", "0", "0", None, None, None, None, None,
     ]  # fmt: skip
 

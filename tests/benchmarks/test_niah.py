@@ -49,7 +49,8 @@ def test_laws(length: str) -> None:
         assert sample.metadata["length"] >= int(length) * 0.99 - 2
         assert prompt.startswith("<|im_start|> This is a very long story book: <book> ")
         assert prompt.endswith(
-            " </book>.\n Based on the content of the book, Question: The best thing to do in San Francisco is: \nAnswer:"
+            " </book>.\n Based on the content of the book, "
+            "Question: The best thing to do in San Francisco is: \nAnswer:"
         )
         [(start, end)] = sample.evidence
         assert sample.context[start:end] == NEEDLE and sample.context.count(NEEDLE) == 1
@@ -116,7 +117,7 @@ def test_predictions() -> None:
     assert sample.task == "2048" and benchmark.score(sample, prediction)["word_overlap"] == pytest.approx(
         1 / 11
     )
-    with pytest.raises(ValueError, match="line 4: the field 'model_response'"):
+    with pytest.raises(ValueError, match="line 4: no field 'model_response'"):
         list(benchmark.read_predictions([(4, {})], "2048"))
     with pytest.raises(ValueError, match="line 4: the length 'x'"):
         list(benchmark.read_predictions([(4, {"pred": ""})], "x"))

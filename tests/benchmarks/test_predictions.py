@@ -1,16 +1,21 @@
-"""`python -m benchmarks`: official prediction files in, scores out, one sentence where something is wrong."""
+"""`longpress score`: official prediction files in, scores out, one sentence where something is wrong."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import find_benchmarks, main
-from benchmarks.jsonl import read_rows
+from benchmarks.__main__ import main
+from benchmarks.ruler.prompts import TASKS
+from benchmarks.text.jsonl import read_rows
+from longpress.catalogue import benchmarks
 
+Score = Callable[..., int]
 OFFICIAL = Path(__file__).parent / "data" / "ruler" / "official"
 
 
@@ -28,23 +33,21 @@ def predictions(task: str, part: float) -> list[dict[str, Any]]:
     ]
 
 
-def test_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_task(tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "vt.jsonl", predictions("vt", 0.6) + predictions("vt", 0))
-    assert main(["ruler/vt", file]) == 0
+    assert score("ruler/vt", file) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tasks"] == {"vt": {"string_match_all": 30.0, "n": 4, "empty": 2}}
     assert result["averages"] == {"average": None}  # twelve tasks are missing
 
 
-def test_all_tasks_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.ruler_prompts import TASKS
-
+def test_all_tasks_in_one_file(tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"task": task, "outputs": ["a", "b", "c"], "pred": "c b" if number else "b"}
         for task in TASKS
         for number in range(2)
     ]
-    assert main(["ruler", write(tmp_path / "all.jsonl", rows)]) == 0
+    assert score("ruler", write(tmp_path / "all.jsonl", rows)) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tasks"]["fwe"] == {"string_match_all": 50.0, "n": 2, "empty": 0}
     assert result["tasks"]["qa_1"] == {"string_match_part": 100.0, "n": 2, "empty": 0}
@@ -56,7 +59,7 @@ def test_all_tasks_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["rular/vt"], "", "there is no benchmark 'rular'; did you mean ruler? existing: "),
         (["ruler/vt"], '{"pred": "x", "outputs": ["x"]}\n{"pred"', "file.jsonl, line 2: not JSON"),
-        (["ruler/vt"], '\n\n{"answer": "x"}\n', "file.jsonl, line 3: the field 'pred' is missing"),
+        (["ruler/vt"], '\n\n{"answer": "x"}\n', "file.jsonl, line 3: no field 'pred'"),
         (["ruler/vt"], "", "holds no prediction"),
         (["ruler/vt"], "\ufeff[]", "file.jsonl, line 1: a list"),
         (
@@ -68,36 +71,55 @@ def test_all_tasks_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(
-    arguments: list[str], content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    content: str,
+    message: str,
+    tmp_path: Path,
+    score: Score,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (file := tmp_path / "file.jsonl").write_text(content, encoding="utf-8")
-    assert main([*arguments, str(file)]) == 2
+    assert score(*arguments, str(file)) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.out == ""
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
 
 
-def test_missing_and_binary_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ruler/vt", str(tmp_path / "none.jsonl")]) == 2
+def test_missing_and_binary_files(tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score("ruler/vt", str(tmp_path / "none.jsonl")) == 2
     (file := tmp_path / "file.jsonl").write_bytes(b"\xff\xfe\x00")
-    assert main(["ruler/vt", str(file)]) == 2
+    assert score("ruler/vt", str(file)) == 2
     errors = capsys.readouterr().err
     assert "no file at" in errors and "file.jsonl, line 1: not JSON" in errors
 
 
-def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2 and main(["--help"]) == 0
-    printed = capsys.readouterr()
-    assert (
-        "niah, ruler" in printed.err.replace(", ".join(find_benchmarks()), "niah, ruler")
-        and "usage: " in printed.out
-    )
+def test_usage(score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score() == 2
+    assert "BENCHMARK[/TASK], FILE" in capsys.readouterr().err
+    assert score("--help") == 0
+    printed = capsys.readouterr().out
+    assert "usage: longpress score" in printed and "niah, ruler" in " ".join(printed.split())
 
 
-def test_found_by_their_files() -> None:
-    found = find_benchmarks()
-    assert found["ruler"] == "RulerBenchmark" and found["niah"] == "NiahBenchmark"
-    assert not {"base", "haystack", "jsonl", "ruler_rows"} & set(found)
+def test_the_package_is_the_same_command(
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "vt.jsonl", predictions("vt", 0.6))
+    for arguments in (["ruler/vt", file], ["rular", file], ["ruler/vt", str(tmp_path / "none.jsonl")], []):
+        code = score(*arguments)
+        printed = capsys.readouterr()
+        with nullcontext() if code == 0 else pytest.raises(SystemExit, match=str(code)):
+            main(arguments)
+        of_package = capsys.readouterr()
+        assert of_package.out == printed.out
+        if arguments:  # argparse adds its usage to what it refuses
+            assert of_package.err == printed.err
+
+
+def test_found_by_their_files_and_folders() -> None:
+    found = benchmarks()
+    assert found["ruler"].class_name == "RulerBenchmark" and found["niah"].class_name == "NiahBenchmark"
+    assert not {"base", "text", "score_command", "__main__"} & set(found)
 
 
 def test_command_needs_neither_torch_nor_the_hub(tmp_path: Path) -> None:

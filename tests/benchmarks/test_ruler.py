@@ -1,4 +1,4 @@
-"""RULER: the laws of every benchmark over all tasks and lengths, the official definition in numbers, and rows made elsewhere."""
+"""RULER: the laws over all tasks and lengths, the official definition in numbers, and rows made elsewhere."""
 
 import json
 import random
@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.base import Sample
 from benchmarks.ruler import RulerBenchmark
-from benchmarks.ruler_fit import Draft, Meter, Recipe, fit
-from benchmarks.ruler_prompts import NOISE, TASKS, find_evidence, split_prompt
-from benchmarks.ruler_questions import load as load_questions
-from benchmarks.ruler_words import word_lists
+from benchmarks.ruler.prompts import NOISE, TASKS, find_evidence, split_prompt
+from benchmarks.ruler.questions import load_questions
+from benchmarks.ruler.words import word_lists
+from benchmarks.text.fitting import PromptDraft, PromptRecipe, PromptTokenCounter, fit_prompt
 from tests.support.word_tokenizer import WordTokenizer
 
 DATA = Path(__file__).parent / "data" / "ruler"
@@ -177,8 +177,8 @@ def test_variable_tracking() -> None:
         assert re.search(r"they are:  [A-Z]{3}(?: [A-Z]{3}){4}$", example)
         assert len(WordTokenizer().encode(example)) <= 520  # 500 tokens without the names
         assert sample.answer_prefix == (
-            " Answer: According to the chain(s) of variable assignment in the text above, 5 variables are assigned the value "
-            f"{value[1]}, they are: "
+            " Answer: According to the chain(s) of variable assignment in the text above, "
+            f"5 variables are assigned the value {value[1]}, they are: "
         )
 
 
@@ -291,7 +291,7 @@ def test_a_prompt_longer_than_the_window_is_refused() -> None:
         ({"source": "files"}, "give path"),
         ({"path": "somewhere"}, "set source=files"),
         ({"haystack": "novels"}, "choose one of auto"),
-        ({"questions": "mine"}, "choose one of embedded, hub"),
+        ({"questions": "mine"}, "choose embedded or hub"),
         ({"length": 0}, "length=0 must be at least 1"),
         ({"samples_per_task": 0}, "samples_per_task=0"),
     ],
@@ -410,8 +410,8 @@ def test_the_space_at_the_joint_goes_back_to_the_answer_prefix(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"input": "x"}', "line 1: the field 'outputs' is missing"),
-        ('{"outputs": ["x"]}', "line 1: the field 'input' is missing"),
+        ('{"input": "x"}', "line 1: no field 'outputs'"),
+        ('{"outputs": ["x"]}', "line 1: no field 'input'"),
         ('{"input": "x", "outputs": ["x"]}', "line 1: this is not a prompt of vt"),
         ('{"input": "x", "outputs": []}', "line 1: the field 'outputs'"),
         ('\n{"input": ', "line 2: not JSON"),
@@ -436,7 +436,7 @@ def test_missing_files_say_what_was_looked_for(tmp_path: Path) -> None:
                 WordTokenizer(), WIDE
             )
         )
-    with pytest.raises(ValueError, match=r"read from \.jsonl and \.parquet"):
+    with pytest.raises(ValueError, match=r"rows are read from \.jsonl, \.json, \.parquet, \.csv files"):
         list(
             RulerBenchmark(tasks=("vt",), source="files", path=str(DATA / "README.md")).samples(
                 WordTokenizer(), WIDE
@@ -483,8 +483,8 @@ def test_predictions_are_read_with_the_task_from_the_command_or_the_row() -> Non
     [(sample, _)] = benchmark.read_predictions([(3, {"output": "one", "pred": "One"})], "qa_2")
     assert benchmark.score(sample, "One") == {"string_match_part": 1.0}
     for wrong, message in [
-        ({"outputs": ["x"]}, "line 9: the field 'pred'"),
-        ({"pred": "x"}, "line 9: the field 'output'"),
+        ({"outputs": ["x"]}, "line 9: no field 'pred'"),
+        ({"pred": "x"}, "line 9: no field 'output'"),
         ({"pred": "x", "outputs": [1]}, "line 9: the field 'outputs'"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -502,23 +502,28 @@ def test_split_prompt_takes_the_last_question() -> None:
 
 
 def test_evidence_does_not_run_across_needles() -> None:
-    context = "One of the special magic numbers for a-b is: 1111111. One of the special magic numbers for c-d is: 2222222."
+    needle = "One of the special magic numbers for {} is: {}."
+    context = f"{needle.format('a-b', '1111111')} {needle.format('c-d', '2222222')}"
     [(start, end)] = find_evidence(TASKS["niah_multikey_1"], context, ("2222222",))
     assert context[start:end] == "One of the special magic numbers for c-d is: 2222222."
 
 
 def test_fit_finds_the_largest_size_and_falls_back() -> None:
-    meter = Meter(WordTokenizer())
+    counter = PromptTokenCounter(WordTokenizer())
 
-    def recipe(minimum: int, maximum: int | None = None, note: str = "") -> Recipe:
-        return Recipe(
-            lambda size: Draft("word " * size, "", "", ()), minimum, unit_tokens=3, maximum=maximum, note=note
+    def recipe(minimum: int, maximum: int | None = None, note: str = "") -> PromptRecipe:
+        return PromptRecipe(
+            lambda size: PromptDraft("word " * size, "", "", ()),
+            minimum,
+            unit_tokens=3,
+            maximum=maximum,
+            note=note,
         )
 
-    fitted = fit([recipe(1)], meter, 1000)
+    fitted = fit_prompt([recipe(1)], counter, 1000)
     assert not isinstance(fitted, int) and fitted.tokens == 1000
-    fitted = fit([recipe(1, maximum=70)], meter, 1000)
+    fitted = fit_prompt([recipe(1, maximum=70)], counter, 1000)
     assert not isinstance(fitted, int) and fitted.tokens == 70
-    fitted = fit([recipe(200), recipe(5, note="smaller")], meter, 100)
+    fitted = fit_prompt([recipe(200), recipe(5, note="smaller")], counter, 100)
     assert not isinstance(fitted, int) and (fitted.tokens, fitted.note) == (100, "smaller")
-    assert fit([recipe(200), recipe(50)], meter, 40) == 50
+    assert fit_prompt([recipe(200), recipe(50)], counter, 40) == 50

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks.base import Sample
-from benchmarks.zero_scrolls import (
-    MAX_NEW_TOKENS,
-    ZeroScrollsBenchmark,
-    accuracy,
-    concordance,
-    exp_similarity,
-    f1,
-)
-from benchmarks.zero_scrolls_submission import main
+from benchmarks.zero_scrolls import MAX_NEW_TOKENS, ZeroScrollsBenchmark
+from benchmarks.zero_scrolls.metrics import accuracy, concordance, exp_similarity, f1
+from benchmarks.zero_scrolls.submission import main
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.suite_laws import check, prompt, take
 
@@ -159,6 +153,11 @@ def test_rows_without_an_answer_are_not_scored(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == "zero_scrolls: 1 rows without an output are not scored\n"
 
 
+def refused(*arguments: object) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(argument) for argument in arguments])
+
+
 def test_submission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (records := tmp_path / "run" / "records").mkdir(parents=True)
     rows = [
@@ -174,26 +173,31 @@ def test_submission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     (records / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     out = tmp_path / "out.csv"
-    assert main([str(tmp_path / "run"), str(out)]) == 2
+    refused(tmp_path / "run", out)
     assert (
         "the answers of 2 variants; choose one of: press=snapkv compression_ratio=0.5"
         in capsys.readouterr().err.replace("knorm", "snapkv")
     )
-    assert main([str(tmp_path / "run"), str(out), "press=snapkv", "compression_ratio=0.5"]) == 0
+    main([str(tmp_path / "run"), str(out), "press=snapkv", "compression_ratio=0.5"])
     with out.open(newline="") as table:
         assert list(csv.reader(table)) == [
             ["Task", "ID", "Prediction"],
             *([task, "id7", f'snapkv, "{task}"\n'] for task in MAX_NEW_TOKENS),
         ]
     (few := tmp_path / "few.jsonl").write_text('{"task": "qmsum", "id": "x", "prediction": "y"}\n')
-    assert main([str(few), str(out)]) == 1 and "a submission needs gov_report, " in capsys.readouterr().err
-    assert main([]) == 2 and main([str(tmp_path / "none.jsonl"), str(out)]) == 2
+    refused(few, out)
+    assert "a submission needs gov_report, " in capsys.readouterr().err
+    refused()
+    refused(out)
+    refused(tmp_path / "none.jsonl", out)
+    refused(few, out, "task=qmsum")
+    assert "a variant has no task; choose by model, press, " in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="split='train' is not known; choose validation or test"):
         ZeroScrollsBenchmark(split="train")
-    with pytest.raises(ValueError, match="max_length=-1 must not be negative"):
+    with pytest.raises(ValueError, match="max_length=-1 must be positive, or 0 for what"):
         ZeroScrollsBenchmark(max_length=-1)
     with pytest.raises(
         ValueError,

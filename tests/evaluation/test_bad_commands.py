@@ -4,6 +4,7 @@ What is typed lies in tests/support/bad_commands. A case is a run of the real co
 that has imported everything; some are also run as a user starts them.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,15 @@ def test_bad_input_is_refused_and_nothing_is_written(
     check_refusal(completed("longpress", *typed(CASES[title], **places, **folders), seconds=120))
     assert files(tmp_path).keys() <= {f"results/{name}" for name in OF_A_RUN}
     assert files(Path(places["bad"])) == before
+
+
+@pytest.mark.slow
+def test_a_folder_in_the_way_of_a_plot_is_said(places: dict[str, str], tmp_path: Path) -> None:
+    """The tables are there by then."""
+    shutil.copytree(Path(places["bad"]) / "good", tmp_path / "results")
+    (tmp_path / "results" / "ranking-1.png").mkdir()
+    check_refusal(completed("longpress", "tables", str(tmp_path / "results")))
+    assert (tmp_path / "results" / "scores.csv").is_file()
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class BrokenPress(ScorerPress):
             raise RuntimeError("broken on purpose")
         return layer.values.norm(dim=-1)
 '''
-SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]"]
+SMALL = ["limit=1", "benchmark.tasks=[vt]"]
 
 
 FEW = ["benchmark.length=1024", "max_batch_gb=0.002"]
@@ -110,7 +110,7 @@ def test_a_signal_ends_with_its_code_and_no_torn_line(
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(model_folder: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    asked = ["limit=2", "benchmark.tasks=[niah_single_1]", "kept_maps=0"]
+    asked = ["limit=2", "benchmark.tasks=[vt]", "kept_maps=0"]
     assert run(*command(model_folder, whole, *asked)).returncode == 0
     size = sum(path.stat().st_size for path in whole.glob("records/*.jsonl"))
     limit = size // 2 + 100
@@ -200,7 +200,7 @@ def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all
         *SMALL,
         f"presses_dir={own}",
         "press=broken",
-        "benchmark.length=768,1024",
+        "benchmark.length=1024,1536",
         "-m",
     )
     done = run(*asked)
@@ -209,8 +209,8 @@ def test_the_other_jobs_of_a_multirun_go_on_after_failures_and_a_signal_ends_all
     assert "Traceback" not in done.stderr
     found = records(tmp_path / "results")
     assert {record["benchmark_parameters"]["length"] for record in found if record["press"] == "none"} == {
-        768,
         1024,
+        1536,
     }
     with pytest.raises(SystemExit, match="143"):
         run_job(lambda config: sys.exit(143), OmegaConf.create())

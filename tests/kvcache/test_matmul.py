@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache import attention, matmul
+from kvcache import attention, matmul, prefill_attention
 from tests.support.tiny_models import tiny_ids, tiny_model
 
 pytestmark = pytest.mark.skipif(
@@ -59,18 +59,18 @@ def test_a_layer_and_what_is_left_to_pytorch(biased: bool) -> None:
     [(1, 1, None), (7, 7, None), (300, 300, None), (5, 300, None), (300, 300, 40), (9, 90, 16)],
 )
 def test_causal_attention(n: int, length: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "MOST", 12)  # several steps
+    monkeypatch.setattr(matmul, "MOST", 12)  # several steps
     query, key, value = numbers(2, 6, n, 8), numbers(2, 2, length, 8), numbers(2, 2, length, 8)
     at, keys = torch.arange(length - n, length)[:, None], torch.arange(length)
     seen = (keys <= at) & (keys > at - (window or length + 1))
     expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
-    close(attention._causal(query * 8**-0.5, key, value, window), expected)
+    close(prefill_attention.causal_attention_by_products(query * 8**-0.5, key, value, window), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_attention_to_shared_entries(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     query, keys, values = numbers(2, 3, 40, 8), numbers(2, 50, 8), numbers(2, 50, 8)
-    monkeypatch.setattr(attention, "MOST", 3 * 40 // steps)
+    monkeypatch.setattr(matmul, "MOST", 3 * 40 // steps)
     bias = torch.zeros(2, 1, 40, 50).masked_fill(numbers(2, 1, 40, 50) > 0.5, float("-inf"))
     out, total = attention._by_products(query, keys, values, bias)
     logits = query @ keys[:, None].transpose(2, 3) + bias

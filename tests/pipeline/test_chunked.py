@@ -26,6 +26,7 @@ from presses import (
     SnapKVPress,
 )
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.catalogue_presses import has_no_ratio
 from tests.support.learned_weights import with_weights
 from tests.support.tiny_models import FAMILIES, KV_HEADS, LAYERS, tiny_ids, tiny_model
 
@@ -65,7 +66,7 @@ def test_every_press_meets_its_budget_chunk_by_chunk_or_is_refused_with_a_senten
     press = with_weights(presses()[name].load()())
     ratio = (
         0.0
-        if press.traits.is_full_cache
+        if has_no_ratio(press)
         else press.compression_ratio
         if press.traits.has_fixed_budget
         else 0.5
@@ -76,7 +77,7 @@ def test_every_press_meets_its_budget_chunk_by_chunk_or_is_refused_with_a_senten
         return
     kept = read("llama", press, ratio)
     assert [tokens for tokens, _ in kept.chunks] == CHUNKS
-    kept.check_budget(press, ratio)
+    kept.check_budget(press, Budget.of(ratio))
     assert kept.next_position == TOKENS
     assert bool(logits_on(pipeline_of().model, kept, torch.tensor([[7, 8, 9]])).isfinite().all())
 

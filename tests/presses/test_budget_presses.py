@@ -324,12 +324,12 @@ def test_simlayerkv_by_ratio_takes_the_laziest_layers() -> None:
     ids=lambda press: press.name,
 )
 def test_a_budget_of_its_own_holds_whatever_the_ratio(press: BasePress) -> None:
-    assert press.traits.has_fixed_budget and press.compression_ratio > 0
+    assert press.traits.has_fixed_budget and press.budget.is_fixed
     prefilled = read_context(model_of("llama"), [press], 300)
-    contexts = prefilled.compress(press, [press.compression_ratio, 0.1, 0.9, 0.0])
+    contexts = prefilled.compress(press, [press.budget, 0.1, 0.9, 0.0])
     assert contexts[0].entries() == contexts[1].entries() == contexts[2].entries()
     assert contexts[0].kept_fraction < contexts[3].kept_fraction == 1
-    contexts[0].check_budget(press, press.compression_ratio)
+    contexts[0].check_budget(press, press.budget)
 
 
 def test_a_sweep_runs_a_budget_of_its_own_once() -> None:
@@ -342,11 +342,11 @@ def test_a_sweep_runs_a_budget_of_its_own_once() -> None:
             "benchmark=niah",
         ]
         variants = settings(compose("config", overrides)).variants
-    assert [(label, variant.compression_ratio > 0) for label, variant in variants] == [
-        ("none", False),
-        ("dms", True),
-        ("knorm", True),
-        ("knorm", True),
+    assert [(label, variant.budget) for label, variant in variants] == [
+        ("none", Budget(ratio=0.0)),
+        ("dms", Budget.fixed()),
+        ("knorm", Budget(ratio=0.25)),
+        ("knorm", Budget(ratio=0.5)),
     ]
 
 

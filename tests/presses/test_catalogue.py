@@ -45,7 +45,7 @@ class OneFilePress(ScorerPress):
 
 def listing(*arguments: str, code: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "longpress.catalogue", *arguments],
+        [sys.executable, "-m", "longpress", "ls", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -57,7 +57,8 @@ def listing(*arguments: str, code: int = 0) -> str:
 
 
 def test_the_list_has_every_press_with_paper_and_cost() -> None:
-    lines = {line.split()[0]: line for line in listing().splitlines() if line.startswith("  ")}
+    printed = listing("presses") + listing("benchmarks")
+    lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}
     for entry in [*presses().values(), *benchmarks().values()]:
         assert f"[{entry.source}]" in lines[entry.name]
     assert all(entry.source and f"Cost: {entry.cost}" in lines[entry.name] for entry in presses().values())
@@ -72,11 +73,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_one_file_is_a_row_of_the_list(folder: Path) -> None:
-    assert "one_file" in listing(str(folder))
-    assert "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value." in listing(
-        str(folder)
-    )
-    assert "no folder at" in listing("/nowhere", code=2)
+    assert "one_file" in listing("--presses-dir", str(folder))
+    assert "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value." in listing("--presses-dir", str(folder))
+    assert "no folder at" in listing("--presses-dir", "/nowhere", code=2)
 
 
 def test_one_file_has_options_wrappers_and_the_laws(folder: Path) -> None:
@@ -97,7 +96,7 @@ def test_one_file_has_options_wrappers_and_the_laws(folder: Path) -> None:
             for ratio, context in zip(
                 RATIOS, read_context(model_of("llama"), [wrapped]).compress(wrapped, RATIOS), strict=True
             ):
-                context.check_budget(wrapped, ratio)
+                context.check_budget(wrapped, Budget.of(ratio))
     (context,) = read_context(model_of("llama"), [press]).compress(press, [0.5])
     assert context.entries() == [[TOKENS // 2] * 2] * 3
     assert bool(logits_after(model_of("llama"), entry.load()(0.5), tiny_ids(3)).isfinite().all())

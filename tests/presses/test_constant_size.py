@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from kvcache.budget import Budget
 from kvcache.hooks.decode_hooks import DecodingObservation
 from kvcache.hooks.prefill import observing
 from kvcache.modules import cache_keyword
@@ -45,7 +46,7 @@ def step(decode_hook, attention: list[list[float]], entry_metadata: list[float] 
         next_position=9,
         entry_metadata=told,
     )
-    return decode_hook.follow(layer).keep[0, 0].tolist()
+    return decode_hook.after_pass(layer).keep[0, 0].tolist()
 
 
 def test_heavy_hitters_keep_what_they_received() -> None:
@@ -127,7 +128,7 @@ def test_sums_equal_attention_that_was_paid_while_nothing_is_dropped() -> None:
             "update",
             lambda self, layer, known: sums.append(update(self, layer, known)) or sums[-1],
         )
-        patch.setattr("presses.scorer.budget", lambda tokens, ratio: tokens)
+        patch.setattr(Budget, "entries", lambda budget, tokens: tokens)
         with press(model):
             model(ids[:, :28], **{cache_keyword(model): stored})
             model(ids[:, 28:], **{cache_keyword(model): stored})

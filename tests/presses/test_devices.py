@@ -7,7 +7,7 @@ import torch
 
 from longpress import CompressingPipeline, Variant
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
-from tests.support.catalogue_presses import NAMES, press_named
+from tests.support.catalogue_presses import NAMES, has_no_ratio, press_named
 from tests.support.made_up_devices import Placed, made_up_devices, place
 from tests.support.prefilled_contexts import logits_after, model_of
 from tests.support.tiny_models import tiny_ids, tiny_model
@@ -39,7 +39,7 @@ def test_devices_cannot_be_mixed_here() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_press_gives_the_logits_of_one_device(name: str) -> None:
     press = press_named(name)
-    if not press.traits.is_full_cache and not press.traits.has_fixed_budget:
+    if not has_no_ratio(press) and not press.traits.has_fixed_budget:
         object.__setattr__(press, "compression_ratio", 0.5)
     continuation = tiny_ids(4, seed=1)
     whole = logits_after(model_of("llama"), press, continuation)

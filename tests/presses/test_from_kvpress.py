@@ -42,7 +42,7 @@ def test_a_sweep_keeps_what_the_press_keeps(press, family: str) -> None:
     ):
         assert torch.equal(evidence[0].keep, evidence[1].keep)
     for ratio, context in zip((0.25, 0.9), prefilled.compress(adapted, (0.25, 0.9)), strict=True):
-        context.check_budget(adapted, ratio)
+        context.check_budget(adapted, Budget.of(ratio))
         assert [context.entries()[index] for index in layers] == [
             [Budget(ratio=ratio).entries(TOKENS)] * KV_HEADS
         ] * len(layers)

@@ -12,7 +12,7 @@ from kvcache.budget import Budget
 from kvcache.modules import cache_keyword
 from longpress.catalogue import presses
 from presses.scorer import ScorerPress
-from tests.support.catalogue_presses import NAMES, press_named
+from tests.support.catalogue_presses import NAMES, has_no_ratio, press_named
 from tests.support.prefilled_contexts import (
     RATIOS,
     TOKENS,
@@ -42,7 +42,7 @@ def test_budget_is_met_or_refused_with_a_sentence(name: str, family: str) -> Non
         assert len(str(error)) > 30
         return
     for ratio, context in zip(RATIOS, contexts, strict=True):
-        context.check_budget(press, ratio)
+        context.check_budget(press, Budget.of(ratio))
         assert 0 < context.kept_fraction <= 1
         assert all(entries >= 1 for layer in context.entries() for entries in layer) or not isinstance(
             press, ScorerPress
@@ -85,7 +85,7 @@ def _tensors(value) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_observation_does_not_depend_on_the_ratio_and_repeats(name: str) -> None:
     press = press_named(name)
-    if press.traits.is_full_cache:
+    if has_no_ratio(press):
         return
     loose, tight = replace(press, compression_ratio=0.1), replace(press, compression_ratio=0.8)
     assert loose.identity() == tight.identity() == press.identity()
@@ -120,7 +120,7 @@ def test_a_higher_ratio_keeps_a_subset(name: str) -> None:
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_uniform_budget_is_the_same_in_every_layer_and_head(name: str) -> None:
     press = press_named(name)
-    if press.traits.is_full_cache:
+    if has_no_ratio(press):
         return
     contexts = read_context(model_of("llama"), [press]).compress(press, RATIOS)
     for ratio, context in zip(RATIOS, contexts, strict=True):
@@ -136,7 +136,7 @@ def test_short_contexts_and_every_dtype_stay_finite(name: str, dtype: torch.dtyp
     model, press = model_of("llama", dtype), press_named(name)
     prefilled = read_context(model, [press], tokens)
     for ratio, context in zip(RATIOS, prefilled.compress(press, RATIOS), strict=True):
-        context.check_budget(press, ratio)
+        context.check_budget(press, Budget.of(ratio))
         assert all(
             bool(tensor.isfinite().all())
             for kept in context.layers
@@ -153,7 +153,7 @@ def test_sweep_and_standalone_give_equal_logits(name: str, family: str) -> None:
     model, press = model_of(family), press_named(name)
     continuation = tiny_ids(6, seed=3)
     prefilled = read_context(model, [press])
-    ratios = [0.0] if press.traits.is_full_cache else list(RATIOS)
+    ratios = [0.0] if has_no_ratio(press) else list(RATIOS)
     try:
         contexts = prefilled.compress(press, ratios)
     except ValueError as error:
@@ -181,7 +181,7 @@ def test_sweep_and_standalone_give_equal_logits(name: str, family: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_rows_are_independent(name: str) -> None:
     model, press = model_of("llama"), press_named(name)
-    if press.traits.is_full_cache:
+    if has_no_ratio(press):
         return
     press = replace(press, compression_ratio=0.5)
     ids, keyword = tiny_ids(101, batch=2), cache_keyword(model)

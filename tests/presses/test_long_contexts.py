@@ -13,7 +13,7 @@ from kvcache.hooks.prefill import chunking
 from kvcache.modules import cache_keyword
 from kvcache.observation import LOGITS
 from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
-from tests.support.catalogue_presses import NAMES, press_named
+from tests.support.catalogue_presses import NAMES, has_no_ratio, press_named
 from tests.support.tiny_models import tiny_ids, tiny_model
 
 TOKENS = 16384
@@ -70,7 +70,7 @@ def test_no_press_makes_a_tensor_of_the_context_squared() -> None:
     prefilled = PrefilledContext(observer, 0.0)
     for press in presses:
         with noting(observer.sizes, press.name):
-            prefilled.compress(press, [0.0 if press.traits.is_full_cache else 0.5])
-    assert set(observer.sizes) >= {press.name for press in presses if not press.traits.is_full_cache}
+            prefilled.compress(press, [0.0 if has_no_ratio(press) else 0.5])
+    assert set(observer.sizes) >= {press.name for press in presses if not has_no_ratio(press)}
     assert not {name: size for name, size in observer.sizes.items() if size[0] > LARGEST}
     assert LARGEST < 4 * TOKENS**2 / 3

@@ -5,7 +5,7 @@ import torch
 
 from kvcache.budget import Budget
 from presses.support.budgets import ends, shorten
-from tests.support.catalogue_presses import NAMES, press_named
+from tests.support.catalogue_presses import NAMES, has_no_ratio, press_named
 from tests.support.prefilled_contexts import model_of, read_context
 
 RATIOS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9)
@@ -13,7 +13,7 @@ CLAIMING = [
     name
     for name in NAMES
     if press_named(name).traits.ratio_is_bytes
-    and not (press_named(name).traits.is_full_cache or press_named(name).traits.has_fixed_budget)
+    and not (has_no_ratio(press_named(name)) or press_named(name).traits.has_fixed_budget)
 ]
 OF_SOMETHING_ELSE = {"ratio_decoding", "think"}
 """Their ratio is of the text while an answer is written, and of key channels; `kept_fraction` says what is left."""
@@ -88,5 +88,5 @@ def test_awkward_ratios_keep_what_published_numbers_keep(tokens: int, ratio: flo
     for name in ("knorm", "snapkv", "adakv"):
         press = press_named(name)
         (context,) = read_context(model_of("llama"), [press], tokens).compress(press, [ratio])
-        context.check_budget(press, ratio)
+        context.check_budget(press, Budget.of(ratio))
         assert {sum(heads) for heads in context.entries()} == {2 * kept}

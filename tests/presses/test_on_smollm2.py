@@ -9,12 +9,14 @@ import torch
 from transformers import DynamicCache
 
 from kvcache.attention import attending
+from kvcache.budget import Budget
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.modules import cache_keyword
 from longpress.catalogue import presses
 from longpress.models.loading import LoadedModel
 from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
 from presses.base import BasePress
+from tests.support.catalogue_presses import has_no_ratio
 from tests.support.tiny_models import smollm2_ids
 
 RATIOS, TOKENS = (0.25, 0.5, 0.75, 0.9), 300
@@ -49,14 +51,14 @@ def test_budgets_are_met_and_the_next_token_is_finite(
     press = made[name]
     ratios = (
         [0.0]
-        if press.traits.is_full_cache
+        if has_no_ratio(press)
         else [press.compression_ratio]
         if press.traits.has_fixed_budget
         else list(RATIOS)
     )
     contexts = prefilled.compress(press, ratios)
     for ratio, context in zip(ratios, contexts, strict=True):
-        context.check_budget(press, ratio)
+        context.check_budget(press, Budget.of(ratio))
         assert not press.traits.ratio_is_bytes or context.kept_fraction <= 1 - ratio + 0.02
     starts = [context.next_position for context in contexts]
     layers = [

@@ -168,7 +168,7 @@ def test_configurations_without_a_head_size(press: BasePress, family: str) -> No
     assert getattr(model.config, "head_dim", None) is None
     press = with_weights(press)
     (context,) = read_context(model, [press], ids=tiny_ids(TOKENS)).compress(press, [0.5])
-    context.check_budget(press, 0.5)
+    context.check_budget(press, Budget.of(0.5))
     assert context.kept_fraction < 1
 
 

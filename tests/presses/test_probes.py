@@ -104,7 +104,7 @@ def test_what_the_model_is_made_to_repeat_equals_kvpress(name: str) -> None:
 def test_a_model_that_kvpress_refuses_is_compressed_in_its_full_attention_layers() -> None:
     for press in PROBES:
         (context,) = read_context(model_of("gemma3"), [press], 90).compress(press, [0.5])
-        context.check_budget(press, 0.5)
+        context.check_budget(press, Budget.of(0.5))
         assert context.observed == [1, 2]
 
 
@@ -113,7 +113,7 @@ def test_value_norms_that_kvpress_cannot_take() -> None:
     assert not GOLDENS.cases(label)
     assert any(failure["label"] == label for failure in GOLDENS.metadata["failures"])
     (context,) = read_context(model_of("llama"), [build(label)], 90).compress(build(label), [0.5])
-    context.check_budget(build(label), 0.5)
+    context.check_budget(build(label), Budget.of(0.5))
 
 
 @pytest.mark.parametrize("press", PROBES, ids=str)
@@ -226,7 +226,7 @@ def test_a_head_may_become_empty_and_is_read_as_such() -> None:
     model, press = model_of("llama"), KVzipPress(n_sink=0)
     prefilled = read_context(model, [press], 40)
     (context,) = prefilled.compress(press, [0.97])
-    context.check_budget(press, 0.97)
+    context.check_budget(press, Budget.of(0.97))
     assert 0 in [entries for layer in context.entries() for entries in layer]
     continuation = tiny_ids(5, seed=4)
     together = CompressedCache(

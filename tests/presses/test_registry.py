@@ -47,6 +47,7 @@ from presses import (
 )
 from presses.base import BasePress
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.catalogue_presses import has_no_ratio
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import FIRST, MORE, REST, Case, load_goldens
 from tests.support.prefilled_contexts import model_of, read_context
@@ -154,11 +155,11 @@ def test_every_press_of_the_registry_answers_from_one_prefill() -> None:
     made = {name: with_weights(press) for name, (press, _) in REGISTRY.items()}
     prefilled = read_context(model_of("llama"), list(made.values()), 90)
     for name, press in made.items():
-        ratio = 0.0 if press.traits.is_full_cache else press.compression_ratio or 0.5
+        ratio = 0.0 if has_no_ratio(press) else press.compression_ratio or 0.5
         for context in prefilled.compress(press, [ratio]):
-            context.check_budget(press, ratio)
+            context.check_budget(press, Budget.of(ratio))
             assert (
-                press.traits.is_full_cache or context.kept_fraction < 1 or name == "duo_attention_on_the_fly"
+                has_no_ratio(press) or context.kept_fraction < 1 or name == "duo_attention_on_the_fly"
             ), name  # 90 tokens are within its windows
         acts = name.startswith(("cam", "decoding"))
         assert press.acts_while_decoding(Budget.of(ratio)) == acts, name
@@ -264,7 +265,7 @@ def test_restorekv_meets_its_budget_and_goes_on_behind_its_tokens() -> None:
     prefilled = read_context(model_of("llama"), [press], 203)
     ratios = (0.25, 0.5, 0.9, 0.97, 0.99)
     for ratio, context in zip(ratios, prefilled.compress(press, ratios), strict=True):
-        context.check_budget(press, ratio)
+        context.check_budget(press, Budget.of(ratio))
         assert context.next_position == 203 + 8
         assert abs(sum(map(sum, context.entries())) - (1 - ratio) * LAYERS * KV_HEADS * 203) <= 1
     full = prefilled.prefill.cache.layers[0].keys.shape[2]

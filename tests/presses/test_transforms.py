@@ -319,11 +319,11 @@ def test_composed_fractions_multiply_and_are_measured() -> None:
     press = ComposedPress(SnapKVPress(0.5), KnormPress(0.3))
     assert press.compression_ratio == 0.5
     (context,) = read_context(tiny_model("llama"), [press], 200).compress(press, [0.5])
-    context.check_budget(press, 0.5)
+    context.check_budget(press, Budget.of(0.5))
     assert context.entries() == [[70, 70]] * 3
     assert context.kept_fraction == 0.35
     with pytest.raises(ValueError, match="states 600"):
-        context.check_budget(SnapKVPress(), 0.5)
+        context.check_budget(SnapKVPress(), Budget.of(0.5))
 
 
 def test_composed_chooses_among_what_is_left() -> None:
@@ -355,7 +355,7 @@ def test_composed_keeps_head_wise_budgets_where_channels_follow_or_they_come_las
     ada = AdaKVPress(SnapKVPress(window_size=16))
     for press in (ComposedPress(ada, ThinKPress(0.5)), ComposedPress(KnormPress(), ada)):
         (context,) = read_context(model, [press]).compress(press, [0.5])
-        context.check_budget(press, 0.5)
+        context.check_budget(press, Budget.of(0.5))
         assert len(set(context.entries()[1])) == 2
         assert bool(logits(model, context.layers, 203).isfinite().all())
     press = ComposedPress(ada, KnormPress())
@@ -442,7 +442,7 @@ def test_finch_follows_its_formula() -> None:
 def test_finch_keeps_its_share_of_every_chunk() -> None:
     press = FinchPress(window_size=8, chunk_length=50)
     (context,) = read_context(tiny_model("llama"), [press], 120).compress(press, [0.5])
-    context.check_budget(press, 0.5)
+    context.check_budget(press, Budget.of(0.5))
     assert context.entries() == [[25 + 25 + 10] * 2] * 3
     assert context.next_position == 60
 

@@ -30,7 +30,7 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.cam import coins
-from tests.support.catalogue_presses import ACTIVE, busy_press_named
+from tests.support.catalogue_presses import ACTIVE, busy_press_named, has_no_ratio
 from tests.support.decoded_rows import decode_forced
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import MORE, REST, Goldens, load_goldens
@@ -208,7 +208,7 @@ def test_dms_judges_tokens_when_they_leave_the_window() -> None:
         held = keys[:, :, entries]
         layer = DecodingObservation(
             0,
-            None,
+            SimpleNamespace(layer_idx=0),
             torch.zeros(1, 1, 1),
             held,
             held,
@@ -219,7 +219,7 @@ def test_dms_judges_tokens_when_they_leave_the_window() -> None:
             valid=torch.ones(1, 1, len(entries), dtype=torch.bool),
         )
         layer = replace(layer, entry_metadata=press.entry_metadata(scores[..., :4]) if token == 4 else None)
-        selection = decode_hook.follow(layer)
+        selection = decode_hook.after_pass(layer)
         entries = entries if selection is None else [entries[at] for at in selection.positions[0, 0].tolist()]
         seen.append(list(entries))
     assert seen == [[0, 2, 3, 4], [0, 2, 3, 4, 5], [0, 2, 4, 5, 6]]
@@ -235,7 +235,7 @@ def test_a_target_below_the_window_keeps_the_most_recent() -> None:
 def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, family: str) -> None:
     model, press, full = tiny_model(family), busy_press_named(name), KnormPress()
     read = read_context(model, [press, full], 60)
-    mine = read.compress(press, [0.0] if press.traits.is_full_cache else [0.5])[0]
+    mine = read.compress(press, [0.0] if has_no_ratio(press) else [0.5])[0]
     plain, knorm = read.compress(full, [0.0, 0.5])
     ids = tiny_ids(13, batch=4, seed=8)
     decode_hook, nothing = lambda: press.decode_hook(Budget(ratio=0.5)), lambda: None
@@ -249,7 +249,7 @@ def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, f
         "nothing was dropped: give the option a small value in SMALL"
     )
     stored, keyword = DynamicCache(config=model.config), cache_keyword(model.model)
-    standing = press if press.traits.is_full_cache else replace(press, compression_ratio=0.5)
+    standing = press if has_no_ratio(press) else replace(press, compression_ratio=0.5)
     with torch.no_grad(), standing(model):
         model.model(input_ids=tiny_ids(60), **{keyword: stored})
         steps = [
@@ -264,7 +264,7 @@ def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, f
 
 
 class _KeepAll(DecodeHook):
-    def follow(self, layer):
+    def after_pass(self, layer):
         return Selection(layer.valid)
 
     def apply(self, keys, values, selection):
@@ -286,7 +286,7 @@ def test_moving_a_row_to_storage_of_its_own_changes_nothing(family: str) -> None
 @pytest.mark.parametrize("name", ACTIVE)
 def test_generate_works_inside_the_block(name: str) -> None:
     model, press = tiny_model("llama"), busy_press_named(name)
-    press = press if press.traits.is_full_cache else replace(press, compression_ratio=0.5)
+    press = press if has_no_ratio(press) else replace(press, compression_ratio=0.5)
     with press(model):
         out = model.generate(tiny_ids(60), max_new_tokens=12, min_new_tokens=12, do_sample=False)
     assert out.shape == (1, 72)
@@ -308,6 +308,6 @@ def test_generate_works_inside_the_block(name: str) -> None:
 def test_what_cannot_work_is_refused(make_press) -> None:
     with pytest.raises(
         ValueError,
-        match=r"compression_ratio|target_size|interval|does nothing|cannot act|merge_budget|same positions",
+        match=r"compression_ratio|target_size|interval|buffer|does nothing|cannot act|merge_budget|same positions",
     ):
         make_press()

@@ -39,3 +39,10 @@ def busy_press_named(name: str) -> BasePress:
 
 ACTIVE = [name for name in NAMES if busy_press_named(name).acts_while_decoding(Budget(ratio=0.5))]
 """Presses that do something while an answer is written."""
+
+
+def has_no_ratio(press: BasePress) -> bool:
+    """Whether the press keeps the whole context, whatever ratio is asked for: none, decoding, cam."""
+    return press.traits.is_full_cache or (
+        press.traits.has_fixed_budget and not press.traits.evicts_in_prefill
+    )

@@ -20,7 +20,7 @@ TABLES = {
     "folders in the way of the tables": "tables {bad}/blocked",
     "no folder, without plots": "tables --no-plots",
     "a folder that there is not, without plots": "tables /nowhere --no-plots",
-    "a folder in the way of a plot": "tables {bad}/blocked-plot",
+    "folders in the way of the tables elsewhere": "tables {bad}/good --out {bad}/blocked",
 }
 
 REPORT = {
@@ -140,13 +140,10 @@ def fill(bad: Path) -> None:
     ]
     rows = [json.loads(record.to_json()) for record in made]
     changes = {"newer": {"schema": 99}, "foreign": {"benchmark": "nosuch"}}
-    for name in ("good", "newer", "foreign", "blocked", "blocked-plot"):
+    for name in ("good", "newer", "foreign", "blocked"):
         lines = [json.dumps({**row, **changes.get(name, {})}) + "\n" for row in rows]
         (bad / name / "records").mkdir(parents=True)
         (bad / name / "records" / "a.jsonl").write_text("".join(lines))
-    for folder, name in (
-        *(("blocked", name) for name in ("scores.csv", "report.html", "ranking-1.png")),
-        ("blocked-plot", "ranking-1.png"),
-    ):
-        (bad / folder / name).mkdir()
-        (bad / folder / name / "inside").write_text("x")
+    for name in ("scores.csv", "report.html", "ranking-1.png"):
+        (bad / "blocked" / name).mkdir()
+        (bad / "blocked" / name / "inside").write_text("x")
