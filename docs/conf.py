@@ -23,11 +23,13 @@ root_doc = "index"
 # every reference of ours must lead somewhere; those of others cannot be looked up without a network
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!(longpress|kvcache|presses|benchmarks)\.).*")]
-nitpick_ignore = [  # a type variable, and what no press needs to know of
-    ("py:class", "kvcache.observation.Result"),
-    ("py:class", "kvcache.observation.Scorer"),
-    ("py:class", "kvcache.observation.AttentionInputs"),
-]
+INSIDE = (
+    *("kvcache.observation.Result", "kvcache.observation.Scorer"),
+    *("kvcache.observation.AttentionInputs", "kvcache.observation.AttentionProbe", "kvcache.storage.KVView"),
+    *("longpress.pipeline.compressed_context.Chunk", "longpress.pipeline.rows.AfterQuestion"),
+)
+"""Types that signatures on the page of Python mention, and that nobody outside needs to know."""
+nitpick_ignore = [("py:class", name) for name in INSIDE]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 4
@@ -38,7 +40,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 python_use_unqualified_type_names = True
 add_module_names = False
 

@@ -19,12 +19,12 @@ variants = [
     Variant(SnapKVPress(), Budget(tokens=128)),  # or a number of entries to keep in every head
     Variant(KnormPress(), 0.5, cache_bits=4),  # what stays is stored in 4 bits a number
 ]
-answers = pipeline(CONTEXT, questions=QUESTIONS, press=variants, max_new_tokens=12)
+answers = pipeline(CONTEXT, questions=QUESTIONS, press=variants, max_new_tokens=14)
 
 for number, written in enumerate(answers["answers"]):
     result = answers.results[number * len(QUESTIONS)]
     kept = 100 * result.context.kept_fraction  # measured
-    print(f"{result.variant.press.name:<7} {result.variant.budget}  keeps {kept:.0f} %")
+    print(f"{result.variant.press.name:<6} {result.variant.budget}: {kept:.0f} % of the bytes kept")
     for text in written:
         print(f"    {text!r}")
 print(f"one prefill of {answers.results[0].context.tokens} tokens for {len(variants)} variants")

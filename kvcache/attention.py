@@ -304,8 +304,8 @@ def _attend_context(
         query = query.gather(-1, storage.channels[:, None, None].expand(-1, group, many, -1))
     if bias is not None:
         bias = bias.expand(heads, 1, many, -1)
-    per_query_head = (part[:, None].expand(-1, group, -1, -1) for part in (keys, values))
-    part = _attend(query, *per_query_head, bias, cap, shared)
+    keys, values = (entries[:, None].expand(-1, group, -1, -1) for entries in (keys, values))
+    part = _attend(query, keys, values, bias, cap, shared)
     if bias is None or not may_see_nothing:
         return part
     sees_nothing = bias.isneginf().all(-1)

@@ -1,4 +1,4 @@
-"""How much of a context may stay: a budget, given as a ratio, as a number of tokens, or as the lowest score."""
+"""How much of a context may stay: a ratio, a number of tokens, or the lowest score."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ class Budget:
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ValueError(
                 f"budget_tokens={tokens!r} must be a whole number from 1: it is the entries kept per head, "
-                "on "
-                "average"
+                "on average"
             )
         if score is not None and (
             isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score)
@@ -104,7 +103,7 @@ class Budget:
         return heads * tokens - int(heads * tokens * self._known_ratio())
 
     def parts(self, n: int, tokens: int) -> int:
-        """How many of `n` equal parts of a context of `tokens` stay, where whole parts stay or go: at least one.
+        """How many of `n` equal parts of a context of `tokens` stay, at least one: parts stay or go whole.
 
         Raises:
             ValueError: as `entries`.
@@ -141,9 +140,9 @@ class Budget:
         dealt = 0
         for start in range(0, tokens, size):
             stop = min(start + size, tokens)
-            here = max(1, stop * self.tokens // tokens - dealt)
-            budgets.append(Budget(tokens=here))
-            dealt += here
+            of_chunk = max(1, stop * self.tokens // tokens - dealt)
+            budgets.append(Budget(tokens=of_chunk))
+            dealt += of_chunk
         return budgets
 
     def named(self) -> dict[str, float]:

@@ -13,8 +13,8 @@ def decoder_of(model: nn.Module) -> nn.Module:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     if not hasattr(decoder, "layers"):
         raise ValueError(
-            f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama "
-            "or Qwen have one"
+            f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama or "
+            "Qwen have one"
         )
     return decoder
 
@@ -53,10 +53,10 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
-    """Whether this layer is not compressed: a sliding-window layer already forgets, so presses leave it as it is.
+    """Whether this layer is not compressed.
 
-    A model in which every layer has a window that covers the whole context behaves as one with full attention
-    and is compressed as such.
+    A sliding-window layer already forgets, so presses leave it as it is. A model in which every layer has a
+    window that covers the whole context behaves as one with full attention and is compressed as such.
 
     Raises:
         ValueError: every layer has a window shorter than the context, so nothing could be compressed.
@@ -70,8 +70,7 @@ def is_left_whole(model: nn.Module, module: nn.Module, tokens: int) -> bool:
     if window < tokens:
         raise ValueError(
             f"every layer of {type(model).__name__} attends within a sliding window of {window} tokens, "
-            f"fewer than the context's {tokens}: "
-            "there is nothing left for a press to compress; use contexts within the window or a model with "
-            "full-attention layers"
+            f"fewer than the context's {tokens}: there is nothing left for a press to compress; use contexts "
+            "within the window or a model with full-attention layers"
         )
     return False

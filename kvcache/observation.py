@@ -35,7 +35,9 @@ class Scorer(Protocol):
 
 @dataclass
 class AttentionProbe:
-    """What the attention function was called with, where it is ours: the truth that recomputed queries are compared with.
+    """What the attention function was called with, where it is ours.
+
+    It is the truth that recomputed queries are compared with.
 
     Attributes:
         queries: (B, H * G, n, d) of the last tokens, after rotary embedding.
@@ -78,7 +80,9 @@ class AttentionInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerObservation:
-    """One layer in the moment after its attention read the whole context. Read only: nothing here may be modified.
+    """One layer in the moment after its attention read the whole context.
+
+    Read only: nothing of it may be modified.
 
     Attributes:
         index: of the layer in the model.
@@ -143,11 +147,9 @@ class LayerObservation:
 
     def generators(self, seed: int) -> list[torch.Generator]:
         """Per batch row, a random generator on the CPU of its own for this seed, layer and context."""
-        # hashed: the generator looks at the lowest 32 bits of its seed only
-        return [
-            torch.Generator().manual_seed(zlib.crc32(f"{seed} {self.index} {row}".encode()))
-            for row in self.fingerprints
-        ]
+        # Hashed, since a generator looks at the lowest 32 bits of its seed only.
+        seeds = [zlib.crc32(f"{seed} {self.index} {row}".encode()) for row in self.fingerprints]
+        return [torch.Generator().manual_seed(hashed) for hashed in seeds]
 
     @property
     def kv_heads(self) -> int:
@@ -167,7 +169,10 @@ class LayerObservation:
         return float(getattr(self.module, "scaling", head_size(self.module) ** -0.5))
 
     def once(self, name: Hashable, compute: Callable[[], Result]) -> Result:
-        """`compute()`, remembered for this layer under `name`, so that presses built on the same thing pay once."""
+        """`compute()`, remembered for this layer under `name`.
+
+        So presses that are built on the same thing pay once.
+        """
         if name not in self._memo:
             self._memo[name] = compute()
         result: Result = self._memo[name]
@@ -217,19 +222,24 @@ class LayerObservation:
 
         def compute() -> Tensor:
             rotary = self.rotary
-            return rotary.turn(
-                self.queries_before_rope(n), *read(rotary.layout, self.cos[:, -n:], self.sin[:, -n:])
-            )
+            factors = read(rotary.layout, self.cos[:, -n:], self.sin[:, -n:])
+            return rotary.turn(self.queries_before_rope(n), *factors)
 
         return self.once(("queries", n), compute)
 
     def window_attention(self, last: int) -> Tensor:
-        """(B, H * G, n, T) causal attention of the last n = min(last, T) queries to all keys; softmax in float32, in the queries' dtype."""
+        """(B, H * G, n, T) causal attention of the last n = min(last, T) queries to all keys.
+
+        The softmax is taken in float32, the result is in the queries' dtype.
+        """
         n = min(last, self.tokens)
         return self.once(("window attention", n), lambda: self._attention(self.queries(n), self.tokens - n))
 
     def attention_column_sums(self) -> Tensor:
-        """(B, H * G, T) float32: attention that each position receives, summed over all queries, block by block."""
+        """(B, H * G, T) float32: attention that each position receives, summed over all queries.
+
+        Computed block by block of queries.
+        """
 
         def compute() -> Tensor:
             queries = self.queries()
@@ -243,7 +253,7 @@ class LayerObservation:
         return self.once("attention column sums", compute)
 
     def _attention(self, queries: Tensor, start: int) -> Tensor:
-        """(B, H * G, n, start + n): causal attention of queries at positions start, start + 1, … (B, H * G, n, d)."""
+        """(B, H * G, n, start + n): causal attention of queries (B, H * G, n, d) from position `start` on."""
         n = queries.shape[2]
         logits = self.logits(queries.unflatten(1, (self.kv_heads, self.group)), self.keys[:, :, : start + n])
         future = torch.ones(n, n, dtype=torch.bool, device=logits.device).triu(1)
@@ -251,12 +261,17 @@ class LayerObservation:
         return self.softmax(logits).to(queries.dtype).flatten(1, 2)
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """(B, H, G, n, K) attention logits of queries (B, H, G, n, d) and keys (B, H, K, d), as this attention scales and caps them."""
+        """(B, H, G, n, K) attention logits, as this attention scales and caps them.
+
+        Args:
+            queries: (B, H, G, n, d).
+            keys: (B, H, K, d).
+        """
         products = queries.flatten(2, 3) @ keys.transpose(2, 3) * self.scale
         return capped(products, cap_of(self.module)).unflatten(2, queries.shape[2:4])
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """Float32 weights (B, H, G, n, K) of logits, less the share of the attention's sinks where it has some."""
+        """Float32 weights (B, H, G, n, K) of logits, less the share that sinks take."""
         return softmax(logits, sinks_of(self.module))
 
     @property
@@ -269,7 +284,9 @@ class LayerObservation:
         return Rotary(self.rope, self.layout())
 
     def layout(self) -> Layout:
-        """How rotary factors are read, found once per layer by recomputing the last keys; the last queries are checked as well.
+        """How rotary factors are read, found once per layer.
+
+        It is found by recomputing the last keys; the last queries are checked as well.
 
         Raises:
             ValueError: recomputed keys or queries are not those of the model.
@@ -280,32 +297,38 @@ class LayerObservation:
         @torch.no_grad()
         def compute() -> Layout:
             n = min(2, self.hidden.shape[1])
-            last = self.hidden[:, -n:]
-            cos, sin = self.cos[:, -n:], self.sin[:, -n:]
-            found = find_layout(keys_before_rope(self.module, last), self.keys[:, :, -n:], cos, sin)
-            true = self.attention_probe.queries if self.attention_probe is not None else None
-            if found is not None and true is not None and true.shape[2] >= n:
-                again = Rotary(self.rope, found).turn(
-                    queries_before_rope(self.module, last), *read(found, cos, sin)
-                )
-                if again.shape != true[:, :, -n:].shape or not _close(again, true[:, :, -n:]):
-                    found = None
-            if found is None:
+            hidden, cos, sin = self.hidden[:, -n:], self.cos[:, -n:], self.sin[:, -n:]
+            layout = find_layout(keys_before_rope(self.module, hidden), self.keys[:, :, -n:], cos, sin)
+            if layout is None or not self._turns_queries(layout, hidden, cos, sin):
                 raise ValueError(
                     f"the queries or keys of {type(self.module).__name__} cannot be recomputed from its "
-                    "projections, so this press would "
-                    "be silently wrong on this model; use one that scores keys and values as they are "
-                    "cached (knorm, keydiff, …)"
+                    "projections, so this press would be silently wrong on this model; use one that scores "
+                    "keys and values as they are cached (knorm, keydiff, …)"
                 )
-            return found
+            return layout
 
         return self.once("layout", compute)
 
+    def _turns_queries(self, layout: Layout, hidden: Tensor, cos: Tensor, sin: Tensor) -> bool:
+        """Whether queries recomputed from the last hidden states are those that the attention has used.
 
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    return torch.allclose(found.float(), wanted.float(), rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
+        True where these are not known.
+        """
+        n = hidden.shape[1]
+        true = None if self.attention_probe is None else self.attention_probe.queries
+        if true is None or true.shape[2] < n:
+            return True
+        true = true[:, :, -n:].float()
+        before_rope = queries_before_rope(self.module, hidden)
+        queries = Rotary(self.rope, layout).turn(before_rope, *read(layout, cos, sin)).float()
+        if queries.shape != true.shape:
+            return False
+        return torch.allclose(queries, true, rtol=2e-2, atol=2e-2 * float(true.abs().max()))
 
 
 def block_size(rows: int, length: int, most: int = QUERY_BLOCK) -> int:
-    """Queries per step, where each of `rows` heads meets `length` keys: at most `most`, and at most `LOGITS` logits in all."""
+    """Queries per step, where each of `rows` heads meets `length` keys.
+
+    At most `most`, and at most `LOGITS` logits in all.
+    """
     return max(1, min(most, LOGITS // (rows * max(1, length))))

@@ -1,4 +1,4 @@
-"""Queries and keys before rotary embedding, recomputed from a layer's hidden states, for each attention family."""
+"""Queries and keys before rotary embedding, recomputed from a layer's hidden states, for each family."""
 
 from __future__ import annotations
 
@@ -23,30 +23,29 @@ def kv_heads(module: Any) -> int:
 
 
 def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:
-    """(B, T, D) hidden states, after the layer's input norm, to queries (B, H * G, T, d) before rotary embedding."""
+    """(B, H * G, T, d): queries before rotary embedding, of hidden states (B, T, D) after the input norm."""
     n_heads, size = query_heads(module), head_size(module)
     if hasattr(module, "q_proj"):
         flat = module.q_proj(hidden)
     elif hasattr(module, "qkv_proj"):  # Phi3: queries, keys, values fused in this order
-        flat = nn.functional.linear(
-            hidden, module.qkv_proj.weight[: n_heads * size], _slice(module.qkv_proj.bias, 0, n_heads * size)
-        )
+        stop = n_heads * size
+        bias = _slice(module.qkv_proj.bias, 0, stop)
+        flat = nn.functional.linear(hidden, module.qkv_proj.weight[:stop], bias)
     else:
         raise ValueError(_unknown(module, "q_proj or qkv_proj"))
     return _heads(flat, size, getattr(module, "q_norm", None))
 
 
 def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
-    """(B, T, D) hidden states, after the layer's input norm, to keys (B, H, T, d) before rotary embedding."""
+    """(B, H, T, d): keys before rotary embedding, of hidden states (B, T, D) after the input norm."""
     n_heads, size = kv_heads(module), head_size(module)
     if hasattr(module, "k_proj"):
         flat = module.k_proj(hidden)
     elif hasattr(module, "qkv_proj"):
         start = query_heads(module) * size
         stop = start + n_heads * size
-        flat = nn.functional.linear(
-            hidden, module.qkv_proj.weight[start:stop], _slice(module.qkv_proj.bias, start, stop)
-        )
+        bias = _slice(module.qkv_proj.bias, start, stop)
+        flat = nn.functional.linear(hidden, module.qkv_proj.weight[start:stop], bias)
     else:
         raise ValueError(_unknown(module, "k_proj or qkv_proj"))
     return _heads(flat, size, getattr(module, "k_norm", None))
@@ -61,7 +60,10 @@ def output_weight(module: Any) -> Tensor:
 
 
 def _heads(flat: Tensor, size: int, norm: nn.Module | None) -> Tensor:
-    """(B, T, heads * d) to (B, heads, T, d), with the query or key norm of Qwen3, Gemma3 (per head) or OLMo2 (over all heads)."""
+    """(B, T, heads * d) to (B, heads, T, d), with the query or key norm where there is one.
+
+    Qwen3 and Gemma3 have it per head, OLMo2 over all heads.
+    """
     weight: Any = getattr(norm, "weight", None)
     if norm is not None and weight is not None and weight.shape[-1] == flat.shape[-1] != size:
         flat, norm = norm(flat), None
@@ -73,5 +75,8 @@ def _slice(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
     return None if bias is None else bias[start:stop]
 
 
-def _unknown(module: Any, wanted: str, what: str = "queries and keys") -> str:
-    return f"{type(module).__name__} has no {wanted}: longpress does not know how this attention computes its {what}"
+def _unknown(module: Any, projections: str, what: str = "queries and keys") -> str:
+    return (
+        f"{type(module).__name__} has no {projections}: longpress does not know how this attention computes "
+        f"its {what}"
+    )

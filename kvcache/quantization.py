@@ -1,8 +1,10 @@
-"""Entries in 8, 4 or 2 bits, packed into bytes: keys in groups along the tokens, values in groups along the channels.
+"""Entries in 8, 4 or 2 bits, packed into bytes.
 
-code = round((x − low) / scale), low and scale of each group of `GROUP` numbers kept in float16, (max − min) /
-(2^bits − 1) apart. Source: Liu et al. 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache",
-arXiv 2402.02750; authors' repository jy-yuan/KIVI.
+Keys are quantised in groups of `GROUP` numbers along the tokens, values in groups along the channels:
+code = round((x − low) / scale), with low = min and scale = (max − min) / (2^bits − 1) of each group kept in
+float16.
+Source: Liu et al. 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", arXiv 2402.02750;
+authors' repository jy-yuan/KIVI.
 Differs: no part of the context stays in full precision; the tokens of question and answer all do. Codes are
 rounded against the stored float16 scale. Own code, since the backends that transformers offers know neither
 heads that keep different numbers of entries nor entries that move: HQQ 0.2.8 works with torch 2.13 and errs
@@ -46,8 +48,8 @@ class Packed:
 
     Attributes:
         codes: (H, K, ⌈c · bits / 8⌉) uint8, several to a byte, the first in the lowest bits.
-        scale: (H, ⌈K / GROUP⌉, c) where groups lie along the tokens (`per_channel`), else (H, K, ⌈c /
-            GROUP⌉).
+        scale: (H, ⌈K / GROUP⌉, c) where groups lie along the tokens (`per_channel`), else
+            (H, K, ⌈c / GROUP⌉).
         low: like scale.
         bits: 8, 4 or 2.
         size: c.
@@ -81,10 +83,8 @@ class Packed:
     def bytes_of(self, entries: Sequence[int]) -> int:
         """Bytes of the first `entries[h]` entries of each head h, scales included."""
         groups = [ceil(n / GROUP) if self.per_channel else n for n in entries]
-        return (
-            sum(entries) * self.codes.shape[-1]
-            + sum(groups) * self.scale.shape[-1] * 2 * self.scale.element_size()
-        )
+        of_group = self.scale.shape[-1] * 2 * self.scale.element_size()  # scale and low
+        return sum(entries) * self.codes.shape[-1] + sum(groups) * of_group
 
     def unpack(self) -> Tensor:
         """(H, K, c): the entries, dequantised."""
@@ -122,30 +122,32 @@ def pack(entries: Tensor, bits: int, per_channel: bool, counts: Tensor | None = 
         per_channel: groups along the tokens, else along the channels.
         counts: (H,) entries that exist in each head; what lies behind them leaves no trace. None: all.
     """
+    # Behind a head's own entries stands the last of them, once more.
     heads, length, size = entries.shape
     numbers = entries.float()
     if counts is not None and length:
         last = (counts - 1).clamp(min=0)[:, None]
         at = torch.arange(length, device=entries.device).expand(heads, -1)
         numbers = rows_at(numbers, torch.minimum(at, last))
+
+    # Lowest number and scale of each group, in float16 where all numbers fit in it.
     groups = _groups(numbers, per_channel)
     low, high = groups.amin(-1), groups.amax(-1)
-    kind = (
-        torch.float16
-        if not numbers.numel() or float(numbers.abs().max()) < torch.finfo(torch.float16).max
-        else torch.float32
-    )
-    low, scale = low.to(kind), ((high - low) / (2**bits - 1)).to(kind)
-    step, start = (
-        _spread(part, per_channel, entries.shape) for part in (torch.where(scale > 0, scale, 1), low)
-    )
+    fits = not numbers.numel() or float(numbers.abs().max()) < torch.finfo(torch.float16).max
+    dtype = torch.float16 if fits else torch.float32
+    low, scale = low.to(dtype), ((high - low) / (2**bits - 1)).to(dtype)
+
+    # Codes, rounded against what is stored of the scale.
+    step = _spread(torch.where(scale > 0, scale, 1), per_channel, entries.shape)
+    start = _spread(low, per_channel, entries.shape)
     codes = ((numbers - start) / step).round().clamp(0, 2**bits - 1).to(torch.uint8)
-    many = 8 // bits
-    codes = functional.pad(codes, (0, -size % many)).unflatten(-1, (-1, many))
+
+    # Several codes to a byte.
+    per_byte = 8 // bits
+    codes = functional.pad(codes, (0, -size % per_byte)).unflatten(-1, (-1, per_byte))
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=entries.device)
-    return Packed(
-        (codes << shifts).sum(-1, dtype=torch.uint8), scale, low, bits, size, per_channel, entries.dtype
-    )
+    packed = (codes << shifts).sum(-1, dtype=torch.uint8)
+    return Packed(packed, scale, low, bits, size, per_channel, entries.dtype)
 
 
 def rows_at(entries: Tensor, positions: Tensor) -> Tensor:
@@ -156,7 +158,10 @@ def rows_at(entries: Tensor, positions: Tensor) -> Tensor:
 
 
 def _groups(numbers: Tensor, per_channel: bool) -> Tensor:
-    """(H, groups, c, GROUP) along the tokens or (H, K, groups, GROUP) along the channels; the last number of a short group is repeated."""
+    """(H, groups, c, GROUP) along the tokens, or (H, K, groups, GROUP) along the channels.
+
+    The last number of a short group is repeated.
+    """
     along = numbers.mT if per_channel else numbers
     missing = -along.shape[-1] % GROUP
     if missing and along.shape[-1]:
@@ -168,8 +173,6 @@ def _groups(numbers: Tensor, per_channel: bool) -> Tensor:
 def _spread(part: Tensor, per_channel: bool, shape: Sequence[int]) -> Tensor:
     """Scales or lows of groups, repeated to (H, K, c) in float32."""
     part = part.float()
-    return (
-        part.repeat_interleave(GROUP, dim=1)[:, : shape[1]]
-        if per_channel
-        else part.repeat_interleave(GROUP, dim=2)[..., : shape[2]]
-    )
+    if per_channel:
+        return part.repeat_interleave(GROUP, dim=1)[:, : shape[1]]
+    return part.repeat_interleave(GROUP, dim=2)[..., : shape[2]]

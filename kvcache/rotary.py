@@ -1,4 +1,7 @@
-"""How an attention turns its queries and keys by position. Models differ in this and none says how, so it is found by trying."""
+"""How an attention turns its queries and keys by position.
+
+Models differ in this and none says how, so it is found by trying.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from kvcache.modules import kind_of
 
 @dataclass(frozen=True)
 class Layout:
-    """Which channels of a head are turned together, and how the model's tables of cosines and sines are to be read.
+    """Which channels of a head are turned together, and how the model's cosines and sines are to be read.
 
     Attributes:
-        name: for people.
+        name: what it is, and where it occurs.
         whole: the model's table (B, n, *) to one of (B, n, r) with a factor for every turned channel.
         neighbours: whether channel 2i is paired with 2i + 1, instead of i with i + r / 2.
     """
@@ -27,19 +30,28 @@ class Layout:
     neighbours: bool = False
 
 
+def _as_it_is(table: Tensor) -> Tensor:
+    return table
+
+
+def _twice(table: Tensor) -> Tensor:
+    return torch.cat((table, table), dim=-1)
+
+
+def _first_half_by_pairs(table: Tensor) -> Tensor:
+    return table[..., : table.shape[-1] // 2].repeat_interleave(2, -1)
+
+
 LAYOUTS = (
-    Layout("halves, as in Llama and its kin", lambda table: table),
-    Layout(
-        "halves, from one factor per pair, as in GPT-OSS", lambda table: torch.cat((table, table), dim=-1)
-    ),
-    Layout("neighbours, as in Cohere", lambda table: table, neighbours=True),
-    Layout(
-        "neighbours, from a table for halves, as in GLM",
-        lambda table: table[..., : table.shape[-1] // 2].repeat_interleave(2, -1),
-        True,
-    ),
+    Layout("halves, as in Llama and its kin", _as_it_is),
+    Layout("halves, from one factor per pair, as in GPT-OSS", _twice),
+    Layout("neighbours, as in Cohere", _as_it_is, neighbours=True),
+    Layout("neighbours, from a table for halves, as in GLM", _first_half_by_pairs, neighbours=True),
 )
-NONE = Layout("not at all, as in some layers of SmolLM3 and Cohere2", lambda table: table)
+"""The layouts that are tried."""
+
+NONE = Layout("not at all, as in some layers of SmolLM3 and Cohere2", _as_it_is)
+"""The layout of attentions without rotary embedding; it is tried last."""
 
 
 @dataclass(frozen=True)
@@ -71,27 +83,37 @@ def read(layout: Layout, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def find_layout(before: Tensor, after: Tensor, cos: Tensor, sin: Tensor) -> Layout | None:
-    """The layout that turns states `before` (B, H, n, d) into those `after`, given the model's (cos, sin); None if none does.
+    """The layout that turns states `before` (B, H, n, d) into those `after`; None if none does.
 
-    Of several, the closest: at position 0 nothing turns, and all of them do.
+    Of several, the closest: at position 0 nothing is turned, and all of them fit.
+
+    Args:
+        before: without rotary embedding.
+        after: with it.
+        cos: the model's, (B, n, *).
+        sin: like cos.
     """
-    wanted, best, least = after.float(), None, float("inf")
+    after, closest, least = after.float(), None, float("inf")
     for layout in (*LAYOUTS, NONE):
         factors = read(layout, cos, sin)
         if factors[0].shape[-1] > before.shape[-1]:
             continue
-        found = rotate(before, *factors, layout.neighbours).float()
-        error = float((found - wanted).abs().max())
-        close = torch.allclose(found, wanted, rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
+        turned = rotate(before, *factors, layout.neighbours).float()
+        error = float((turned - after).abs().max())
+        close = torch.allclose(turned, after, rtol=2e-2, atol=2e-2 * float(after.abs().max()))
         if close and error < least:
-            best, least = layout, error
-    return best
+            closest, least = layout, error
+    return closest
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -> Tensor:
-    """Apply rotary embedding to (B, *, T, d); cos and sin (B or 1, T, r) with r <= d (r < d: partial rotary, the rest passes unchanged).
+    """Apply rotary embedding to states (B, *, T, d).
 
-    Channel i is paired with i + r / 2, as in Llama and its kin, or 2i with 2i + 1 (`neighbours`).
+    Args:
+        states: to be turned.
+        cos: (B or 1, T, r) with r <= d; where r < d (partial rotary), the other channels pass unchanged.
+        sin: like cos.
+        neighbours: whether channel 2i is paired with 2i + 1, instead of i with i + r / 2 as in Llama.
     """
     cos, sin = cos[:, None].to(states.dtype), sin[:, None].to(states.dtype)
     size = cos.shape[-1]
@@ -110,19 +132,13 @@ def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         ValueError: it was not called with such a pair.
     """
-    found = (
-        kwargs["position_embeddings"]
-        if "position_embeddings" in kwargs
-        else args[1]
-        if len(args) > 1
-        else None
-    )
-    if not (isinstance(found, tuple) and len(found) == 2):
+    factors = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
+    if not (isinstance(factors, tuple) and len(factors) == 2):
         raise ValueError(
             f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary "
             "embedding only"
         )
-    return found
+    return factors
 
 
 def rope_of(

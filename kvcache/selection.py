@@ -1,4 +1,4 @@
-"""Which entries of a layer stay: budgets and selections."""
+"""Which entries of a layer stay."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class Selection:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(B, H, K) kept positions in rising order, K the largest count; behind a head's own count stand positions it did not keep."""
+        """(B, H, K) kept positions in rising order, K the largest count.
+
+        Behind a head's own count stand positions that it does not keep.
+        """
         order = (~self.keep).to(torch.uint8).sort(dim=-1, stable=True).indices
         return order[..., : int(self.counts.max())]
 

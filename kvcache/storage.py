@@ -1,10 +1,13 @@
-"""Context entries of a layer in memory, as the model computes them or in fewer bits, and what one variant reads of them."""
+"""Context entries of a layer in memory, and what one variant reads of them.
+
+They lie there as the model computes them, or in fewer bits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -58,12 +61,12 @@ class KVStorage:
 
     @property
     def keys(self) -> Tensor:
-        """(H, K, d), or (H, K, c): as the model reads them, moved to its device and dequantised anew at each call."""
+        """(H, K, d), or (H, K, c), as the model reads them: moved and dequantised anew at each call."""
         return self._read(self.stored_keys)
 
     @property
     def values(self) -> Tensor:
-        """(H, K, d): as the model reads them, moved to its device and dequantised anew at each call."""
+        """(H, K, d), as the model reads them: moved and dequantised anew at each call."""
         return self._read(self.stored_values)
 
     @property
@@ -105,15 +108,15 @@ class KVStorage:
         """The same entries in `bits` bits a number.
 
         Args:
-            bits: one of `quantising.BITS`; 16 changes nothing where the model computes in 16 bits.
+            bits: one of `kvcache.quantization.BITS`; 16 changes nothing where the model computes in 16 bits.
             counts: (H,) entries that exist in each head, None for all.
             movable: whether entries will be dropped one by one: then each has scales of its own, else keys
                 have them per channel.
         """
         keys, values = self.keys, self.values
+        if bits == 16 and keys.element_size() <= 2:
+            return replace(self, bits=bits)
         if bits == 16:
-            if keys.element_size() <= 2:
-                return replace(self, bits=bits)
             return replace(
                 self,
                 stored_keys=keys.bfloat16(),
@@ -122,11 +125,15 @@ class KVStorage:
                 dtype=keys.dtype,
                 reader=None,
             )
-        packed = pack(keys, bits, not movable, counts), pack(values, bits, False, counts)
-        return replace(self, stored_keys=packed[0], stored_values=packed[1], bits=bits, reader=None)
+        packed_keys = pack(keys, bits, per_channel=not movable, counts=counts)
+        packed_values = pack(values, bits, per_channel=False, counts=counts)
+        return replace(self, stored_keys=packed_keys, stored_values=packed_values, bits=bits, reader=None)
 
     def offloaded(self) -> KVStorage:
-        """The same entries in host memory, read on the device where they were; positions and channels stay there."""
+        """The same entries in host memory, to be read on the device where they were.
+
+        Positions and channels stay on that device.
+        """
         if self.reader is not None:
             return self
         return replace(
@@ -138,20 +145,28 @@ class KVStorage:
 
     def at_hand(self) -> KVStorage:
         """The same entries as the model reads them, to be read several times over."""
-        return replace(
-            self, stored_keys=self.keys, stored_values=self.values, bits=None, dtype=None, reader=None
-        )
+        keys, values = self.keys, self.values
+        return replace(self, stored_keys=keys, stored_values=values, bits=None, dtype=None, reader=None)
 
     def moved(self, keys: Tensor, values: Tensor, at: Tensor, positions: Tensor | None) -> KVStorage:
-        """Entries at `at` (H, n) of those stored, movable ones, and of new ones (H, m, d) behind them, which are quantised now."""
+        """Some of the stored entries, which must be movable, and of new ones behind them.
 
-        def chosen(stored: Tensor | Packed, new: Tensor) -> Tensor | Packed:
+        Args:
+            keys: (H, m, d) of the new entries, which are quantised now.
+            values: (H, m, d).
+            at: (H, n) indices of the entries to be kept, among stored and new ones.
+            positions: (H, n) of the kept entries in the text, where the layer has a window.
+        """
+
+        def kept(stored: Tensor | Packed, new: Tensor) -> Tensor | Packed:
             if isinstance(stored, Packed):
                 return stored.to(self.device).joined(pack(new, stored.bits, False)).gathered(at)
             return rows_at(torch.cat((stored.to(self.device), new.to(stored.dtype)), dim=1), at)
 
-        parts = chosen(self.stored_keys, keys), chosen(self.stored_values, values)
-        return replace(self, stored_keys=parts[0], stored_values=parts[1], positions=positions, reader=None)
+        kept_keys, kept_values = kept(self.stored_keys, keys), kept(self.stored_values, values)
+        return replace(
+            self, stored_keys=kept_keys, stored_values=kept_values, positions=positions, reader=None
+        )
 
     def whole_keys(self) -> Tensor:
         """(H, K, d): the keys with all their channels."""
@@ -162,15 +177,14 @@ class KVStorage:
         if self.channels is None:
             return keys
         heads, length, _ = keys.shape
-        return keys.new_zeros(heads, length, self.size).scatter_(
-            -1, self.channels[:, None].expand(-1, length, -1), keys
-        )
+        channels = self.channels[:, None].expand(-1, length, -1)
+        return keys.new_zeros(heads, length, self.size).scatter_(-1, channels, keys)
 
     def _read(self, stored: Tensor | Packed) -> Tensor:
-        here = stored if self.reader is None else stored.to(self.reader, non_blocking=True)
-        if isinstance(here, Packed):
-            return here.unpack()
-        return here if self.dtype is None else here.to(self.dtype)
+        on_reader = stored if self.reader is None else stored.to(self.reader, non_blocking=True)
+        if isinstance(on_reader, Packed):
+            return on_reader.unpack()
+        return on_reader if self.dtype is None else on_reader.to(self.dtype)
 
 
 def _on_host(stored: Tensor | Packed) -> Tensor | Packed:
@@ -187,9 +201,27 @@ def _pinned(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
+class ReadEntries(NamedTuple):
+    """What a variant reads of a layer.
+
+    Attributes:
+        keys: (H, K, c) of the stored channels, padded to the head that keeps most.
+        values: (H, K, d), likewise.
+        padding: (H, K) bool: which entries are padding; None for none.
+        positions: (H or 1, K) in the context, where the storage has them.
+    """
+
+    keys: Tensor
+    values: Tensor
+    padding: Tensor | None
+    positions: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class KVView:
-    """What one variant keeps in one layer: of every head the first `counts` entries of a storage, or those of a mask.
+    """What one variant keeps in one layer.
+
+    Of every head the first `counts` entries of a storage, or those of a mask.
 
     Attributes:
         storage: the entries.
@@ -232,10 +264,13 @@ class KVView:
 
     @classmethod
     def of_full_layer(cls, keys: Tensor, values: Tensor, tokens: int, window: int | None) -> Self:
-        """All entries (H, T', d) of a layer, where they lie; one with a sliding window may hold the last T' < T only."""
-        positions = (
-            None if window is None else torch.arange(tokens - keys.shape[1], tokens, device=keys.device)[None]
-        )
+        """All entries (H, T', d) of a layer, where they lie.
+
+        A layer with a sliding window may hold the last T' < T only.
+        """
+        if window is None:
+            return cls(KVStorage(keys, values))
+        positions = torch.arange(tokens - keys.shape[1], tokens, device=keys.device)[None]
         return cls(KVStorage(keys, values, positions, window))
 
     def entries(self) -> list[int]:
@@ -243,15 +278,17 @@ class KVView:
         return [self.storage.length] * self.storage.heads if self.counts is None else self.counts.tolist()
 
     def bytes(self) -> int:
-        """Bytes of the kept keys and values, their scales if they are quantised, and of the index of stored channels."""
+        """Bytes of the kept keys and values.
+
+        Included are scales, where entries are quantised, and the index of the stored channels.
+        """
         channels, entries = self.storage.channels, self.entries()
         total = 0 if channels is None else channels.numel() * channels.element_size()
         for part in (self.storage.stored_keys, self.storage.stored_values):
-            total += (
-                part.bytes_of(entries)
-                if isinstance(part, Packed)
-                else sum(entries) * part.shape[-1] * part.element_size()
-            )
+            if isinstance(part, Packed):
+                total += part.bytes_of(entries)
+            else:
+                total += sum(entries) * part.shape[-1] * part.element_size()
         return total
 
     def quantised(self, bits: int, movable: bool) -> KVView:
@@ -267,26 +304,21 @@ class KVView:
             return torch.ones(heads, length, dtype=torch.bool, device=device)
         return torch.arange(length, device=device) < self.counts[:, None]
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The kept entries side by side, in the storage's order.
-
-        Returns:
-            Keys (H, K, c) and values (H, K, d), padded to the head that keeps most; which of them are
-            padding, (H, K), None for none; their positions (H or 1, K), where the storage has them.
-        """
+    def read(self) -> ReadEntries:
+        """The kept entries side by side, in the storage's order."""
         keys, values, positions = self.storage.keys, self.storage.values, self.storage.positions
         if self.counts is None:
-            return keys, values, None, positions
+            return ReadEntries(keys, values, None, positions)
         heads, length, _ = keys.shape
         fewest, most = (int(count) for count in self.counts.aminmax())
         padding = None if fewest == most else torch.arange(most, device=keys.device) >= self.counts[:, None]
+
+        # The first entries of each head.
         if self.keep is None:
-            return (
-                keys[:, :most],
-                values[:, :most],
-                padding,
-                None if positions is None else positions[:, :most],
-            )
+            first_positions = None if positions is None else positions[:, :most]
+            return ReadEntries(keys[:, :most], values[:, :most], padding, first_positions)
+
+        # Those of the mask, by their index among the entries of all heads.
         if padding is None:
             flat = self.keep.flatten().nonzero()[:, 0]
         else:
@@ -298,11 +330,11 @@ class KVView:
         )
         if positions is not None:
             positions = positions.expand(heads, -1).flatten().index_select(0, flat).view(heads, most)
-        return keys, values, padding, positions
+        return ReadEntries(keys, values, padding, positions)
 
 
 def offloaded(kept: Sequence[KVView]) -> list[KVView]:
     """The same with storages in host memory; those that several share are still shared."""
-    storages = {id(one.storage): one.storage for one in kept}
+    storages = {id(view.storage): view.storage for view in kept}
     moved = {identity: storage.offloaded() for identity, storage in storages.items()}
-    return [replace(one, storage=moved[id(one.storage)]) for one in kept]
+    return [replace(view, storage=moved[id(view.storage)]) for view in kept]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """The traits of a press. A press states where it differs from the defaults; a wrapper combines those inside it.
+    """The traits of a press.
+
+    A press states where it differs from the defaults; a wrapper combines those inside it.
 
     Attributes:
         evicts_in_prefill: whether entries of the context are removed once it is read; else all of them stay,
@@ -53,7 +55,7 @@ class Traits:
 
     @property
     def is_full_cache(self) -> bool:
-        """Whether nothing is ever removed, so that a sweep runs the press once: the baseline of every table."""
+        """Whether nothing is ever removed: the baseline of every table, which a sweep runs once."""
         return not (self.evicts_in_prefill or self.acts_while_decoding)
 
     @property

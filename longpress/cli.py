@@ -69,8 +69,11 @@ COMMANDS = {
 }
 """Every command by its name, in the order of `longpress --help`."""
 
-PLAN_SUMMARY = "Say what `run` would do with the same arguments, and stop: no model is loaded."
-"""`plan` is `run` with one option more, so that no docstring describes it."""
+SUMMARIES = {
+    "run": "Sweep presses and budgets over a benchmark, and print the table.",
+    "plan": "Say what `run` would do with the same arguments, and stop: no model is loaded.",
+}
+"""Lines of `longpress --help` for the two commands of one module, whose docstring cannot describe both."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -149,8 +152,8 @@ def help_text() -> str:
 
 def summary(name: str) -> str:
     """One line on a command: the first of its module's docstring, read without importing the module."""
-    if name == "plan":
-        return PLAN_SUMMARY
+    if name in SUMMARIES:
+        return SUMMARIES[name]
     path = ROOT.joinpath(*COMMANDS[name].module.split(".")).with_suffix(".py")
     with tokenize.open(path) as file:
         tokens = tokenize.generate_tokens(file.readline)

@@ -57,12 +57,10 @@ class AdaKVPress(ScoreWrapperPress):
         ]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:
-        scores = scores.masked_fill(
-            Selection.top(scores, self._safe(kept)).keep, torch.finfo(scores.dtype).max
-        )
-        return Selection(
-            Selection.top(scores.flatten(1)[:, None], kept * scores.shape[1]).keep.view_as(scores)
-        )
+        safe = Selection.top(scores, self._safe(kept)).keep
+        ranked = scores.masked_fill(safe, torch.finfo(scores.dtype).max)
+        best = Selection.top(ranked.flatten(1)[:, None], kept * scores.shape[1]).keep
+        return Selection(best.view_as(scores))
 
     def _safe(self, even: int) -> int:
         """Entries that a head keeps in any case, of an even budget."""

@@ -1,4 +1,4 @@
-"""What a press is: it observes each layer in the prefill, selects what stays for a budget, and applies the selection to the cache.
+"""What a press is: it observes each layer in the prefill, selects what stays for a budget, and applies that.
 
 The three steps are apart because one prefill serves a whole sweep: hidden states of all layers would not fit,
 so looking happens in the hook; what was seen does not depend on the budget, so one look serves every budget;
@@ -41,7 +41,7 @@ class BasePress(ABC):
     """Fraction of entries removed, used by `with press(model)`; a sweep passes budgets of its own."""
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """Refuse a class whose traits would be those of another: a sweep would treat it wrongly, without a word."""
+        """Refuse a class whose traits would be those of another, so that a sweep would treat it wrongly."""
         super().__init_subclass__(**given)
         for verb, trait in (("apply", "only_selects=False"), ("decode_hook", "acts_while_decoding=True")):
             if verb in cls.__dict__ and "traits" not in cls.__dict__:
@@ -66,7 +66,10 @@ class BasePress(ABC):
         """
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> Sequence[Any]:
-        """Look again with passes over the cached context, once for all budgets; by default nothing more is needed."""
+        """Look again with passes over the cached context, once for all budgets.
+
+        By default nothing more is needed.
+        """
         return evidence
 
     @abstractmethod
@@ -74,9 +77,12 @@ class BasePress(ABC):
         """Which entries stay, one selection per observed layer, given the evidence of all of them."""
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-        """Kept keys and values (B, H, K, d) in the order of `selection.positions`, from full ones (B, H, T, d).
+        """Kept keys and values (B, H, K, d), in the order of `selection.positions`, as new tensors.
 
-        Returns new tensors.
+        Args:
+            keys: (B, H, T, d) of all entries.
+            values: (B, H, T, d).
+            selection: which of them stay.
         """
         return gather(keys, selection.positions), gather(values, selection.positions)
 
@@ -88,9 +94,10 @@ class BasePress(ABC):
         return Budget.fixed() if self.traits.has_fixed_budget else Budget(ratio=self.compression_ratio)
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
-        """Fewest and most entries the press may keep of a context; a run stops if a measured count lies outside.
+        """Fewest and most entries that the press may keep of a context, over all layers and heads.
 
-        Where the budget gives no number (a threshold), anything from nothing to everything.
+        A run stops if a measured count lies outside. By default the even budget, exactly; where the budget
+        gives no number (a threshold), anything from nothing to everything.
         """
         if not budget.has_count:
             return 0, layers * heads * tokens
@@ -130,7 +137,11 @@ class BasePress(ABC):
         raise NotImplementedError(f"press {self.name} does not act while decoding")
 
     def entry_metadata(self, evidence: Any) -> Tensor | None:
-        """(B, H, T, m) what the decode hook is to know of each entry, from what was observed in the layer; None: nothing."""
+        """(B, H, T, m) what the decode hook is to know of each entry, or None for nothing.
+
+        Args:
+            evidence: what was observed in the layer.
+        """
         return None
 
     # -- learned presses ------------------------------------------------------------------------------------
@@ -171,9 +182,10 @@ class BasePress(ABC):
 
     def identity(self) -> Hashable:
         """Equal for presses that differ in nothing but their ratio."""
+        values = (value for _, value in self._options())
         return (
             type(self),
-            *(value.identity() if isinstance(value, BasePress) else value for _, value in self._options()),
+            *(value.identity() if isinstance(value, BasePress) else value for value in values),
         )
 
     def _options(self) -> list[tuple[str, Any]]:
@@ -199,7 +211,7 @@ class BasePress(ABC):
         self.compress(layer, prefill)
 
     def compress(self, layer: LayerObservation, prefill: Prefill) -> None:
-        """Compress this layer, or, where the decision needs all layers, remember what is needed for `finish`."""
+        """Compress this layer; where the decision needs all layers, remember what `finish` needs."""
         prefill.collect(layer, self.observe(layer))
 
     def finish(self, prefill: Prefill) -> None:

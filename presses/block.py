@@ -68,51 +68,54 @@ class BlockPress(ScoreWrapperPress):
     def _stream(self, layer: LayerObservation, budget: Budget) -> Selection:
         kept = budget.entries(layer.tokens)
         positions = torch.arange(layer.tokens, device=layer.keys.device).expand(layer.keys.shape[:3])
+
+        # The first tokens fill the budget; of them and the next block, the best stay.
         chosen = positions[..., :kept]
         for start in range(kept, layer.tokens, self.block_size):
-            seen = torch.cat(
-                (chosen, positions[..., start : start + self.block_size]), dim=-1
-            )  # (B, H, m), rising
-            best = Selection.top(self._score(layer, seen, budget), kept)
-            chosen = seen.gather(-1, best.positions)
-        return Selection(
-            torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=chosen.device).scatter_(
-                -1, chosen, True
-            )
-        )
+            block = positions[..., start : start + self.block_size]
+            candidates = torch.cat((chosen, block), dim=-1)  # (B, H, m), rising
+            best = Selection.top(self._score(layer, candidates, budget), kept)
+            chosen = candidates.gather(-1, best.positions)
 
-    def _score(self, layer: LayerObservation, seen: Tensor, budget: Budget) -> Tensor:
-        """(B, H, m) scores of the entries at `seen`, as if there were no others."""
+        keep = torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=chosen.device)
+        return Selection(keep.scatter_(-1, chosen, True))
+
+    def _score(self, layer: LayerObservation, candidates: Tensor, budget: Budget) -> Tensor:
+        """(B, H, m) scores of the entries at positions `candidates` (B, H, m), as if there were no others."""
         if not layer.hidden.shape[-1]:
-            return self._scores(
-                replace(layer, keys=gather(layer.keys, seen), values=gather(layer.values, seen), _memo={}),
-                seen,
-                budget,
-            )
-        heads = [
-            self._scores(_at(layer, seen[:, head]), seen, budget)[:, head] for head in range(seen.shape[1])
-        ]
+            keys, values = gather(layer.keys, candidates), gather(layer.values, candidates)
+            return self._scores(replace(layer, keys=keys, values=values, _memo={}), candidates, budget)
+
+        # Hidden states are those of a head's own candidates, so each head is scored in a layer of its own.
+        heads = []
+        for head in range(candidates.shape[1]):
+            alone = _at(layer, candidates[:, head])
+            heads.append(self._scores(alone, candidates, budget)[:, head])
         return torch.stack(heads, dim=1)
 
-    def _scores(self, layer: LayerObservation, seen: Tensor, budget: Budget) -> Tensor:
-        after = int(seen[0, 0, -1]) + 1 - seen.shape[-1]
+    def _scores(self, layer: LayerObservation, candidates: Tensor, budget: Budget) -> Tensor:
+        """(B, H, m) scores of a layer that holds the candidates alone."""
+        # Positions after the candidates are those after the last of them.
+        last, many = int(candidates[0, 0, -1]), candidates.shape[-1]
+        after = last + 1 - many
 
         def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
             return layer.rope(positions + after)
 
         fingerprints = tuple(zlib.crc32(str(after).encode(), row) for row in layer.fingerprints)
-        return self.press.scores_at(
-            [self.press.observe(replace(layer, rope=rope, fingerprints=fingerprints, _memo={}))], budget
-        )[0]
+        alone = replace(layer, rope=rope, fingerprints=fingerprints, _memo={})
+        return self.press.scores_at([self.press.observe(alone)], budget)[0]
 
 
-def _at(layer: LayerObservation, seen: Tensor) -> LayerObservation:
-    """The tokens at positions `seen` (B, m) of `layer`, the same for all its heads."""
+def _at(layer: LayerObservation, positions: Tensor) -> LayerObservation:
+    """The tokens at `positions` (B, m) of `layer`, the same for all its heads."""
 
-    def rows(states: Tensor) -> Tensor:  # (B or 1, T, *) to (B, m, *)
-        return states.expand(len(seen), -1, -1).gather(1, seen[..., None].expand(-1, -1, states.shape[-1]))
+    def rows(states: Tensor) -> Tensor:
+        """(B or 1, T, *) to (B, m, *)."""
+        index = positions[..., None].expand(-1, -1, states.shape[-1])
+        return states.expand(len(positions), -1, -1).gather(1, index)
 
-    everywhere = seen[:, None].expand(-1, layer.keys.shape[1], -1)
+    everywhere = positions[:, None].expand(-1, layer.keys.shape[1], -1)
     return replace(
         layer,
         hidden=rows(layer.hidden),
@@ -120,7 +123,7 @@ def _at(layer: LayerObservation, seen: Tensor) -> LayerObservation:
         values=gather(layer.values, everywhere),
         cos=rows(layer.cos),
         sin=rows(layer.sin),
-        token_ids=None if layer.token_ids is None else layer.token_ids.gather(1, seen),
+        token_ids=None if layer.token_ids is None else layer.token_ids.gather(1, positions),
         whole=layer,
         _memo={},
     )

@@ -53,7 +53,7 @@ class CAKEPress(BasePress):
     tau2: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a ratio outside [0, 1), an empty window, an even kernel and temperatures that are not positive."""
+        """Refuse a ratio outside [0, 1), an empty window, an even kernel and temperatures from 0 down."""
         super().__post_init__()
         check_least(1, "token", window_size=self.window_size)
         check_kernel(self.kernel_size)
@@ -74,12 +74,11 @@ class CAKEPress(BasePress):
 
     def select(self, evidence: Sequence[tuple[Tensor, Tensor]], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as the layer's share of the preferences gives."""
-        preferences = torch.stack([seen for _, seen in evidence], dim=1).tolist()  # (B, L)
+        preferences = torch.stack([preference for _, preference in evidence], dim=1).tolist()  # (B, L)
         tokens = evidence[0][0].shape[-1]
         even = budget.entries(tokens)
-        shares = [
-            apportion(row, even * len(evidence), min(even, self.window_size), tokens) for row in preferences
-        ]
+        total, least = even * len(evidence), min(even, self.window_size)
+        shares = [apportion(row, total, least, tokens) for row in preferences]
         counts = torch.tensor(shares, device=evidence[0][0].device)  # (B, L)
         return [
             Selection.top(scores, counts[:, at, None].expand(scores.shape[:2]))

@@ -32,8 +32,8 @@ from presses.support.scores import mean_over_group
 
 
 @dataclass(frozen=True)
-class Merged(Selection):
-    """A selection with evicted entries that live on.
+class MergedSelection(Selection):
+    """A selection with evicted entries whose values live on in kept ones.
 
     Attributes:
         sources: (1, H, m) evicted entries.
@@ -58,7 +58,16 @@ class MergingEviction(ScoreEviction):
         merge_budget: int,
         seed: int,
     ) -> None:
-        """As `ScoreEviction`; an evicted value is merged into `merge_budget` entries at most."""
+        """A hook that has seen no pass yet.
+
+        Args:
+            press: that scores the entries.
+            interval: passes between two evictions.
+            target: number of tokens of the text so far to entries that stay per head.
+            buffer_size: last tokens whose hidden states are held, for scorers that look at queries.
+            merge_budget: kept entries, at most, that take up an evicted value.
+            seed: of the coins.
+        """
         super().__init__(press, interval, target, buffer_size)
         self.merge_budget, self.seed = merge_budget, seed
         self.received = torch.empty(0)  # (1, H, K) attention since the prefill
@@ -71,14 +80,19 @@ class MergingEviction(ScoreEviction):
         """The best positions, and what becomes of the others, when it is time."""
         assert layer.valid is not None
         self.remember(layer)
+
+        # What each entry has received so far, and from the last token.
         received = mean_over_group(layer.window_attention(1)[:, :, -1], layer.group).float()
         known = self.received.shape[-1] if self.received.dim() == 3 else 0
         received[..., :known] += self.received if known else 0
         self.received = received
+
         target, counts = self.target(layer.next_position), layer.valid.sum(-1)
         is_time = self.passes >= self.interval or layer.hidden.shape[1] >= target
         if not is_time or bool((counts <= target).all()):
             return None
+
+        # The best positions, the same in all heads unless these keep different numbers.
         recent, merges = layer.with_tokens(*self.buffer), self.passes
         self.passes, self.buffer = 0, []
         scores = self.scores(recent, target)
@@ -89,35 +103,40 @@ class MergingEviction(ScoreEviction):
         self.received = received.gather(-1, merged.positions)
         return merged
 
-    def _merged(self, layer: DecodingObservation, scores: Tensor, kept: Selection, merges: int) -> Merged:
+    def _merged(
+        self, layer: DecodingObservation, scores: Tensor, kept: Selection, merges: int
+    ) -> MergedSelection:
         """`kept`, with the best `merges` of what is evicted."""
         assert layer.valid is not None
+
+        # The best m evicted entries, of equal ones the latest: (1, H, m).
         evicted = Selection(layer.valid & ~kept.keep)
         m = min(merges, int(evicted.counts.max()))
-        ranked = scores.float().masked_fill(~evicted.keep, float("-inf")).flip(-1)  # of equal ones the latest
-        sources = (
-            scores.shape[-1] - 1 - ranked.sort(dim=-1, descending=True, stable=True).indices[..., :m]
-        )  # (1, H, m)
-        after = kept.keep.cumsum(-1).gather(-1, sources)[..., None] + torch.arange(
-            self.merge_budget, device=sources.device
-        )
-        exists = (after < kept.counts[..., None, None]) & evicted.keep.gather(-1, sources)[
-            ..., None
-        ]  # (1, H, m, w)
-        after = after.clamp(max=kept.positions.shape[-1] - 1)  # place among the kept
+        latest_first = scores.float().masked_fill(~evicted.keep, float("-inf")).flip(-1)
+        order = latest_first.sort(dim=-1, descending=True, stable=True).indices[..., :m]
+        sources = scores.shape[-1] - 1 - order
+
+        # For each the next w = `merge_budget` kept entries, by their place among the kept: (1, H, m, w).
+        next_kept = kept.keep.cumsum(-1).gather(-1, sources)[..., None]
+        places = next_kept + torch.arange(self.merge_budget, device=sources.device)
+        is_source = evicted.keep.gather(-1, sources)[..., None]
+        exists = (places < kept.counts[..., None, None]) & is_source
+        places = places.clamp(max=kept.positions.shape[-1] - 1)
         targets = exists.sum(-1).clamp(min=1)
-        received = (
-            self.received.gather(-1, kept.positions)[:, :, None].expand(-1, -1, m, -1).gather(-1, after)
-        )
-        typical = (received * exists).sum(-1) / targets
+
+        # A coin per evicted entry, by what it has received and what these have received on average.
+        of_kept = self.received.gather(-1, kept.positions)[:, :, None].expand(-1, -1, m, -1)
+        typical = (of_kept.gather(-1, places) * exists).sum(-1) / targets
         chance = (self.received.gather(-1, sources) / typical).nan_to_num(nan=0.0, posinf=1.0).clamp(0, 1)
+
+        # Equal shares of the value for each of them.
         shares = (coins(chance, layer, self.seed) / targets)[..., None] * exists
-        spread = shares.new_zeros(*sources.shape, kept.positions.shape[-1]).scatter_add_(-1, after, shares)
-        return Merged(kept.keep, sources, spread)
+        spread = shares.new_zeros(*sources.shape, kept.positions.shape[-1]).scatter_add_(-1, places, shares)
+        return MergedSelection(kept.keep, sources, spread)
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys, and kept values with what they take up."""
-        assert isinstance(selection, Merged)
+        assert isinstance(selection, MergedSelection)
         gained = selection.shares.transpose(2, 3) @ gather(values, selection.sources).float()
         kept = gather(values, selection.positions)
         return gather(keys, selection.positions), (kept.float() + gained).to(values.dtype)

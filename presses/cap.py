@@ -19,6 +19,7 @@ from torch.nn import functional
 from kvcache.observation import LayerObservation
 from presses.expected_attention import mean_rotation, query_statistics
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.scores import pin
 
 
@@ -41,26 +42,22 @@ class CapPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse negative sinks and epsilon, and an empty future."""
         super().__post_init__()
-        if self.n_sink < 0 or self.epsilon < 0 or self.n_future_positions < 1:
-            given = (
-                f"n_sink={self.n_sink}, epsilon={self.epsilon}, n_future_positions={self.n_future_positions}"
-            )
-            raise ValueError(f"{given}: the first two must be at least 0, the last at least 1 position")
+        check_least(0, "token", n_sink=self.n_sink)
+        check_least(0, epsilon=self.epsilon)
+        check_least(1, "position", n_future_positions=self.n_future_positions)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: weighted leverage, the sinks on top."""
         sinks = min(self.n_sink, layer.tokens - 1)
         keys, values = layer.keys[:, :, sinks:].float(), layer.values[:, :, sinks:].float()
         mean, _ = query_statistics(layer, sinks, covariance=False)
-        anchor = (mean.float() @ mean_rotation(layer, self.n_future_positions).float().T).unflatten(
-            1, (-1, layer.group)
-        )  # (B, H, G, d)
+        rotated = mean.float() @ mean_rotation(layer, self.n_future_positions).float().T
+        anchor = rotated.unflatten(1, (-1, layer.group))  # (B, H, G, d)
         cosine = functional.normalize(anchor, dim=-1) @ functional.normalize(keys, dim=-1).mT  # (B, H, G, n)
         logits = self.tau * cosine.clamp(-1, 1)
         weights = (logits - logits.amax(-1, keepdim=True)).exp()
-        scores = torch.stack(
-            [self._weighted_leverage(weights[:, :, g], values) for g in range(layer.group)]
-        ).mean(0)
+        per_head = [self._weighted_leverage(weights[:, :, g], values) for g in range(layer.group)]
+        scores = torch.stack(per_head).mean(0)
         return pin(functional.pad(scores, (sinks, 0)), first=sinks)
 
     def _weighted_leverage(self, weights: Tensor, values: Tensor) -> Tensor:

@@ -47,13 +47,11 @@ class ChunkPress(ScoreWrapperPress):
     def observe(self, layer: LayerObservation) -> list[Any]:
         """What the press inside observes in each chunk."""
         starts = range(0, layer.tokens, self.chunk_length)
-        return [
-            self.press.observe(part(layer, start, min(start + self.chunk_length, layer.tokens)))
-            for start in starts
-        ]
+        chunks = (part(layer, start, min(start + self.chunk_length, layer.tokens)) for start in starts)
+        return [self.press.observe(chunk) for chunk in chunks]
 
     def entry_metadata(self, evidence: list[Any]) -> None:
-        """Nothing: what was seen of single chunks does not tell how entries compare over the whole context."""
+        """Nothing: what was seen of single chunks does not tell how all entries of a context compare."""
 
     def select(self, evidence: Sequence[list[Any]], budget: Budget) -> list[Selection]:
         """The top entries of every chunk and head, as many as the chunk's budget gives."""

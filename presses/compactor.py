@@ -22,6 +22,7 @@ from kvcache.traits import Traits
 from presses.leverage import LeverageScorePress
 from presses.non_causal_attention import NonCausalAttnPress
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.chunks import part
 from presses.support.scores import pin
 
@@ -49,11 +50,7 @@ class CompactorPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse negative sinks, and what the parts refuse."""
         super().__post_init__()
-        if self.sink_size_start < 0 or self.sink_size_end < 0:
-            raise ValueError(
-                f"sink_size_start={self.sink_size_start} and sink_size_end={self.sink_size_end} must be at "
-                "least 0 tokens"
-            )
+        check_least(0, "token", sink_size_start=self.sink_size_start, sink_size_end=self.sink_size_end)
         LeverageScorePress(sketch_dimension=self.sketch_dimension)
         NonCausalAttnPress(chunk_size=self.chunk_size)
 

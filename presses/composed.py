@@ -30,7 +30,7 @@ from presses.wrapper import WrapperPress, check_adds_nothing
 
 
 @dataclass(frozen=True)
-class Chained(Selection):
+class ComposedSelection(Selection):
     """What is left after two selections.
 
     Attributes:
@@ -74,12 +74,12 @@ class ComposedPress(WrapperPress):
     def traits(self) -> Traits:
         """Those of both: what either does is done, and what both need is needed."""
         first, second = self.press.traits, self.then.traits
+        shares_ratio = not self.then.compression_ratio
         return Traits(
             evicts_in_prefill=first.evicts_in_prefill or second.evicts_in_prefill,
             acts_while_decoding=first.acts_while_decoding,
             has_fixed_budget=first.has_fixed_budget,
-            ratio_is_bytes=first.ratio_is_bytes
-            or (second.ratio_is_bytes and not self.then.compression_ratio),
+            ratio_is_bytes=first.ratio_is_bytes or (second.ratio_is_bytes and shares_ratio),
             only_selects=first.only_selects and second.only_selects,
             reads_again=first.reads_again or second.reads_again,
             moves_positions=first.moves_positions,
@@ -94,8 +94,10 @@ class ComposedPress(WrapperPress):
 
     def probe(self, prefill: Prefill, evidence: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
         """What both probe, on the full cache."""
-        first = self.press.probe(prefill, [seen for seen, _ in evidence])
-        return list(zip(first, self.then.probe(prefill, [seen for _, seen in evidence]), strict=True))
+        first = self.press.probe(prefill, [of_first for of_first, _ in evidence])
+        return list(
+            zip(first, self.then.probe(prefill, [of_second for _, of_second in evidence]), strict=True)
+        )
 
     def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
         """The first part of the evidence."""
@@ -108,37 +110,35 @@ class ComposedPress(WrapperPress):
             ValueError: heads keep different numbers, and the second press would choose among them; or it
                 moves positions.
         """
-        firsts = self.press.select([seen for seen, _ in evidence], budget)
-        narrowed = [narrow(seen, first) for (_, seen), first in zip(evidence, firsts, strict=True)]
+        firsts = self.press.select([of_first for of_first, _ in evidence], budget)
+        narrowed = [narrow(of_second, first) for (_, of_second), first in zip(evidence, firsts, strict=True)]
         seconds = self.then.select(narrowed, self._second_budget(budget))
         if self.then.next_position(seconds) != seconds[0].keep.shape[-1]:
             raise ValueError(
                 f"{self.then.name} moves entries to new positions, so it must come first, or around the "
                 "composed press"
             )
-        return [self._chained(first, second) for first, second in zip(firsts, seconds, strict=True)]
+        return [self._composed(first, second) for first, second in zip(firsts, seconds, strict=True)]
 
-    def _chained(self, first: Selection, second: Selection) -> Selection:
+    def _composed(self, first: Selection, second: Selection) -> Selection:
         exists = torch.arange(first.positions.shape[-1], device=first.keep.device) < first.counts[..., None]
         if not bool(exists.all()) and bool((second.keep != exists).any()):
             raise ValueError(
                 f"{self.press.name} keeps different numbers of entries per head, among which "
-                f"{self.then.name} cannot choose; "
-                f"put {self.press.name} second"
+                f"{self.then.name} cannot choose; put {self.press.name} second"
             )
         keep = torch.zeros_like(first.keep).scatter_(-1, first.positions, second.keep)
-        return Chained(keep, first, second)
+        return ComposedSelection(keep, first, second)
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """As the first press does, and then the second."""
-        assert isinstance(selection, Chained)
+        assert isinstance(selection, ComposedSelection)
         return self.then.apply(*self.press.apply(keys, values, selection.first), selection.second)
 
     def next_position(self, selections: Sequence[Selection]) -> int:
         """As the first press does."""
-        return self.press.next_position(
-            [selection.first for selection in selections if isinstance(selection, Chained)]
-        )
+        firsts = [selection.first for selection in selections if isinstance(selection, ComposedSelection)]
+        return self.press.next_position(firsts)
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exact where the first press keeps as much in every head, else at most as many as it keeps."""
@@ -151,10 +151,8 @@ class ComposedPress(WrapperPress):
     def parameters(self) -> dict[str, Any]:
         """All fields but the ratio; the second press's own ratio belongs to what it is."""
         parameters = super().parameters()
-        return {
-            **parameters,
-            "then": {**parameters["then"], "compression_ratio": self.then.compression_ratio},
-        }
+        second = {**parameters["then"], "compression_ratio": self.then.compression_ratio}
+        return {**parameters, "then": second}
 
     def identity(self) -> Hashable:
         """Presses of different second ratios are different presses."""
@@ -166,17 +164,17 @@ class ComposedPress(WrapperPress):
         return self.then.budget if has_its_own else budget
 
 
-def narrow(seen: Any, kept: Selection) -> Any:
-    """What was observed of T entries, reduced to the kept ones: of every tensor (B, H, T, …) the kept rows, all else as it is.
+def narrow(evidence: Any, kept: Selection) -> Any:
+    """What was observed of T entries, reduced to the kept ones.
 
-    Of masks, what stands behind a head's own number of kept entries is False.
+    Of every tensor (B, H, T, …) the kept rows, all else as it is. Of masks, what stands behind a head's own
+    number of kept entries is False.
     """
-    if isinstance(seen, tuple | list):
-        return type(seen)(narrow(part, kept) for part in seen)
-    if not isinstance(seen, Tensor) or seen.dim() < 3 or seen.shape[:3] != kept.keep.shape:
-        return seen
-    index = kept.positions.reshape(*kept.positions.shape, *[1] * (seen.dim() - 3)).expand(
-        *kept.positions.shape, *seen.shape[3:]
-    )
-    rows = seen.gather(2, index)
+    if isinstance(evidence, tuple | list):
+        return type(evidence)(narrow(part, kept) for part in evidence)
+    if not isinstance(evidence, Tensor) or evidence.dim() < 3 or evidence.shape[:3] != kept.keep.shape:
+        return evidence
+    trailing = evidence.shape[3:]
+    index = kept.positions.reshape(*kept.positions.shape, *[1] * len(trailing))
+    rows = evidence.gather(2, index.expand(*kept.positions.shape, *trailing))
     return rows & kept.keep.gather(-1, kept.positions) if rows.dtype == torch.bool else rows

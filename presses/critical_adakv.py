@@ -46,9 +46,7 @@ class CriticalAdaKVPress(AdaKVPress):
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the norms (B, H, T) of projected values."""
-        return self.press.observe(layer), layer.once(
-            "projected value norms", lambda: projected_value_norms(layer)
-        )
+        return self.press.observe(layer), projected_value_norms(layer)
 
     def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
         """The first part of the evidence."""
@@ -56,18 +54,17 @@ class CriticalAdaKVPress(AdaKVPress):
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
         """As many entries per head as AdaKV keeps, `H * budget.entries(T)` in all."""
-        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
+        ranked = self.press.scores_at([inner for inner, _ in evidence], budget)
         return [
-            self._fill(one.float(), norms, budget.entries(one.shape[-1]))
-            for one, (_, norms) in zip(scores, evidence, strict=True)
+            self._fill(scores.float(), norms, budget.entries(scores.shape[-1]))
+            for scores, (_, norms) in zip(ranked, evidence, strict=True)
         ]
 
     def _fill(self, scores: Tensor, norms: Tensor, even: int) -> Selection:
         counts = self._select(scores, even).counts  # (B, H)
         first = (
             (counts * self.first_stage_ratio).long().clamp_min(self._safe(even))
-        )  # both are the head's best by score
-        weighted = ((scores + self.epsilon) * norms).masked_fill(
-            Selection.top(scores, first).keep, torch.finfo(torch.float32).max
-        )
-        return Selection.top(weighted, counts)
+        )  # the head's best by score
+        sure = Selection.top(scores, first)
+        weighted = (scores + self.epsilon) * norms
+        return Selection.top(weighted.masked_fill(sure.keep, torch.finfo(torch.float32).max), counts)

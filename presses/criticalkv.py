@@ -56,16 +56,14 @@ class CriticalKVPress(ScoreWrapperPress):
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the norms (B, H, T) of projected values."""
-        return self.press.observe(layer), layer.once(
-            "projected value norms", lambda: projected_value_norms(layer)
-        )
+        return self.press.observe(layer), projected_value_norms(layer)
 
     def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> Sequence[Tensor]:
         """Weighted scores (B, H, T), those of the first stage on top."""
-        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
+        ranked = self.press.scores_at([inner for inner, _ in evidence], budget)
         return [
-            self._weighted(seen.float(), norms, budget)
-            for seen, (_, norms) in zip(scores, evidence, strict=True)
+            self._weighted(scores.float(), norms, budget)
+            for scores, (_, norms) in zip(ranked, evidence, strict=True)
         ]
 
     def _weighted(self, scores: Tensor, norms: Tensor, budget: Budget) -> Tensor:

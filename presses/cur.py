@@ -20,6 +20,7 @@ from kvcache.observation import LayerObservation
 from kvcache.traits import Traits
 from presses.leverage import gaussian
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 
 PROJECTED_SIZE = 20
 """Channels after the random projection."""
@@ -53,9 +54,8 @@ class CURPress(ScorerPress):
         super().__post_init__()
         if self.leverage_type not in TYPES:
             raise ValueError(f"leverage_type={self.leverage_type!r} must be one of {', '.join(TYPES)}")
-        if self.num_sinks < 0 or self.local_window_size < 1:
-            given = f"num_sinks={self.num_sinks}, local_window_size={self.local_window_size}"
-            raise ValueError(f"{given}: sinks must be at least 0, a window at least 1 token")
+        check_least(0, "token", num_sinks=self.num_sinks)
+        check_least(1, "token", local_window_size=self.local_window_size)
 
     @property
     def traits(self) -> Traits:
@@ -66,9 +66,8 @@ class CURPress(ScorerPress):
         """(B, H, T): shares that sum to 1 over the context, the sinks at 1."""
         keys, values = layer.keys.float(), layer.values.float()
         if self.use_random_leverage:
-            projection = (
-                gaussian(layer, self.seed, keys.shape[-1], PROJECTED_SIZE)[:, None] / PROJECTED_SIZE**0.5
-            )
+            drawn = gaussian(layer, self.seed, keys.shape[-1], PROJECTED_SIZE)[:, None]
+            projection = drawn / PROJECTED_SIZE**0.5
             keys, values = keys @ projection, values @ projection
         of_keys, of_values = self._shares(keys), self._shares(values)
         kinds = {
@@ -85,10 +84,10 @@ class CURPress(ScorerPress):
         squares = states.square().sum(-1)
         if not self.use_local_approximation:
             return squares
-        padded = functional.pad(squares, (0, -squares.shape[-1] % self.local_window_size))
-        return _relative(padded.unflatten(-1, (-1, self.local_window_size))).flatten(2)[
-            ..., : squares.shape[-1]
-        ]
+        tokens = squares.shape[-1]
+        padded = functional.pad(squares, (0, -tokens % self.local_window_size))
+        windows = padded.unflatten(-1, (-1, self.local_window_size))
+        return _relative(windows).flatten(2)[..., :tokens]
 
 
 def _relative(numbers: Tensor) -> Tensor:

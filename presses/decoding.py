@@ -1,5 +1,6 @@
-"""Decoding: whenever `compression_interval` passes are over, keep the `target_size` best entries of every head, by any scorer.
+"""Decoding: keep a fixed number of entries of every head while answers are written, by any scorer.
 
+Whenever `compression_interval` passes are over, the `target_size` best entries stay.
 Source: kvpress 0.5.5 (DecodingPress); each scorer cites its own paper.
 Differs: every buffered query keeps its own rotation (kvpress gives all of them that of the current step).
 Kept entries stay in order of position. Several questions of a context are answered as if each were alone.
@@ -47,7 +48,8 @@ class PrefillLeftWhole(WrapperPress):
     def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
         """Everything, whatever the budget."""
         return [
-            Selection(torch.ones(seen.shape[:3], dtype=torch.bool, device=seen.device)) for seen in evidence
+            Selection(torch.ones(of_layer.shape[:3], dtype=torch.bool, device=of_layer.device))
+            for of_layer in evidence
         ]
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:

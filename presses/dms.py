@@ -25,6 +25,7 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.knorm import KnormPress
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.scores import pin
 from presses.wrapper import ScoreWrapperPress
 
@@ -33,7 +34,14 @@ class DelayedEviction(DecodeHook):
     """Every token that leaves the window goes unless its score reaches the threshold."""
 
     def __init__(self, press: ScorerPress, budget: Budget, threshold: float | None, window: int) -> None:
-        """Without a threshold, it is the lowest score that the prefill let stay outside the window."""
+        """A hook that has seen no pass yet.
+
+        Args:
+            press: that scores new tokens.
+            budget: at which it scores them.
+            threshold: lowest score that stays; None: the lowest that the prefill let stay outside the window.
+            window: last tokens, which stay in any case.
+        """
         self.press, self.budget, self.threshold, self.window = press, budget, threshold, window
         self.scores: Tensor | None = None  # (1, H, K)
 
@@ -93,12 +101,14 @@ class DMSPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse an empty window."""
         super().__post_init__()
-        if self.sliding_window_size < 1:
-            raise ValueError(f"sliding_window_size={self.sliding_window_size} must be at least 1 token")
+        check_least(1, "token", sliding_window_size=self.sliding_window_size)
 
     @property
     def traits(self) -> Traits:
-        """A given threshold is the budget; else one may be asked for where the scores do not depend on a ratio."""
+        """A threshold of its own is the budget.
+
+        Else one may be asked for, where the scores do not depend on a ratio.
+        """
         return replace(
             super().traits,
             has_fixed_budget=self.threshold is not None or super().traits.has_fixed_budget,
@@ -112,7 +122,10 @@ class DMSPress(ScoreWrapperPress):
         return Selection((scores >= threshold) | recent)
 
     def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
-        """What reaches the threshold, and the window; or, without one, the `H * budget.entries(T)` best entries of each layer."""
+        """What reaches the threshold, and the window.
+
+        Without a threshold, the `H * budget.entries(T)` best entries of each layer.
+        """
         threshold = self._threshold(budget)
         ranked = self.press.scores_at(evidence, budget)
         if threshold is not None:
@@ -136,9 +149,9 @@ class DMSPress(ScoreWrapperPress):
         """Goes on with the threshold, or with the lowest score outside the window that the ratio let stay."""
         return DelayedEviction(self.press, budget, self._threshold(budget), self.sliding_window_size)
 
-    def entry_metadata(self, seen: Any) -> Tensor | None:
+    def entry_metadata(self, evidence: Any) -> Tensor | None:
         """(B, H, T, 1): scores, by which entries in the window will be judged."""
-        return self.press.scores_at([seen], self.budget)[0][..., None] if self.decoding else None
+        return self.press.scores_at([evidence], self.budget)[0][..., None] if self.decoding else None
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exact without a threshold; with one, from the window alone to everything."""

@@ -30,8 +30,9 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.support.budgets import ends, shorten
+from presses.support.checks import check_least
 from presses.support.scores import mean_over_group
-from presses.support.weights import checked, last_part, model_name, read, show
+from presses.support.weights import checked, last_part, model_name, observe_pieces, read
 
 ADDRESS = "https://raw.githubusercontent.com/mit-han-lab/duo-attention/{revision}/attn_patterns/{pattern}"
 _SHORT, _LONG = (f"lr%3D0.02-reg%3D0.05-ctx%3D1000_{length}-multi_passkey10" for length in (32000, 128000))
@@ -43,16 +44,31 @@ PATTERNS = {
     "Mistral-7B-Instruct-v0.2": f"Mistral-7B-Instruct-v0.2/{_SHORT}",
     "Mistral-7B-Instruct-v0.3": f"Mistral-7B-Instruct-v0.3/{_SHORT}",
 }
-"""Model -> folder of the authors' pattern."""
+"""Model -> folder of the authors' pattern, below `ADDRESS`."""
 
 SINK_SIZE, RECENT_SIZE = 128, 256
-"""Of scores without training."""
+"""First and last tokens that a short head keeps, where heads are scored without training."""
+
 POSITIONS = 500
 """Tokens between which a head's typical query and key are compared, without training."""
 
 
+class Pattern(NamedTuple):
+    """What tells a layer's heads apart.
+
+    Attributes:
+        scores: (B or 1, H).
+        sink_size: first tokens that a short head keeps.
+        recent_size: last tokens that a short head keeps.
+    """
+
+    scores: Tensor
+    sink_size: int
+    recent_size: int
+
+
 class HeadScores(NamedTuple):
-    """What is known of a layer's heads.
+    """What is remembered of a layer's heads.
 
     Attributes:
         scores: (B, H, T), the same for all entries of a head.
@@ -96,10 +112,7 @@ class DuoAttentionPress(BasePress):
         if self.head_compression_ratio is not None:
             fixed = check_ratio(self.head_compression_ratio)
             object.__setattr__(self, "head_compression_ratio", fixed)
-        if min(self.sink_size or 0, self.recent_size or 0) < 0:
-            raise ValueError(
-                f"sink_size={self.sink_size} and recent_size={self.recent_size} must be at least 0 tokens"
-            )
+        check_least(0, "token", sink_size=self.sink_size, recent_size=self.recent_size)
 
     @property
     def traits(self) -> Traits:
@@ -113,72 +126,73 @@ class DuoAttentionPress(BasePress):
             ValueError: there is no pattern for the model, or it is another model's.
         """
         if self.on_the_fly_scoring:
-            scores, sink, recent = head_scores(layer), SINK_SIZE, RECENT_SIZE
+            pattern = Pattern(head_scores(layer), SINK_SIZE, RECENT_SIZE)
         else:
-            scores, sink, recent = self._pattern(layer)
-        sink, recent = (
-            sink if self.sink_size is None else self.sink_size,
-            recent if self.recent_size is None else self.recent_size,
-        )
-        return HeadScores(scores.to(layer.keys.device)[..., None].expand(layer.keys.shape[:3]), sink, recent)
+            pattern = self._pattern(layer)
+        sink_size = pattern.sink_size if self.sink_size is None else self.sink_size
+        recent_size = pattern.recent_size if self.recent_size is None else self.recent_size
+        scores = pattern.scores.to(layer.keys.device)[..., None].expand(layer.keys.shape[:3])
+        return HeadScores(scores, sink_size, recent_size)
 
-    def _pattern(self, layer: LayerObservation) -> tuple[Tensor, int, int]:
-        """Scores (1, H) in [0, 1], sink size and recent size, as trained."""
+    def _pattern(self, layer: LayerObservation) -> Pattern:
+        """The layer's heads as trained, from the files of the model's pattern."""
+        # Where the pattern lies.
         name = model_name(layer.module)
-        wanted = f"DuoAttention pattern of {name or 'a model without a name'}"
-        known = PATTERNS.get(last_part(name).replace("Meta-", ""))
-        source = self.weights or (known and ADDRESS.format(revision=self.revision, pattern=known))
-        described = str(read(source, "config.json", self.revision, wanted))
-        table = str(read(source, "full_attention_heads.tsv", self.revision, wanted))
+        description = f"DuoAttention pattern of {name or 'a model without a name'}"
+        folder = PATTERNS.get(last_part(name).replace("Meta-", ""))
+        source = self.weights or (folder and ADDRESS.format(revision=self.revision, pattern=folder))
+        sizes_file = str(read(source, "config.json", self.revision, description))
+        scores_file = str(read(source, "full_attention_heads.tsv", self.revision, description))
+
+        # What it says: two sizes, and a table of scores with a line per layer and a column per KV head.
         try:
-            sizes = json.loads(described)
-            sink, recent = int(sizes["sink_size"]), int(sizes["recent_size"])
-            rows = torch.tensor(
-                [
-                    [float(number) for number in line.split("\t")]
-                    for line in table.splitlines()
-                    if line.strip()
-                ]
-            )
+            sizes = json.loads(sizes_file)
+            sink_size, recent_size = int(sizes["sink_size"]), int(sizes["recent_size"])
+            lines = [line.split("\t") for line in scores_file.splitlines() if line.strip()]
+            table = torch.tensor([[float(score) for score in line] for line in lines])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"no {wanted}: the files at {source} are of another kind ({type(error).__name__}: {error})"
+                f"no {description}: the files at {source} are of another kind "
+                f"({type(error).__name__}: {error})"
             ) from error
         config: Any = layer.module.config
-        rows = checked(rows, (config.num_hidden_layers, layer.kv_heads), wanted).clamp(0, 1)
-        return rows[layer.index][None], sink, recent
+        scores = checked(table, (config.num_hidden_layers, layer.kv_heads), description).clamp(0, 1)
+        return Pattern(scores[layer.index][None], sink_size, recent_size)
 
     def select(self, evidence: Sequence[HeadScores], budget: Budget) -> list[Selection]:
         """Everything in retrieval heads, both ends in the others."""
-        scores = torch.stack([seen.scores[..., 0] for seen in evidence], dim=1)  # (B, L, H)
+        scores = torch.stack([layer.scores[..., 0] for layer in evidence], dim=1)  # (B, L, H)
         heads, tokens = scores[0].numel(), evidence[0].scores.shape[-1]
-        sink, size = (
-            evidence[0].sink_size,
-            min(tokens, evidence[0].sink_size + max(1, evidence[0].recent_size)),
-        )
+        sink_size, recent_size = evidence[0].sink_size, evidence[0].recent_size
+        short = min(tokens, sink_size + max(1, recent_size))
+
+        # Entries per head (B, L, H): as many short heads as the budget needs, or their fixed share.
         if self.head_compression_ratio is None:
-            counts = shorten(scores.flatten(1), tokens, size, heads * budget.entries(tokens)).view_as(scores)
+            counts = shorten(scores.flatten(1), tokens, short, heads * budget.entries(tokens)).view_as(scores)
         else:
-            short = Selection.top(-scores.flatten(1)[:, None], self._short_heads(heads)).keep.view_as(scores)
-            counts = torch.where(short, size, tokens)
-        return [
-            Selection(ends(layer, sink, tokens))
-            for layer in counts.expand(len(evidence[0].scores), -1, -1).unbind(1)
-        ]
+            lowest = Selection.top(-scores.flatten(1)[:, None], self._short_heads(heads)).keep
+            counts = torch.where(lowest.view_as(scores), short, tokens)
+
+        # A pattern knows no contexts, so its scores may be of one row for all of the batch.
+        per_layer = counts.expand(len(evidence[0].scores), -1, -1).unbind(1)
+        return [Selection(ends(of_layer, sink_size, tokens)) for of_layer in per_layer]
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
-        """Write a pattern, in the authors' format: the heads' scores without training, averaged over the pieces."""
+        """Write a pattern in the authors' format: scores without training, averaged over the pieces."""
         lines = ["\t".join(f"{score:.9f}" for score in row) for row in mean_scores(model, pieces).tolist()]
         (folder / "full_attention_heads.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (folder / "config.json").write_text(
-            json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE}), encoding="utf-8"
-        )
+        sizes = json.dumps({"sink_size": SINK_SIZE, "recent_size": RECENT_SIZE})
+        (folder / "config.json").write_text(sizes, encoding="utf-8")
 
     def _short_heads(self, heads: int) -> int:
+        """How many of so many heads are short, where a share of them is given."""
         return round(heads * (self.head_compression_ratio or 0.0))
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
-        """Exact by ratio, or where the size of short heads is given; else these keep at least one entry and at most all."""
+        """Exact by ratio, or where the size of short heads is given.
+
+        Else short heads keep at least one entry and at most all.
+        """
         if self.head_compression_ratio is None:
             return super().entry_bounds(layers, heads, tokens, budget)
         short = self._short_heads(layers * heads)
@@ -192,34 +206,36 @@ class DuoAttentionPress(BasePress):
 
 
 def head_scores(layer: LayerObservation) -> Tensor:
-    """(B, H): how far back the typical query of a head looks along copies of its typical key at all positions, without training.
+    """(B, H): how far back heads look, found without training.
 
-    The area under the cumulated attention: 1 where all goes to the first copy, near 0 where all goes to the
-    last.
+    A head's typical query attends to copies of its typical key at `POSITIONS` positions; the score is the
+    area under the cumulated attention: 1 where all goes to the first copy, near 0 where all goes to the last.
     """
-    query, key = (
-        layer.queries_before_rope().mean(2, keepdim=True),
-        layer.keys_before_rope().mean(2, keepdim=True),
-    )
+    # The typical query at the last position, the typical key at every position.
+    query = layer.queries_before_rope().mean(2, keepdim=True)
+    key = layer.keys_before_rope().mean(2, keepdim=True)
     rotary = layer.rotary
     cos, sin = rotary.at(torch.arange(POSITIONS, device=layer.keys.device))
     queries = rotary.turn(query, cos[:, -1:], sin[:, -1:])  # (B, H * G, 1, d)
     keys = rotary.turn(key.expand(-1, -1, POSITIONS, -1), cos, sin).repeat_interleave(layer.group, dim=1)
+
     attention = (queries @ keys.mT * layer.scale).float().softmax(-1)[:, :, 0]
     return mean_over_group(attention.cumsum(-1).mean(-1), layer.group)
 
 
 def mean_scores(model: nn.Module, pieces: Iterable[Sequence[int]]) -> Tensor:
-    """(L, H) in double precision: the heads' scores without training, averaged over pieces of text; 1 in layers that are left whole."""
-    found: dict[int, list[Tensor]] = {}
+    """(L, H) in double precision: the heads' scores without training, averaged over pieces of text.
 
-    def look(layer: LayerObservation) -> None:
-        found.setdefault(layer.index, []).append(head_scores(layer)[0].double().cpu())
+    They are 1 in layers that are left whole.
+    """
+    scores: dict[int, list[Tensor]] = {}
 
-    show(model, pieces, look)
+    def collect(layer: LayerObservation) -> None:
+        scores.setdefault(layer.index, []).append(head_scores(layer)[0].double().cpu())
+
+    observe_pieces(model, pieces, collect)
     config: Any = model.config
-    means = {index: torch.stack(seen).mean(0) for index, seen in found.items()}
+    layers = config.get_text_config().num_hidden_layers
+    means = {index: torch.stack(of_layer).mean(0) for index, of_layer in scores.items()}
     whole = torch.ones_like(next(iter(means.values())))
-    return torch.stack(
-        [means.get(index, whole) for index in range(config.get_text_config().num_hidden_layers)]
-    )
+    return torch.stack([means.get(index, whole) for index in range(layers)])

@@ -26,6 +26,7 @@ from presses.snapkv import SnapKVPress
 from presses.wrapper import ScoreWrapperPress
 
 TINY = 1e-8
+"""Added to sums and shares, so that nothing is divided by 0 and no logarithm is infinite."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +62,37 @@ class EntropyGatedChunkKVPress(ScoreWrapperPress):
         ]
 
     def _select(self, scores: Tensor, kept: int) -> Selection:
+        # Scores of positions and of chunks; the last chunk is filled with NaN.
         tokens = scores.shape[-1]
         summed = scores.float().sum(1)  # (B, T)
-        chunked = functional.pad(summed, (0, -tokens % self.chunk_length), value=float("nan")).unflatten(
-            -1, (-1, self.chunk_length)
-        )
+        padded = functional.pad(summed, (0, -tokens % self.chunk_length), value=float("nan"))
+        chunked = padded.unflatten(-1, (-1, self.chunk_length))  # (B, chunks, chunk_length)
         means, entropies = chunked.nanmean(-1), _entropies(chunked)  # (B, chunks)
+
+        # What each chunk would give: all of its tokens, or a few where its score sits on a few.
         gated = (means >= _median(means)) & (entropies < _median(entropies))
-        wanted = (~chunked.isnan()).sum(-1)
-        wanted = wanted.where(~gated, wanted.clamp_max(self.low_entropy_chunk_length))
+        existing = (~chunked.isnan()).sum(-1)
+        offered = existing.where(~gated, existing.clamp_max(self.low_entropy_chunk_length))
+
+        # What the budget takes of it, best chunk first.
         order = means.sort(dim=-1, descending=True, stable=True).indices
-        in_order = wanted.gather(-1, order)
-        given = (
-            (kept - (in_order.cumsum(-1) - in_order)).clamp_min(0).minimum(in_order)
-        )  # what the budget allows, best chunk first
-        allowed = torch.zeros_like(wanted).scatter_(-1, order, given)
-        chosen = Selection.top(
-            chunked.nan_to_num(nan=float("-inf")), allowed
-        ).keep  # (B, chunks, chunk_length)
-        first = summed.masked_fill(chosen.flatten(1)[:, :tokens], float("inf"))
-        return Selection(Selection.top(first[:, None], kept).keep.expand_as(scores))
+        in_order = offered.gather(-1, order)
+        before = in_order.cumsum(-1) - in_order
+        taken = (kept - before).clamp_min(0).minimum(in_order)
+        counts = torch.zeros_like(offered).scatter_(-1, order, taken)
+
+        # These tokens first; budget left over goes to the best of the others.
+        best = Selection.top(chunked.nan_to_num(nan=float("-inf")), counts).keep.flatten(1)[:, :tokens]
+        ranked = summed.masked_fill(best, float("inf"))
+        return Selection(Selection.top(ranked[:, None], kept).keep.expand_as(scores))
 
 
 def _entropies(chunked: Tensor) -> Tensor:
-    """(B, chunks): entropy of the scores of a chunk (B, chunks, length, NaN where it is shorter), as a share of the largest possible."""
+    """(B, chunks): entropy of the scores of each chunk, as a share of the largest possible.
+
+    Args:
+        chunked: (B, chunks, length) scores, NaN where a chunk is shorter.
+    """
     exists = ~chunked.isnan()
     lowest = chunked.nan_to_num(nan=float("inf")).amin(-1, keepdim=True)
     shifted = (chunked - lowest.clamp_max(0)).masked_fill(~exists, 0)

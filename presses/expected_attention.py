@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvcache.observation import LayerObservation
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.scores import mean_over_group, pin
 
 
@@ -41,11 +42,9 @@ class ExpectedAttentionPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse negative sinks and epsilon, and an empty future."""
         super().__post_init__()
-        if self.n_sink < 0 or self.epsilon < 0 or self.n_future_positions < 1:
-            given = (
-                f"n_sink={self.n_sink}, epsilon={self.epsilon}, n_future_positions={self.n_future_positions}"
-            )
-            raise ValueError(f"{given}: the first two must be at least 0, the last at least 1 position")
+        check_least(0, "token", n_sink=self.n_sink)
+        check_least(0, epsilon=self.epsilon)
+        check_least(1, "position", n_future_positions=self.n_future_positions)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): expected attention, the sinks on top."""
@@ -57,18 +56,22 @@ class ExpectedAttentionPress(ScorerPress):
 
     def attention(self, layer: LayerObservation, sinks: int) -> Tensor:
         """(B, H, T - sinks): expected attention of queries like the context's own."""
-        return layer.once(
-            ("expected attention", self.n_future_positions, sinks, self.use_covariance),
-            lambda: attention_of_normal_queries(
-                layer, *query_statistics(layer, sinks, self.use_covariance), self.n_future_positions, sinks
-            ),
-        )
+
+        def compute() -> Tensor:
+            mean, covariance = query_statistics(layer, sinks, self.use_covariance)
+            return attention_of_normal_queries(layer, mean, covariance, self.n_future_positions, sinks)
+
+        name = ("expected attention", self.n_future_positions, sinks, self.use_covariance)
+        return layer.once(name, compute)
 
 
 def query_statistics(
     layer: LayerObservation, sinks: int, covariance: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean (B, H * G, d) and covariance (B, H * G, d, d), or None, of the queries before rotary embedding, without the first `sinks`."""
+    """Mean (B, H * G, d) and covariance (B, H * G, d, d), or None, of the queries before rotary embedding.
+
+    Those of the first `sinks` tokens are left out.
+    """
     queries = layer.queries_before_rope()[:, :, sinks:]
     mean = queries.mean(dim=2)
     if not covariance:
@@ -78,28 +81,32 @@ def query_statistics(
 
 
 def mean_rotation(layer: LayerObservation, n_future_positions: int) -> Tensor:
-    """(d, d) mean over the positions T … T + n_future_positions - 1 of the rotary embedding as a matrix: R @ q rotates q."""
-    size = layer.keys.shape[-1]
-    rotary = layer.rotary
-    cos, sin = rotary.at(
-        torch.arange(layer.tokens, layer.tokens + n_future_positions, device=layer.keys.device)
-    )
-    cos, sin = (
-        cos.mean(1, keepdim=True),
-        sin.mean(1, keepdim=True),
-    )  # (1, 1, r), r < d where only part of a head is rotated
-    every_channel = torch.eye(size, dtype=cos.dtype, device=cos.device)[
-        None, None
-    ]  # turned, channel i is column i of R
+    """(d, d): rotary embedding as a matrix R, by which R @ q rotates a query q.
+
+    It is the mean over the positions T … T + n_future_positions - 1.
+    """
+    size, rotary = layer.keys.shape[-1], layer.rotary
+    future = torch.arange(layer.tokens, layer.tokens + n_future_positions, device=layer.keys.device)
+
+    # (1, 1, r) each, r < d where only part of a head is rotated
+    cos, sin = (factors.mean(1, keepdim=True) for factors in rotary.at(future))
+
+    # Channel i, turned, is column i of R.
+    every_channel = torch.eye(size, dtype=cos.dtype, device=cos.device)[None, None]
     return rotary.turn(every_channel, cos, sin)[0, 0].T.to(layer.keys.dtype)
 
 
 def attention_of_normal_queries(
     layer: LayerObservation, mean: Tensor, covariance: Tensor | None, n_future_positions: int, sinks: int
 ) -> Tensor:
-    """(B, H, T - sinks): expected attention weights of the positions behind the sinks, averaged over the query heads of a group.
+    """(B, H, T - sinks): expected attention to the positions behind the sinks, averaged over a group's heads.
 
-    Queries before rotary embedding have this mean (B or 1, H * G, d) and covariance (B or 1, H * G, d, d).
+    Args:
+        layer: with the keys.
+        mean: (B or 1, H * G, d) of the queries before rotary embedding.
+        covariance: (B or 1, H * G, d, d), likewise; None: they do not spread.
+        n_future_positions: positions after the context over which the rotation is averaged.
+        sinks: first tokens, left out.
     """
     rotation = mean_rotation(layer, n_future_positions)
     size, group = layer.keys.shape[-1], layer.group

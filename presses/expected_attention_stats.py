@@ -1,6 +1,7 @@
-"""Expected attention with statistics: as expected_attention, with the queries of many texts instead of the context's own.
+"""Expected attention with statistics: keep what the model's typical queries attend to.
 
-Mean and covariance of the queries before rotary embedding are loaded; the rest is expected_attention.
+Mean and covariance of the queries before rotary embedding are those of many texts, and loaded, instead of the
+context's own; the rest is expected_attention.
 Source: Devoto et al. 2025, arXiv 2510.00636; statistics on the hub,
 `alessiodevoto/exp_att_stats_<model>_<data>_<texts>_<length>_<sinks>`.
 Differs: nothing. Statistics of other models are made by `calibrate`.
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 from kvcache.observation import LayerObservation
 from kvcache.traits import Traits
 from presses.expected_attention import ExpectedAttentionPress, attention_of_normal_queries
-from presses.support.weights import model_name, named, read, show
+from presses.support.checks import check_least
+from presses.support.weights import model_name, named, observe_pieces, read
 
 FILE = "model.safetensors"
+"""Name of the file with the statistics."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,7 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
     def __post_init__(self) -> None:
         """Refuse, besides, statistics of no text."""
         super().__post_init__()
-        if self.num_samples < 1 or self.sample_seq_len < 1:
-            raise ValueError(
-                f"num_samples={self.num_samples} and sample_seq_len={self.sample_seq_len} must be at least 1"
-            )
+        check_least(1, num_samples=self.num_samples, sample_seq_len=self.sample_seq_len)
 
     def attention(self, layer: LayerObservation, sinks: int) -> Tensor:
         """(B, H, T - sinks): expected attention of the loaded statistics.
@@ -64,18 +64,17 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
             ValueError: there are none for the model, or they are another model's.
         """
         name = model_name(layer.module)
-        wanted = f"query statistics of {name or 'a model without a name'}"
+        description = f"query statistics of {name or 'a model without a name'}"
         data = f"{self.dataset_name.replace('/', '_')}_{self.num_samples}_{self.sample_seq_len}_{self.n_sink}"
         published = f"alessiodevoto/exp_att_stats_{name.replace('/', '_')}_{data}" if name else None
-        tensors = read(self.weights or published, FILE, self.revision, wanted)
+        tensors = read(self.weights or published, FILE, self.revision, description)
         config: Any = layer.module.config
         shape = config.num_hidden_layers, layer.kv_heads * layer.group, layer.keys.shape[-1]
-        mean = named(tensors, "query_mean", shape, wanted)[layer.index].to(layer.keys)[None]
+        mean = named(tensors, "query_mean", shape, description)[layer.index].to(layer.keys)[None]
         covariance = None
         if self.use_covariance:
-            covariance = named(tensors, "query_cov", (*shape, shape[-1]), wanted)[layer.index].to(layer.keys)[
-                None
-            ]
+            of_layers = named(tensors, "query_cov", (*shape, shape[-1]), description)
+            covariance = of_layers[layer.index].to(layer.keys)[None]
         return attention_of_normal_queries(layer, mean, covariance, self.n_future_positions, sinks)
 
     @property
@@ -84,24 +83,35 @@ class ExpectedAttentionStatsPress(ExpectedAttentionPress):
         return replace(super().traits, has_recipe=True)
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
-        """Write mean and covariance of the queries of all pieces, without the first `n_sink` of each, to `model.safetensors`."""
+        """Write mean and covariance of the queries of all pieces to `model.safetensors`.
+
+        Those of the first `n_sink` tokens of each piece are left out.
+        """
         mean, covariance = statistics_of(model, pieces, self.n_sink)
         save_file({"query_mean": mean, "query_cov": covariance}, folder / FILE)
 
 
 def statistics_of(model: nn.Module, pieces: Iterable[Sequence[int]], n_sink: int) -> tuple[Tensor, Tensor]:
-    """Mean (L, H * G, d) and covariance (L, H * G, d, d) of the queries before rotary embedding; zeros in layers left whole."""
+    """Mean (L, H * G, d) and covariance (L, H * G, d, d) of the queries before rotary embedding.
+
+    They are zeros in layers that are left whole.
+
+    Args:
+        model: whose queries they are.
+        pieces: of text, as token ids.
+        n_sink: first tokens of each piece, left out.
+    """
     count: dict[int, int] = {}
     sums: dict[int, Tensor] = {}
     squares: dict[int, Tensor] = {}
 
-    def look(layer: LayerObservation) -> None:
+    def collect(layer: LayerObservation) -> None:
         queries = layer.queries_before_rope()[0, :, n_sink:].double()  # (H * G, T - s, d)
         count[layer.index] = count.get(layer.index, 0) + queries.shape[1]
         sums[layer.index] = sums.get(layer.index, 0) + queries.sum(1)
         squares[layer.index] = squares.get(layer.index, 0) + queries.mT @ queries
 
-    show(model, pieces, look)
+    observe_pieces(model, pieces, collect)
     config: Any = model.config
     layers = config.get_text_config().num_hidden_layers
     means = {index: sums[index] / n for index, n in count.items()}

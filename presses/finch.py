@@ -1,8 +1,8 @@
 """Finch: keep what the question attends to, and give it neighbouring positions.
 
 score_t = mean over the question's tokens i of n_i · softmax(q_i·k_t/√d), n_i the entries that token i sees,
-averaged over the query heads of a group; the question itself is kept. Kept keys move to the positions 0 … K -
-1.
+averaged over the query heads of a group; the question itself is kept. Kept keys move to the positions
+0 … K - 1.
 Source: Corallo and Papotti 2024, TACL a_00716; kvpress 0.5.5.
 Differs: the question is told apart by the pipeline (`query_aware=true`) instead of by a delimiter token added
 to tokenizer and model. Where nobody says what the question is, the last `window_size` tokens are taken for
@@ -28,10 +28,11 @@ from kvcache.selection import Selection, gather
 from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.chunks import entries_of_chunks
-from presses.support.rerotation import Moved, turned
-from presses.support.scores import mean_over_group, pin
-from presses.support.windows import window_within
+from presses.support.rerotation import RotatedSelection, rerotated
+from presses.support.scores import mean_over_group
+from presses.support.windows import window_within, with_window
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,7 @@ class FinchPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse an empty window and empty chunks."""
         super().__post_init__()
-        if self.window_size < 1:
-            raise ValueError(f"window_size={self.window_size} must be at least 1 token")
-        if self.chunk_length is not None and self.chunk_length < 1:
-            raise ValueError(
-                f"chunk_length={self.chunk_length} must be at least 1 token, or null for one chunk"
-            )
+        check_least(1, "token", window_size=self.window_size, chunk_length=self.chunk_length)
 
     @property
     def traits(self) -> Traits:
@@ -79,9 +75,7 @@ class FinchPress(ScorerPress):
         votes = layer.window_attention(window)[..., :before].float()  # (B, H * G, w, T - w)
         if self.normalize_scores:
             votes = votes * torch.arange(before, layer.tokens, device=votes.device)[:, None]
-        return pin(
-            torch.nn.functional.pad(mean_over_group(votes.mean(dim=2), layer.group), (0, window)), last=window
-        )
+        return with_window(mean_over_group(votes.mean(dim=2), layer.group), layer.tokens)
 
     def observe(self, layer: LayerObservation) -> Any:
         """The scores (B, H, T), and the layer's rotary embedding."""
@@ -97,15 +91,13 @@ class FinchPress(ScorerPress):
             chunks = zip(scores.split(length, dim=-1), counts, strict=True)
             kept = [Selection.top(part, count).keep for part, count in chunks]
             plain = Selection(torch.cat(kept, dim=-1))
-            selections.append(Moved(plain.keep, plain, rotary) if self.rerotate_keys else plain)
+            selections.append(RotatedSelection(plain.keep, plain, rotary) if self.rerotate_keys else plain)
         return selections
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys turned to their new positions, and kept values."""
-        kept = gather(keys, selection.positions)
-        return turned(kept, selection) if isinstance(selection, Moved) else kept, gather(
-            values, selection.positions
-        )
+        keys, values = gather(keys, selection.positions), gather(values, selection.positions)
+        return (rerotated(keys, selection) if isinstance(selection, RotatedSelection) else keys), values
 
     def next_position(self, selections: Sequence[Selection]) -> int:
         """The number of kept entries where keys move, else the context's length."""

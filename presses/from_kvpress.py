@@ -1,10 +1,10 @@
-"""A press written for kvpress, run unchanged: any object with its interface, kvpress itself need not be installed.
+"""A press written for kvpress, run unchanged.
 
-Its `score` is asked once per layer where nothing else decides and it does not look at the ratio; otherwise
-its own hook runs for every ratio on a copy of the layer's cache, so hidden states of all layers are held
-until then. Head-wise presses that only note the entries to be masked (`module.masked_key_indices`) lose these
-entries for good. Presses whose work is done elsewhere, in `__call__` around the model or while decoding, are
-refused.
+Any object with its interface will do; kvpress itself need not be installed. Its `score` is asked once per
+layer where nothing else decides and it does not look at the ratio; otherwise its own hook runs for every
+ratio on a copy of the layer's cache, so hidden states of all layers are held until then. Head-wise presses
+that only note the entries to be masked (`module.masked_key_indices`) lose these entries for good. Presses
+whose work is done elsewhere, in `__call__` around the model or while decoding, are refused.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from presses.base import BasePress
 
 
 @dataclass(frozen=True)
-class Left(Selection):
-    """What a foreign press left of a layer.
+class ForeignSelection(Selection):
+    """A selection by a foreign press, with the entries that it left of a layer.
 
     Attributes:
         keys: (B, H, K, d), behind a head's own count anything.
@@ -43,7 +43,9 @@ class Left(Selection):
 
 @dataclass(frozen=True)
 class FromKVPress(BasePress):
-    """Runs the press of `make()`: `FromKVPress(kvpress.SnapKVPress(window_size=32))`, or a subclass in a file of `presses_dir`.
+    """Runs a foreign press: `FromKVPress(kvpress.SnapKVPress(window_size=32))`.
+
+    A subclass with a method `make`, in a file of `presses_dir`, gives it a name on the command line.
 
     Attributes:
         press: an object with kvpress's interface: `score`, `compress` or `forward_hook`, with the arguments
@@ -65,7 +67,8 @@ class FromKVPress(BasePress):
         kind = type(self.press).__name__
         if not any(callable(getattr(self.press, verb, None)) for verb in ("score", "compress")):
             raise ValueError(f"{kind} has neither score nor compress: give a press with kvpress's interface")
-        if any("__call__" in vars(one) for one in type(self.press).__mro__ if one.__name__ != "BasePress"):
+        classes = [each for each in type(self.press).__mro__ if each.__name__ != "BasePress"]
+        if any("__call__" in vars(each) for each in classes):
             raise ValueError(
                 f"{kind} does its work around the model (it has a __call__ of its own), which a shared "
                 "prefill cannot run"
@@ -77,7 +80,7 @@ class FromKVPress(BasePress):
 
     @property
     def traits(self) -> Traits:
-        """Nothing is known of what the press does; what does more than score looks at the layer once per budget."""
+        """Nothing is known of what the press does; one that does more than score keeps the whole layer."""
         return Traits(only_selects=False, keeps_hidden_states=not self._only_scores)
 
     @property
@@ -99,9 +102,8 @@ class FromKVPress(BasePress):
             return layer
         watched, read = _watching_ratio(self.press)
         with self._kvpress_call(layer) as (_, kwargs, attention):
-            scores: Tensor = watched.score(
-                layer.module, layer.hidden, layer.keys, layer.values, attention, kwargs
-            )
+            states = layer.hidden, layer.keys, layer.values
+            scores: Tensor = watched.score(layer.module, *states, attention, kwargs)
         if scores.shape != layer.keys.shape[:3]:
             raise ValueError(
                 f"{self._title}.score must return (B, H, T)={tuple(layer.keys.shape[:3])}, got "
@@ -118,27 +120,23 @@ class FromKVPress(BasePress):
     def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
         """The top `budget.entries(T)` of scores; or what the press's own hook leaves."""
         return [
-            Selection.top(seen, budget.entries(seen.shape[-1]))
-            if isinstance(seen, Tensor)
-            else self._run(seen, budget)
-            for seen in evidence
+            Selection.top(of_layer, budget.entries(of_layer.shape[-1]))
+            if isinstance(of_layer, Tensor)
+            else self._run(of_layer, budget)
+            for of_layer in evidence
         ]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """What the press left, or the entries of highest score."""
-        return (
-            (selection.keys, selection.values)
-            if isinstance(selection, Left)
-            else super().apply(keys, values, selection)
-        )
+        if isinstance(selection, ForeignSelection):
+            return selection.keys, selection.values
+        return super().apply(keys, values, selection)
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """The budget where scores decide; else whatever the press does, which is measured."""
-        return (
-            super().entry_bounds(layers, heads, tokens, budget)
-            if self._only_scores
-            else (0, layers * heads * tokens)
-        )
+        if self._only_scores:
+            return super().entry_bounds(layers, heads, tokens, budget)
+        return 0, layers * heads * tokens
 
     def parameters(self) -> dict[str, Any]:
         """Class and fields of the press, without its ratio."""
@@ -153,6 +151,7 @@ class FromKVPress(BasePress):
         return type(self.press).__name__
 
     def _run(self, layer: LayerObservation, budget: Budget) -> Selection:
+        """Let a copy of the press work on a copy of the layer's cache."""
         press, ratio = deepcopy(self.press), ratio_of(budget, layer.tokens)
         try:
             press.compression_ratio = ratio
@@ -166,21 +165,23 @@ class FromKVPress(BasePress):
                 press.forward_hook(layer.module, [], kwargs, [layer.hidden, attention])
                 keys, values = stored.keys, stored.values
             else:
-                keys, values = press.compress(
-                    layer.module, layer.hidden, stored.keys, stored.values, attention, kwargs
-                )
+                states = layer.hidden, stored.keys, stored.values
+                keys, values = press.compress(layer.module, *states, attention, kwargs)
             masked = getattr(layer.module, "masked_key_indices", None)
         if masked is not None:
             keep = torch.ones(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
             keep[tuple(masked)] = False
             return Selection(keep)
-        return Left(_where(layer, keys, values), keys, values)
+        return ForeignSelection(_kept_positions(layer, keys, values), keys, values)
 
     @contextmanager
     def _kvpress_call(
         self, layer: LayerObservation
     ) -> Iterator[tuple[DynamicCache, dict[str, Any], Tensor | None]]:
-        """Cache, keywords and attention as kvpress's hook gets them; what a press leaves on the module is taken off again."""
+        """Cache, keywords and attention as kvpress's hook gets them.
+
+        What a press leaves on the module is taken off again.
+        """
         module = layer.module
         before = dict(module.__dict__)
         cache = DynamicCache()
@@ -226,50 +227,62 @@ def _watching_ratio(press: Any) -> tuple[Any, list[str]]:
     read: list[str] = []
     ratio = getattr(press, "compression_ratio", 0.0)
 
-    def looked(_: Any) -> Any:
+    def noted(_: Any) -> Any:
         read.append("compression_ratio")
         return ratio
 
     watched = copy(press)
-    watched.__class__ = type(type(press).__name__, (type(press),), {"compression_ratio": property(looked)})
+    watched.__class__ = type(type(press).__name__, (type(press),), {"compression_ratio": property(noted)})
     return watched, read
 
 
 def _described(press: Any) -> dict[str, Any]:
     """Class and fields of a foreign press as JSON values, presses inside likewise, without ratios."""
     plain = (bool, int, float, str, type(None))
-    found: dict[str, Any] = {"press": type(press).__name__}
+    description: dict[str, Any] = {"press": type(press).__name__}
     for name, value in vars(press).items():
         if isinstance(value, plain) and not name.endswith("compression_ratio"):
-            found[name] = value
+            description[name] = value
         elif callable(getattr(value, "compress", None)) or callable(getattr(value, "score", None)):
-            found[name] = _described(value)
-        elif isinstance(value, list | tuple) and all(isinstance(one, plain) for one in value):
-            found[name] = list(value)
-    return found
+            description[name] = _described(value)
+        elif isinstance(value, list | tuple) and all(isinstance(each, plain) for each in value):
+            description[name] = list(value)
+    return description
 
 
-def _where(layer: LayerObservation, keys: Tensor, values: Tensor) -> Tensor:
-    """(B, H, T) bool with as many True per head as entries are left: where they came from, found by their values; else the last ones.
+def _kept_positions(layer: LayerObservation, keys: Tensor, values: Tensor) -> Tensor:
+    """(B, H, T) bool: where the entries that are left came from, found by their values; else the last ones.
 
-    Entries are compared bit by bit through a hash; a press that changes values (merging) hides where they
-    came from.
+    Each head has as many True as entries are left. They are compared bit by bit through a hash; a press that
+    changes values (merging) hides where they came from.
+
+    Args:
+        layer: with all entries.
+        keys: (B, H, K, *) of those that are left.
+        values: (B, H, K, d), likewise.
     """
     left = keys.shape[2]
-    keep = (torch.arange(layer.tokens, device=keys.device) >= layer.tokens - left).expand(
-        layer.keys.shape[:3]
-    )
+    last = torch.arange(layer.tokens, device=keys.device) >= layer.tokens - left
+    keep = last.expand(layer.keys.shape[:3])
+    if not left:
+        return keep
+
+    # By values alone, and then by keys as well, where these have not been changed.
     whole, part = _hash(layer.values), _hash(values)
-    both = whole + _hash(layer.keys), part + _hash(keys) if keys.shape == values.shape else part
-    for full, some in ((whole, part), both) if left else ():
-        rows = some.sort(dim=-1).values
-        found = rows.gather(-1, torch.searchsorted(rows, full).clamp(max=left - 1)) == full
-        keep = torch.where((found.sum(-1) == left)[..., None], found, keep)
+    both = part + _hash(keys) if keys.shape == values.shape else part
+    for full, remaining in ((whole, part), (whole + _hash(layer.keys), both)):
+        hashes = remaining.sort(dim=-1).values
+        nearest = hashes.gather(-1, torch.searchsorted(hashes, full).clamp(max=left - 1))
+        is_left = nearest == full
+        keep = torch.where((is_left.sum(-1) == left)[..., None], is_left, keep)
     return keep
 
 
 def _hash(entries: Tensor) -> Tensor:
-    """(B, H, *) int64 hash of entries (B, H, *, d), the same wherever an entry stands: integers add up in any order."""
+    """(B, H, *) int64 hash of entries (B, H, *, d), the same wherever an entry stands.
+
+    It is a sum of integers, which add up in any order.
+    """
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (entries.shape[-1],), generator=generator).to(entries.device) | 1
     return (entries.float().contiguous().view(torch.int32).long() * odd).sum(-1)

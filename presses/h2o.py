@@ -1,8 +1,9 @@
-"""H2O: keep the tokens that have received the most attention so far, and the most recent ones, while reading and while writing.
+"""H2O: keep the tokens that have received the most attention so far, and the most recent ones.
 
-score_t = Σ over all queries i ≥ t of attention a_it, the queries of question and answer included, summed over
-the query heads of a group; `recent_share` of the budget are the latest tokens, the rest the highest sums.
-After each token the lowest sum leaves, so the cache has a constant size.
+It goes on while answers are written. score_t = Σ over all queries i ≥ t of attention a_it, the queries of
+question and answer included, summed over the query heads of a group; `recent_share` of the budget are the
+latest tokens, the rest the highest sums. After each token the lowest sum leaves, so the cache has a constant
+size.
 Source: Zhang et al. 2023, "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language
 Models", arXiv 2306.14048; authors' repository FMInference/H2O at ac75c2a,
 h2o_hf/utils_real_drop/modify_llama.py.
@@ -26,6 +27,7 @@ from kvcache.hooks.decode_hooks import DecodingObservation
 from kvcache.observation import LayerObservation
 from kvcache.traits import Traits
 from presses.scorer import ScorerPress
+from presses.support.checks import check_share
 from presses.support.eviction import ConstantSizeEviction
 from presses.support.scores import pin
 
@@ -43,11 +45,7 @@ class H2OPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1]."""
         super().__post_init__()
-        if not 0 <= self.recent_share <= 1:
-            raise ValueError(
-                f"recent_share={self.recent_share} must lie in [0, 1]: it is the part of the budget for "
-                "recent tokens"
-            )
+        check_share(of="the budget", recent_share=self.recent_share)
 
     @property
     def traits(self) -> Traits:
@@ -62,9 +60,9 @@ class H2OPress(ScorerPress):
         """The sums (B, H, T), the recent part of the budget on top."""
         return [pin(sums, last=int(budget.entries(sums.shape[-1]) * self.recent_share)) for sums in evidence]
 
-    def entry_metadata(self, seen: Tensor) -> Tensor:
+    def entry_metadata(self, evidence: Tensor) -> Tensor:
         """(B, H, T, 1): the sums, to be added to."""
-        return seen[..., None]
+        return evidence[..., None]
 
     def decode_hook(self, budget: Budget) -> HeavyHitters:
         """Adds the attention of new tokens, and keeps the size."""
@@ -81,22 +79,15 @@ class HeavyHitters(ConstantSizeEviction):
 
     def begin(self, layer: DecodingObservation) -> Tensor:
         """The sums of the prefill, or zeros where they are not known: (1, H, K - n, 1)."""
-        return (
-            layer.keys[:, :, layer.hidden.shape[1] :, :1].float() * 0
-            if layer.entry_metadata is None
-            else layer.entry_metadata
-        )
+        if layer.entry_metadata is not None:
+            return layer.entry_metadata
+        return layer.keys[:, :, layer.hidden.shape[1] :, :1].float() * 0
 
     def update(self, layer: DecodingObservation, known: Tensor) -> Tensor:
         """Adds what each entry receives from the new tokens: (1, H, K, 1)."""
-        new = (
-            layer.window_attention(layer.hidden.shape[1])
-            .float()
-            .sum(2)
-            .unflatten(1, (-1, layer.group))
-            .sum(2)
-        )
-        return known + new[..., None]
+        attention = layer.window_attention(layer.hidden.shape[1])  # (1, H * G, n, K)
+        received = attention.float().sum(2).unflatten(1, (-1, layer.group)).sum(2)
+        return known + received[..., None]
 
     def scores(self, known: Tensor, counts: Tensor, age: Tensor) -> Tensor:
         """The sums, the latest entries on top."""

@@ -32,10 +32,13 @@ from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
 from presses.support.budgets import apportion
-from presses.support.weights import checked, last_part, model_name, read, show
+from presses.support.checks import check_least
+from presses.support.weights import checked, last_part, model_name, observe_pieces, read
 from presses.wrapper import ScoreWrapperPress
 
 ADDRESS = "https://raw.githubusercontent.com/FYYFU/HeadKV/{revision}/Important_Head/head_score"
+"""Folder of the authors' head scores."""
+
 PUBLISHED = ("Meta-Llama-3-8B-Instruct", "Mistral-7B-Instruct-v0.2")
 """Models whose head scores the authors publish."""
 
@@ -70,10 +73,8 @@ class HeadKVPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse shares below 1 and a negative window."""
         super().__post_init__()
-        if self.beta < 1 or self.window_size < 0:
-            raise ValueError(
-                f"beta={self.beta} must be at least 1 and window_size={self.window_size} at least 0 tokens"
-            )
+        check_least(1, beta=self.beta)
+        check_least(0, "token", window_size=self.window_size)
 
     @property
     def traits(self) -> Traits:
@@ -87,14 +88,14 @@ class HeadKVPress(ScoreWrapperPress):
             ValueError: there are no scores for the model, or they are another model's.
         """
         name = model_name(layer.module)
-        wanted = f"head scores of {name or 'a model without a name'}"
-        known = last_part(name) if last_part(name) in PUBLISHED else None
-        source = self.weights or (known and ADDRESS.format(revision=self.revision))
-        text = read(
-            source, FILE if self.weights else f"{known}_retrieval_reasoning_heads.json", self.revision, wanted
-        )
+        description = f"head scores of {name or 'a model without a name'}"
+        published = last_part(name) if last_part(name) in PUBLISHED else None
+        source = self.weights or (published and ADDRESS.format(revision=self.revision))
+        file = FILE if self.weights else f"{published}_retrieval_reasoning_heads.json"
+        text = read(source, file, self.revision, description)
         config: Any = layer.module.config
-        scores = head_table(str(text), (int(config.num_hidden_layers), layer.kv_heads * layer.group), wanted)
+        shape = int(config.num_hidden_layers), layer.kv_heads * layer.group
+        scores = head_table(str(text), shape, description)
         return self.press.observe(layer), scores[layer.index].unflatten(0, (-1, layer.group)).mean(-1)
 
     def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
@@ -103,7 +104,7 @@ class HeadKVPress(ScoreWrapperPress):
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as its share gives."""
-        ranked = self.press.scores_at([seen for seen, _ in evidence], budget)
+        ranked = self.press.scores_at([inner for inner, _ in evidence], budget)
         tokens, importance = ranked[0].shape[-1], torch.stack([heads for _, heads in evidence])  # (L, H)
         even = budget.entries(tokens)
         least = min(even, self.window_size + int(max(0, even - self.window_size) * (1 - 1 / self.beta)))
@@ -113,35 +114,26 @@ class HeadKVPress(ScoreWrapperPress):
             Selection.top(scores, counts[at].expand(scores.shape[:2])) for at, scores in enumerate(ranked)
         ]
 
-    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
-        """Exactly the even budget in all."""
-        exact = layers * heads * budget.entries(tokens)
-        return exact, exact
-
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
-        """Write the heads' scores, in the authors' format: a list per query head, one number per piece of text."""
-        found: dict[str, list[float]] = {}
-        for at, piece in enumerate(pieces):
-            span = span_of(len(piece), depth=(0.1 + 0.2 * at) % 1)  # at another place in each piece
+        """Write the heads' scores in the authors' format: of each query head a list, one number per piece."""
+        scores: dict[str, list[float]] = {}
+        for number, piece in enumerate(pieces):
+            span = span_of(len(piece), depth=(0.1 + 0.2 * number) % 1)  # at another place in each piece
 
-            def look(layer: LayerObservation, span: tuple[int, int] = span) -> None:
+            def collect(layer: LayerObservation, span: tuple[int, int] = span) -> None:
                 for head, score in enumerate(repeated_attention(layer, span).tolist()):
-                    found.setdefault(f"{layer.index}-{head}", []).append(score)
+                    scores.setdefault(f"{layer.index}-{head}", []).append(score)
 
-            show(model, [[*piece, *piece[slice(*span)]]], look)
+            observe_pieces(model, [[*piece, *piece[slice(*span)]]], collect)
         config: Any = model.config
         text = config.get_text_config()
-        names = [
-            f"{layer}-{head}"
-            for layer in range(text.num_hidden_layers)
-            for head in range(text.num_attention_heads)
-        ]
-        (folder / FILE).write_text(
-            json.dumps({name: found.get(name, [0.0]) for name in names}), encoding="utf-8"
-        )
+        layers, heads = range(text.num_hidden_layers), range(text.num_attention_heads)
+        names = [f"{layer}-{head}" for layer in layers for head in heads]
+        table = {name: scores.get(name, [0.0]) for name in names}
+        (folder / FILE).write_text(json.dumps(table), encoding="utf-8")
 
 
-def head_table(text: str, shape: tuple[int, int], wanted: str) -> Tensor:
+def head_table(text: str, shape: tuple[int, int], description: str) -> Tensor:
     """(L, H * G) mean scores from the authors' JSON: "layer-head" to a list of numbers.
 
     Raises:
@@ -154,20 +146,13 @@ def head_table(text: str, shape: tuple[int, int], wanted: str) -> Tensor:
         }
     except (AttributeError, TypeError, ValueError, ZeroDivisionError):
         raise ValueError(
-            f"the file with {wanted} is in another format: it must map 'layer-head' to a list of numbers"
+            f"the file with {description} is in another format: it must map 'layer-head' to a list of numbers"
         ) from None
-    size = (
-        tuple(1 + max(name[side] for name in means) for side in (0, 1))
-        if means and all(len(name) == 2 for name in means)
-        else (0, 0)
-    )
-    return checked(
-        torch.tensor(
-            [[means.get((layer, head), 0.0) for head in range(size[1])] for layer in range(size[0])]
-        ),
-        shape,
-        wanted,
-    )
+    layers, heads = 0, 0
+    if means and all(len(name) == 2 for name in means):
+        layers, heads = (1 + max(name[side] for name in means) for side in (0, 1))
+    rows = [[means.get((layer, head), 0.0) for head in range(heads)] for layer in range(layers)]
+    return checked(torch.tensor(rows), shape, description)
 
 
 def span_of(tokens: int, depth: float) -> tuple[int, int]:
@@ -178,7 +163,9 @@ def span_of(tokens: int, depth: float) -> tuple[int, int]:
 
 
 def repeated_attention(layer: LayerObservation, span: tuple[int, int]) -> Tensor:
-    """(H * G,): mean attention that each repeated token but the last pays to the successor of its first occurrence.
+    """(H * G,): mean attention that repeated tokens pay to what followed them when they stood there first.
+
+    The last of them is left out.
 
     Args:
         layer: of a text with the tokens at `span` repeated behind its end.

@@ -24,7 +24,7 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.knorm import KnormPress
-from presses.support.rerotation import Moved, turned
+from presses.support.rerotation import RotatedSelection, rerotated
 from presses.wrapper import WrapperPress, check_adds_nothing
 
 
@@ -56,8 +56,8 @@ class KeyRerotationPress(WrapperPress):
 
     def probe(self, prefill: Prefill, evidence: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
         """What the press inside probes, and the layers' rotary embeddings."""
-        inner = self.press.probe(prefill, [seen for seen, _ in evidence])
-        return [(seen, rotary) for seen, (_, rotary) in zip(inner, evidence, strict=True)]
+        probed = self.press.probe(prefill, [inner for inner, _ in evidence])
+        return [(inner, rotary) for inner, (_, rotary) in zip(probed, evidence, strict=True)]
 
     def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
         """The first part of the evidence."""
@@ -65,17 +65,17 @@ class KeyRerotationPress(WrapperPress):
 
     def select(self, evidence: Sequence[tuple[Any, Any]], budget: Budget) -> list[Selection]:
         """What the press inside selects."""
-        inner = self.press.select([seen for seen, _ in evidence], budget)
+        selections = self.press.select([inner for inner, _ in evidence], budget)
         return [
-            Moved(selection.keep, selection, rotary)
-            for selection, (_, rotary) in zip(inner, evidence, strict=True)
+            RotatedSelection(selection.keep, selection, rotary)
+            for selection, (_, rotary) in zip(selections, evidence, strict=True)
         ]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept keys turned from their old to their new positions; values as the press inside gives them."""
-        assert isinstance(selection, Moved)
+        assert isinstance(selection, RotatedSelection)
         keys, values = self.press.apply(keys, values, selection.inner)
-        return turned(keys, selection), values
+        return rerotated(keys, selection), values
 
     def next_position(self, selections: Sequence[Selection]) -> int:
         """The number of kept entries (of the fullest head)."""

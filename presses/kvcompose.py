@@ -1,9 +1,10 @@
-"""KVCompose: let the layers compete for the budget by composite tokens, each head filling them with its own best entries.
+"""KVCompose: let the layers compete for the budget by composite tokens.
 
-The context is read again on top of its cache; an entry's score is the highest attention it gets, averaged
-over the query heads of a group, plus the mean of that over the KV heads. Composite token i of a layer counts
-the mean over heads of the i-th best score; the best composite tokens of all layers stay, and each head of a
-layer keeps as many of its own best entries. No layer keeps more than the first.
+Each head fills them with its own best entries. The context is read again on top of its cache; an entry's
+score is the highest attention it gets, averaged over the query heads of a group, plus the mean of that over
+the KV heads. Composite token i of a layer counts the mean over heads of the i-th best score; the best
+composite tokens of all layers stay, and each head of a layer keeps as many of its own best entries. No layer
+keeps more than the first.
 Source: Akulov et al. 2025, arXiv 2509.05165.
 Differs: the second reading leaves nothing in the cache and needs no eager attention; batches of several
 contexts are allowed; layers with sliding windows are left whole. Every layer keeps at least one entry per
@@ -24,13 +25,12 @@ from torch import Tensor
 from kvcache.budget import Budget
 from kvcache.hooks.prefill import Prefill
 from kvcache.hooks.replay import replay
-from kvcache.observation import LayerObservation
+from kvcache.observation import LayerObservation, block_size
 from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.base import BasePress
-
-LOGITS = 2**26
-"""Attention logits that are held at once."""
+from presses.support.attention import attention_to_context
+from presses.support.checks import check_least
 
 FIRST = 1e9
 """Added to the scores of what every layer keeps in any case."""
@@ -66,8 +66,7 @@ class KVComposePress(BasePress):
         for name in ("agg_task", "agg_group", "agg_head"):
             if getattr(self, name) not in ("max", "mean"):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be 'max' or 'mean'")
-        if self.keep_token_lower_bound < 0:
-            raise ValueError(f"keep_token_lower_bound={self.keep_token_lower_bound} must not be negative")
+        check_least(0, keep_token_lower_bound=self.keep_token_lower_bound)
 
     @property
     def traits(self) -> Traits:
@@ -90,41 +89,37 @@ class KVComposePress(BasePress):
             )
         received: dict[int, Tensor] = {}
 
-        def look(seen: LayerObservation) -> None:
-            found = self._received(prefill.cache.layers[seen.index].keys, seen)
-            if seen.index in received:
-                found = (
-                    torch.maximum(found, received[seen.index])
-                    if self.agg_task == "max"
-                    else found + received[seen.index]
-                )
-            received[seen.index] = found
+        def collect(layer: LayerObservation) -> None:
+            of_piece = self._received(prefill.cache.layers[layer.index].keys, layer)
+            if layer.index in received:
+                of_piece = self._join(of_piece, received[layer.index])
+            received[layer.index] = of_piece
 
-        replay(prefill, prefill.token_ids, look)
+        replay(prefill, prefill.token_ids, collect)
         return [self._scores(received[index], prefill.cache.layers[index].values) for index in prefill.layers]
 
-    def _received(self, keys: Tensor, seen: LayerObservation) -> Tensor:
-        """(B, H, G, T): attention that the context's entries get from the tokens just read: the highest, or the sum."""
-        tokens, own = keys.shape[2], seen.tokens
-        everything = torch.cat((keys, seen.keys), dim=2)  # (B, H, T + own, d)
-        queries = seen.queries(seen.hidden.shape[1]).unflatten(1, (-1, seen.group))  # (B, H, G, n, d)
-        n = queries.shape[3]
-        block = max(1, LOGITS // (queries[..., 0, 0].numel() * (tokens + own)))
-        total = queries.new_zeros(*queries.shape[:3], tokens, dtype=torch.float32)
-        for start in range(0, n, block):
-            logits = seen.logits(queries[:, :, :, start : start + block], everything)
-            at = own - n + start + torch.arange(logits.shape[3], device=keys.device)
-            logits[..., tokens:].masked_fill_(
-                torch.arange(own, device=keys.device) > at[:, None], float("-inf")
-            )
-            weights = seen.softmax(logits)[..., :tokens]
-            total = (
-                torch.maximum(total, weights.amax(3)) if self.agg_task == "max" else total + weights.sum(3)
-            )
-        return total
+    def _received(self, keys: Tensor, layer: LayerObservation) -> Tensor:
+        """(B, H, G, T): the highest attention that each entry gets from the tokens just read, or the sum.
+
+        Args:
+            keys: (B, H, T, d) of the context.
+            layer: observed in a replay.
+        """
+        batch, heads, tokens = keys.shape[:3]
+        n = layer.hidden.shape[1]
+        received = keys.new_zeros(batch, heads, layer.group, tokens, dtype=torch.float32)
+        block = block_size(batch * heads * layer.group, tokens + layer.tokens, most=n)
+        for _, weights in attention_to_context(layer, keys, block):
+            of_block = weights.amax(3) if self.agg_task == "max" else weights.sum(3)
+            received = self._join(received, of_block)
+        return received
+
+    def _join(self, received: Tensor, more: Tensor) -> Tensor:
+        """What entries have received from several tokens, and from others: the highest, or the sum."""
+        return torch.maximum(received, more) if self.agg_task == "max" else received + more
 
     def _scores(self, received: Tensor, values: Tensor) -> Tensor:
-        """(B, H, T) from (B, H, G, T)."""
+        """(B, H, T): the scores, from what entries have received (B, H, G, T)."""
         if self.agg_task == "mean":
             received = received / received.shape[-1]
         scores = _aggregate(received, self.agg_group, 2)
@@ -133,18 +128,24 @@ class KVComposePress(BasePress):
         return scores + scores.mean(1, keepdim=True) if self.add_mean_across_heads else scores
 
     def select(self, evidence: Sequence[Tensor], budget: Budget) -> list[Selection]:
-        """Each head's best entries, as many as composite tokens of its layer (or of itself) are among the best of all."""
+        """Each head's best entries, as many as its layer, or itself, has composite tokens among the best."""
+        # Composite tokens: the i-th best scores of the heads of a layer, together or each by itself.
         ranked = torch.stack(list(evidence), dim=1).sort(dim=-1, descending=True).values  # (B, L, H, T)
+        tokens = ranked.shape[-1]
         if self.structured:
             ranked = _aggregate(ranked, self.agg_head, 2)[:, :, None]  # (B, L, 1, T)
+
+        # Those kept in any case come first; and no layer keeps more than the first one.
         ranked[..., : self.keep_token_lower_bound] += FIRST
         if self.structured:
             ranked[:, 0] = ranked.amax(1)
-        kept = budget.parts(ranked[0].numel(), ranked.shape[-1])
+
+        # The best of all layers, and how many of them each layer has: (B, L, H or 1).
+        kept = budget.parts(ranked[0].numel(), tokens)
         best = Selection.top(ranked.flatten(1)[:, None], kept).keep
-        counts = best.view_as(ranked).sum(-1)  # (B, L, H or 1)
+        counts = best.view_as(ranked).sum(-1)
         if self.structured:
-            counts = counts.clamp(min=self._floor(ranked.shape[-1]))
+            counts = counts.clamp(min=self._floor(tokens))
         return [
             Selection.top(scores, counts[:, at].expand(scores.shape[:2]))
             for at, scores in enumerate(evidence)
@@ -159,6 +160,7 @@ class KVComposePress(BasePress):
         return fewest, min(layers * heads * tokens, fewest + heads * (layers - 1) * self._floor(tokens))
 
     def _floor(self, tokens: int) -> int:
+        """Entries that a head keeps in any case."""
         return min(tokens, max(1, self.keep_token_lower_bound))
 
 

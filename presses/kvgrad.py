@@ -25,7 +25,9 @@ from presses.support.repetition import Chunk, chunk_scores
 
 @dataclass(frozen=True)
 class KVgradPress(KVzipPress):
-    """Input times gradient while the context is being repeated; the values' norms always count, so KVzip+ does not apply.
+    """Input times gradient while the context is being repeated.
+
+    The norms of values always count, so KVzip+ does not apply.
 
     Attributes:
         chunk_size: tokens of the context repeated in one pass.
@@ -44,17 +46,19 @@ class KVgradPress(KVzipPress):
 
     def _scores(self, prefill: Prefill, chunk: Chunk) -> Iterator[tuple[int, Tensor]]:
         """Layer index and scores (B, H, C) of one chunk's entries."""
-        seen: dict[int, list[LayerObservation]] = {}
-        gradients = sensitivity(
-            prefill, chunk.token_ids, lambda layer: seen.setdefault(layer.index, []).append(layer)
-        )
-        for index, pieces in seen.items():
+        # What each layer has read, in one piece or several; gradients are known when all is read.
+        layers: dict[int, list[LayerObservation]] = {}
+
+        def collect(layer: LayerObservation) -> None:
+            layers.setdefault(layer.index, []).append(layer)
+
+        gradients = sensitivity(prefill, chunk.token_ids, collect)
+        for index, pieces in layers.items():
             scores, start = None, 0
-            for piece in pieces:  # one, or several where a layer reads the repetition in pieces
+            for piece in pieces:
                 stop = start + piece.hidden.shape[1]
-                found = chunk_scores(
-                    prefill, piece, chunk, self.n_sink, gradients[index][:, start:stop], by_output=True
-                )
-                scores, start = found if scores is None else scores.maximum(found), stop
+                factors = gradients[index][:, start:stop]
+                of_piece = chunk_scores(prefill, piece, chunk, self.n_sink, factors, by_output=True)
+                scores, start = of_piece if scores is None else scores.maximum(of_piece), stop
             assert scores is not None
             yield index, scores

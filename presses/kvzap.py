@@ -31,7 +31,7 @@ RIDGE = 1e-4
 """Added to the diagonal of the normal equations, as a share of its mean."""
 
 SMALLEST = 1e-8
-"""Scores below are taken for this before their logarithm is fitted: those of tokens that no repetition looks at."""
+"""Lowest score whose logarithm is fitted; lower ones, of tokens that no repetition reads, count as this."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,22 @@ class KVzapPress(ScorerPress):
             ValueError: nothing is published for the model, or the weights are another model's.
         """
         name = model_name(layer.module)
-        wanted = f"KVzap weights ({self.model_type}) of {name or 'a model without a name'}"
+        description = f"KVzap weights ({self.model_type}) of {name or 'a model without a name'}"
         published = f"nvidia/KVzap-{self.model_type}-{last_part(name)}" if name else None
-        tensors = read(self.weights or published, "model.safetensors", self.revision, wanted)
+        tensors = read(self.weights or published, "model.safetensors", self.revision, description)
         config: Any = layer.module.config
-        known = len({key.split(".")[1] for key in tensors if key.startswith("layers.")})
-        if known != config.num_hidden_layers:
+        layers = len({key.split(".")[1] for key in tensors if key.startswith("layers.")})
+        if layers != config.num_hidden_layers:
             raise ValueError(
-                f"{wanted} must be for {config.num_hidden_layers} layers, got {known}; these weights belong "
-                "to another model"
+                f"{description} must be for {config.num_hidden_layers} layers, got {layers}; these weights "
+                "belong to another model"
             )
         prefix, hidden = f"layers.{layer.index}.", layer.hidden
         if self.model_type == "mlp":
             width = tensors[f"{prefix}0.weight"].shape[0] if f"{prefix}0.weight" in tensors else 0
-            hidden = functional.gelu(self._linear(hidden, tensors, f"{prefix}0.", width, wanted))
+            hidden = functional.gelu(self._linear(hidden, tensors, f"{prefix}0.", width, description))
             prefix = f"{prefix}2."
-        return self._linear(hidden, tensors, prefix, layer.kv_heads, wanted).transpose(1, 2)
+        return self._linear(hidden, tensors, prefix, layer.kv_heads, description).transpose(1, 2)
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write the linear model of all pieces to `model.safetensors`.
@@ -96,37 +96,42 @@ class KVzapPress(ScorerPress):
             )
         save_file(fitted(model, pieces), folder / "model.safetensors")
 
-    def _linear(self, states: Tensor, tensors: Any, prefix: str, size: int, wanted: str) -> Tensor:
-        weight = named(tensors, f"{prefix}weight", (size, states.shape[-1]), wanted)
-        bias = named(tensors, f"{prefix}bias", (size,), wanted)
+    def _linear(self, states: Tensor, tensors: Any, prefix: str, size: int, description: str) -> Tensor:
+        weight = named(tensors, f"{prefix}weight", (size, states.shape[-1]), description)
+        bias = named(tensors, f"{prefix}bias", (size,), description)
         return functional.linear(states, weight.to(states), bias.to(states))
 
 
 def fitted(model: nn.Module, pieces: Iterable[Sequence[int]]) -> dict[str, Tensor]:
-    """Weights (H, D) and biases (H,) of each layer, by which hidden states tell the logarithm of KVzip+'s scores; zero where left whole."""
+    """Weights (H, D) and biases (H,) of each layer, by their published names.
+
+    By them hidden states tell the logarithm of KVzip+'s scores. They are 0 in layers that are left whole.
+    """
     teacher = KVzipPress(n_sink=0, kvzip_plus_normalization=True)
     squares: dict[int, Tensor] = {}
     products: dict[int, Tensor] = {}
     for piece in pieces:
         rows: dict[int, Tensor] = {}
 
-        def look(layer: LayerObservation, rows: dict[int, Tensor] = rows) -> None:
+        def collect(layer: LayerObservation, rows: dict[int, Tensor] = rows) -> None:
             rows[layer.index] = functional.pad(layer.hidden[0].double(), (0, 1), value=1.0)  # (T, D + 1)
 
-        prefill = prefilled(model, piece, look)
+        prefill = prefilled(model, piece, collect)
         for index, scores in zip(prefill.layers, teacher.probe(prefill, []), strict=True):
             targets = scores[0].double().clamp(min=SMALLEST).log().T  # (T, H)
             squares[index] = squares.get(index, 0) + rows[index].T @ rows[index]
             products[index] = products.get(index, 0) + rows[index].T @ targets
+
+    # The normal equations of each layer, solved.
     config: Any = model.config
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    nothing = torch.zeros_like(next(iter(products.values())))
     for index in range(config.get_text_config().num_hidden_layers):
-        some = next(iter(products.values()))
-        solution = torch.zeros_like(some)
+        solution = nothing
         if index in squares:
             square = squares[index]
             square.diagonal().add_(RIDGE * square.diagonal().mean())
             solution = torch.linalg.solve(square, products[index])
-        found[f"layers.{index}.weight"] = solution[:-1].T.float().contiguous()
-        found[f"layers.{index}.bias"] = solution[-1].float().contiguous()
-    return found
+        weights[f"layers.{index}.weight"] = solution[:-1].T.float().contiguous()
+        weights[f"layers.{index}.bias"] = solution[-1].float().contiguous()
+    return weights

@@ -28,6 +28,7 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.support.budgets import highest_together, kept_together
+from presses.support.checks import check_least
 from presses.support.repetition import Chunk, chunk_scores, chunks
 from presses.support.scores import pin
 
@@ -54,10 +55,8 @@ class KVzipPress(BasePress):
     def __post_init__(self) -> None:
         """Refuse a ratio outside [0, 1) and empty chunks."""
         super().__post_init__()
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size={self.chunk_size} must be at least 1 token")
-        if self.n_sink < 0:
-            raise ValueError(f"n_sink={self.n_sink} must not be negative")
+        check_least(1, "token", chunk_size=self.chunk_size)
+        check_least(0, "token", n_sink=self.n_sink)
 
     @property
     def traits(self) -> Traits:
@@ -69,29 +68,32 @@ class KVzipPress(BasePress):
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> list[Tensor]:
         """Per layer the scores (B, H, T), from one repetition."""
-        scores = [
-            torch.zeros(_layer(prefill, index).keys.shape[:3], device=_layer(prefill, index).keys.device)
-            for index in prefill.layers
-        ]
-        where = {index: at for at, index in enumerate(prefill.layers)}
+        full = [prefill.cache.layers[index].keys for index in prefill.layers]
+        scores = [torch.zeros(keys.shape[:3], device=keys.device) for keys in full]
+        of_layer = dict(zip(prefill.layers, scores, strict=True))
         with torch.no_grad():
             for chunk in chunks(prefill, self.chunk_size, self.name):
-                for index, found in self._scores(prefill, chunk):
-                    scores[where[index]][..., chunk.start : chunk.stop] = found
+                for index, of_chunk in self._scores(prefill, chunk):
+                    of_layer[index][..., chunk.start : chunk.stop] = of_chunk
         pinned = pin(torch.cat(list(together(scores)), dim=1), first=self.n_sink)
         return list(pinned.chunk(len(scores), dim=1))
 
     def _scores(self, prefill: Prefill, chunk: Chunk) -> Iterator[tuple[int, Tensor]]:
         """Layer index and scores (B, H, C) of one chunk's entries."""
-        found: dict[int, Tensor] = {}
+        scores: dict[int, Tensor] = {}
 
-        def look(seen: LayerObservation) -> None:
-            rows = seen.hidden.float().norm(dim=-1).reciprocal() if self.kvzip_plus_normalization else None
-            scores = chunk_scores(prefill, seen, chunk, self.n_sink, rows, self.kvzip_plus_normalization)
-            found[seen.index] = torch.maximum(scores, found[seen.index]) if seen.index in found else scores
+        def collect(layer: LayerObservation) -> None:
+            factors = None
+            if self.kvzip_plus_normalization:
+                factors = layer.hidden.float().norm(dim=-1).reciprocal()
+            of_piece = chunk_scores(
+                prefill, layer, chunk, self.n_sink, factors, by_output=self.kvzip_plus_normalization
+            )
+            before = scores.get(layer.index)
+            scores[layer.index] = of_piece if before is None else torch.maximum(of_piece, before)
 
-        replay(prefill, chunk.token_ids, look)
-        return iter(found.items())
+        replay(prefill, chunk.token_ids, collect)
+        return iter(scores.items())
 
     def select(self, evidence: Sequence[Tensor], budget: Budget) -> list[Selection]:
         """The highest scores of all layers and heads; a head may keep nothing."""
@@ -103,7 +105,3 @@ class KVzipPress(BasePress):
         """All entries but `int(n · ratio)`, of all layers together or of each."""
         exact = kept_together(layers, heads, tokens, budget, by_layer=self.layerwise)
         return exact, exact
-
-
-def _layer(prefill: Prefill, index: int) -> Any:
-    return prefill.cache.layers[index]

@@ -20,6 +20,7 @@ from torch import Tensor
 from kvcache.observation import LayerObservation
 from kvcache.traits import Traits
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.scores import pin
 
 
@@ -41,10 +42,8 @@ class LagKVPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse negative sinks and empty partitions."""
         super().__post_init__()
-        if self.n_sink < 0 or self.lag_size < 1:
-            raise ValueError(
-                f"n_sink={self.n_sink} must be at least 0 and lag_size={self.lag_size} at least 1 token"
-            )
+        check_least(0, "token", n_sink=self.n_sink)
+        check_least(1, "token", lag_size=self.lag_size)
 
     @property
     def traits(self) -> Traits:
@@ -58,24 +57,29 @@ class LagKVPress(ScorerPress):
         if scored <= 0:
             recency = torch.arange(tokens, dtype=torch.float32, device=layer.keys.device) / tokens
             return pin(recency.expand(layer.keys.shape[:3]), first=sinks)
-        scores = (
-            self._deviation(layer.keys, sinks, scored) + self._deviation(layer.values, sinks, scored)
-        ) / 2
+        of_keys = self._deviation(layer.keys, sinks, scored)
+        of_values = self._deviation(layer.values, sinks, scored)
+        scores = (of_keys + of_values) / 2
         if not self.cross_scoring:
             scores = scores.argsort(dim=-1, stable=True).argsort(dim=-1) / self.lag_size
         last = tokens - sinks - scored
         return pin(torch.nn.functional.pad(scores.flatten(2), (sinks, last)), first=sinks, last=last)
 
     def _deviation(self, states: Tensor, sinks: int, scored: int) -> Tensor:
-        """(B, H, partitions, lag_size): softmax of the deviation over channels, for the first `scored` tokens behind the sinks."""
-        states = (
-            states[:, :, sinks : sinks + scored + self.lag_size].float().unflatten(2, (-1, self.lag_size))
-        )
-        following = states[:, :, 1:]
-        low, high = (
-            following.amin(3, keepdim=True),
-            following.amax(3, keepdim=True),
-        )  # (B, H, partitions, 1, d)
+        """(B, H, partitions, lag_size): softmax over each partition of the deviation over channels.
+
+        Args:
+            states: (B, H, T, d) keys or values.
+            sinks: first tokens, left out.
+            scored: tokens behind them that are scored.
+        """
+        stop = sinks + scored + self.lag_size
+        partitions = states[:, :, sinks:stop].float().unflatten(2, (-1, self.lag_size))
+
+        # Channels scaled by their range in the next partition: (B, H, partitions, 1, d).
+        following = partitions[:, :, 1:]
+        low, high = following.amin(3, keepdim=True), following.amax(3, keepdim=True)
         constant = high - low <= torch.finfo(torch.float32).eps * torch.maximum(high.abs(), low.abs())
-        scaled = ((states[:, :, :-1] - low) / (high - low).masked_fill(constant, 1)).masked_fill(constant, 0)
+        size = (high - low).masked_fill(constant, 1)
+        scaled = ((partitions[:, :, :-1] - low) / size).masked_fill(constant, 0)
         return scaled.std(dim=-1).softmax(dim=-1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from kvcache.observation import LayerObservation
 from kvcache.traits import Traits
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 
 RIDGE = 1e-2
 """λ added to XᵀX, ten times more at each failed factorisation."""
@@ -38,8 +39,7 @@ class LeverageScorePress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse an empty projection."""
         super().__post_init__()
-        if self.sketch_dimension < 1:
-            raise ValueError(f"sketch_dimension={self.sketch_dimension} must be at least 1 channel")
+        check_least(1, "channel", sketch_dimension=self.sketch_dimension)
 
     @property
     def traits(self) -> Traits:
@@ -49,18 +49,15 @@ class LeverageScorePress(ScorerPress):
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: standardised leverage scores."""
         keys = layer.keys_before_rope().float()
-        projection = (
-            gaussian(layer, self.seed, keys.shape[1], keys.shape[-1], self.sketch_dimension)
-            / self.sketch_dimension**0.5
-        )
+        drawn = gaussian(layer, self.seed, keys.shape[1], keys.shape[-1], self.sketch_dimension)
+        projection = drawn / self.sketch_dimension**0.5
         return standardised(leverage((keys - keys.mean(2, keepdim=True)) @ projection))
 
 
 def gaussian(layer: LayerObservation, seed: int, *shape: int) -> Tensor:
     """(B, *shape) float32 standard normal numbers, drawn per row for this seed, layer and context."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in layer.generators(seed)]).to(
-        layer.keys.device
-    )
+    rows = [torch.randn(shape, generator=generator) for generator in layer.generators(seed)]
+    return torch.stack(rows).to(layer.keys.device)
 
 
 def leverage(rows: Tensor) -> Tensor:

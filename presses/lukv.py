@@ -28,17 +28,21 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.expected_attention import ExpectedAttentionPress
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.chunks import part
 from presses.support.norms import output_norms
-from presses.support.weights import checked, last_part, model_name, read, show
+from presses.support.weights import checked, last_part, model_name, observe_pieces, read
 from presses.wrapper import ScoreWrapperPress
 
 PUBLISHED = {
-    "Llama-3.1-8B-Instruct": "https://raw.githubusercontent.com/baidu-baige/LU-KV/main/evaluation/curve_data/llama-3.1-8b",
+    "Llama-3.1-8B-Instruct": (
+        "https://raw.githubusercontent.com/baidu-baige/LU-KV/main/evaluation/curve_data/llama-3.1-8b"
+    ),
 }
 """Model -> folder of the authors' curve."""
 
 FILE = "ea_0.02_sink4_win1_llama_avg_ratio.npy"
+"""Name of the file with a curve, that of the authors."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,7 @@ class LUKVPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse negative windows."""
         super().__post_init__()
-        if self.sink < 0 or self.window < 0:
-            raise ValueError(f"sink={self.sink} and window={self.window} must be at least 0 tokens")
+        check_least(0, "token", sink=self.sink, window=self.window)
 
     @property
     def traits(self) -> Traits:
@@ -78,12 +81,11 @@ class LUKVPress(ScoreWrapperPress):
             ValueError: nothing is published for the model, or the curve is another model's.
         """
         name = model_name(layer.module)
-        wanted = f"LU-KV budget curves of {name or 'a model without a name'}"
+        description = f"LU-KV budget curves of {name or 'a model without a name'}"
         config: Any = layer.module.config
-        curve = read(
-            self.weights or PUBLISHED.get(last_part(name).replace("Meta-", "")), FILE, "main", wanted
-        )
-        curve = checked(curve, (99, config.num_hidden_layers, layer.kv_heads), wanted)
+        source = self.weights or PUBLISHED.get(last_part(name).replace("Meta-", ""))
+        curve = read(source, FILE, "main", description)
+        curve = checked(curve, (99, config.num_hidden_layers, layer.kv_heads), description)
         return self.press.observe(layer), curve[:, layer.index]
 
     def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
@@ -92,9 +94,9 @@ class LUKVPress(ScoreWrapperPress):
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
         """Of every head as many of its best entries as the curve says."""
-        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
+        ranked = self.press.scores_at([inner for inner, _ in evidence], budget)
         return [
-            self._select(ranked, curve, budget) for ranked, (_, curve) in zip(scores, evidence, strict=True)
+            self._select(scores, curve, budget) for scores, (_, curve) in zip(ranked, evidence, strict=True)
         ]
 
     def _select(self, scores: Tensor, curve: Tensor, budget: Budget) -> Selection:
@@ -111,26 +113,30 @@ class LUKVPress(ScoreWrapperPress):
         return scores.float().masked_fill(pinned, torch.finfo(torch.float32).max)
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
-        """Write the curve, in the authors' format: (99, L, H) shares pruned at each percent, averaged over the pieces."""
-        gains: dict[int, list[Tensor]] = {}
+        """Write the curve in the authors' format: shares pruned at each percent, averaged over the pieces.
 
-        def look(layer: LayerObservation) -> None:
+        Its shape is (99, L, H).
+        """
+        gains: dict[int, list[Tensor]] = {}  # per layer, of each piece (H, C)
+
+        def collect(layer: LayerObservation) -> None:
+            # The first three quarters of the piece, ranked by the press inside; the rest reads them.
             context = part(layer, 0, layer.tokens - max(1, layer.tokens // 4))
-            order = self._pinned(self.press.scores_at([self.press.observe(context)], Budget.fixed())[0]).sort(
-                dim=-1, descending=True, stable=True
-            )
-            found = later_use(layer, context.tokens).gather(-1, order.indices[0]).double().cpu()
-            gains.setdefault(layer.index, []).append(torch.stack([concave(head) for head in found]))
+            scores = self.press.scores_at([self.press.observe(context)], Budget.fixed())[0]
+            order = self._pinned(scores).sort(dim=-1, descending=True, stable=True).indices[0]
+            use = later_use(layer, context.tokens).gather(-1, order).double().cpu()
+            gains.setdefault(layer.index, []).append(torch.stack([concave(head) for head in use]))
 
-        show(model, pieces, look)
+        observe_pieces(model, pieces, collect)
         config: Any = model.config
         layers = config.get_text_config().num_hidden_layers
+        per_piece = zip(*gains.values(), strict=True)
         curves = [
-            pruned_shares(torch.stack(of_piece)) for of_piece in zip(*gains.values(), strict=True)
+            pruned_shares(torch.stack(of_layers)) for of_layers in per_piece
         ]  # (99, observed layers, H)
-        curve = torch.zeros(
-            99, layers, curves[0].shape[-1], dtype=torch.float64
-        )  # layers that are left whole lose nothing
+
+        # Layers that are left whole lose nothing.
+        curve = torch.zeros(99, layers, curves[0].shape[-1], dtype=torch.float64)
         curve[:, list(gains)] = torch.stack(curves).mean(0)
         numpy.save(folder / FILE, curve.float().numpy())
 
@@ -140,7 +146,10 @@ class LUKVPress(ScoreWrapperPress):
 
 
 def head_budgets(shares: Tensor, tokens: int) -> Tensor:
-    """(H,) whole numbers in [1, tokens] near shares (H,) of the tokens: rounded down, the rest to the largest fractions."""
+    """(H,) whole numbers in [1, tokens] near shares (H,) of the tokens.
+
+    They are rounded down; what is missing goes to the largest fractions.
+    """
     ideal = shares * tokens
     total = min(max(round(float(ideal.sum())), len(shares)), len(shares) * tokens)
     counts = ideal.floor().long()
@@ -150,7 +159,10 @@ def head_budgets(shares: Tensor, tokens: int) -> Tensor:
 
 
 def later_use(layer: LayerObservation, tokens: int) -> Tensor:
-    """(H, C) float32: of the first C = `tokens` entries, the most that each adds to an output at any later position, over its group."""
+    """(H, C) float32: how much each of the first C = `tokens` entries is of use later.
+
+    That is the most that it adds to an output at any later position, through any query head of its group.
+    """
     attention = layer.window_attention(layer.tokens - tokens)[0, :, :, :tokens].float().amax(1)  # (H * G, C)
     norms = output_norms(layer, layer.values[:, :, :tokens])[0]  # (H, G, C)
     return (attention.unflatten(0, norms.shape[:2]) * norms).amax(1)
@@ -158,23 +170,26 @@ def later_use(layer: LayerObservation, tokens: int) -> Tensor:
 
 def concave(gains: Tensor) -> Tensor:
     """(C,) non-increasing: what each entry adds on the concave hull of the running sum of `gains` (C,)."""
-    pools: list[tuple[float, int]] = []  # sum and number of entries that add the same
+    # Neighbouring entries that add the same: their sum and number. One that adds no less than those before it
+    # is joined with them.
+    pools: list[tuple[float, int]] = []
     for gain in gains.tolist():
         total, many = gain, 1
         while pools and pools[-1][0] * many <= total * pools[-1][1]:
-            before = pools.pop()
-            total, many = total + before[0], many + before[1]
+            sum_before, many_before = pools.pop()
+            total, many = total + sum_before, many + many_before
         pools.append((total, many))
     sums, sizes = (torch.tensor(side, dtype=torch.float64) for side in zip(*pools, strict=True))
     return (sums / sizes).repeat_interleave(sizes.long())
 
 
 def pruned_shares(gains: Tensor) -> Tensor:
-    """(99, L, H): share that each head loses at 1 … 99 percent, where the largest of all gains (L, H, C) stay."""
+    """(99, L, H): share that each head loses at 1 … 99 percent, if the largest of all gains (L, H, C) stay."""
+    layers, heads, entries = gains.shape
     order = gains.flatten().sort(descending=True, stable=True).indices
-    heads = gains.shape[0] * gains.shape[1]
-    kept = [
-        (order[: round(len(order) * (100 - percent) / 100)] // gains.shape[-1]).bincount(minlength=heads)
-        for percent in range(1, 100)
-    ]
-    return 1 - torch.stack(kept).double().view(99, *gains.shape[:2]) / gains.shape[-1]
+    head_of = order // entries
+    kept = []
+    for percent in range(1, 100):
+        staying = round(len(order) * (100 - percent) / 100)
+        kept.append(head_of[:staying].bincount(minlength=layers * heads))
+    return 1 - torch.stack(kept).double().view(99, layers, heads) / entries

@@ -76,32 +76,39 @@ class MergingPress(WrapperPress):
 
     def _merged(self, keys: Tensor, values: Tensor, kept: Selection, evicted: Selection) -> Tensor:
         """A copy of the values (B, H, T, d) in which kept entries have taken up evicted ones."""
-        similarity, target = nearest(keys, kept, evicted)  # (B, H, E) each; target is a position
+        # Which evicted entries are merged, and into which kept one (a position): (B, H, E) each.
+        similarity, target = nearest(keys, kept, evicted)
         padding = _padding(evicted)
         merges = (similarity >= self.similarity_threshold) & ~padding
         if self.merge_fraction < 1:
-            levels = similarity.masked_fill(padding, float("nan")).nanquantile(
-                1 - self.merge_fraction, dim=-1, keepdim=True
-            )
+            existing = similarity.masked_fill(padding, float("nan"))
+            levels = existing.nanquantile(1 - self.merge_fraction, dim=-1, keepdim=True)
             merges &= similarity >= levels
-        gone = gather(values, evicted.positions).float()  # (B, H, E, d)
+
+        # With which weight each is merged.
         norms = values.float().norm(dim=-1)  # (B, H, T)
-        own, others = norms.gather(-1, evicted.positions), norms.gather(-1, target)
-        weights = (similarity.clamp(min=0) * own / (own + others + SMALLEST)).masked_fill(~merges, 0)
+        of_evicted, of_target = norms.gather(-1, evicted.positions), norms.gather(-1, target)
+        share = similarity.clamp(min=0) * of_evicted / (of_evicted + of_target + SMALLEST)
+        weights = share.masked_fill(~merges, 0)
+
+        # What each kept entry takes up.
+        evicted_values = gather(values, evicted.positions).float()  # (B, H, E, d)
         total = torch.zeros_like(norms).scatter_add_(-1, target, weights)
         taken = torch.zeros_like(values, dtype=torch.float32)
-        taken.scatter_add_(2, target[..., None].expand_as(gone), weights[..., None] * gone)
+        index = target[..., None].expand_as(evicted_values)
+        taken.scatter_add_(2, index, weights[..., None] * evicted_values)
         return ((values.float() + taken) / (1 + total)[..., None]).to(values.dtype)
 
 
 def nearest(keys: Tensor, kept: Selection, evicted: Selection) -> tuple[Tensor, Tensor]:
-    """For each evicted entry the highest cosine of its key with a kept one, and the position of that: (B, H, E) each.
+    """For each evicted entry the highest cosine of its key with a kept one, and where that is: (B, H, E) each.
 
     Behind a head's own number of evicted entries stand meaningless ones; in a head without kept entries the
     cosine is -inf.
     """
     directions = functional.normalize(keys.float(), dim=-1, eps=SMALLEST)
-    stays, absent = gather(directions, kept.positions).transpose(2, 3), _padding(kept)[:, :, None]
+    stays = gather(directions, kept.positions).transpose(2, 3)  # (B, H, d, K)
+    absent = _padding(kept)[:, :, None]
     parts = []
     n = block_size(keys.shape[0] * keys.shape[1], kept.positions.shape[-1], EVICTED_BLOCK)
     for start in range(0, evicted.positions.shape[-1], n):
@@ -114,7 +121,5 @@ def nearest(keys: Tensor, kept: Selection, evicted: Selection) -> tuple[Tensor, 
 
 def _padding(selection: Selection) -> Tensor:
     """(B, H, K) bool: which of `selection.positions` are not its own."""
-    return (
-        torch.arange(selection.positions.shape[-1], device=selection.keep.device)
-        >= selection.counts[..., None]
-    )
+    places = torch.arange(selection.positions.shape[-1], device=selection.keep.device)
+    return places >= selection.counts[..., None]

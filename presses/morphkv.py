@@ -57,9 +57,8 @@ class MorphKVPress(ScorerPress):
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): fused attention of the window, the window on top."""
-        votes = mean_over_group(
-            votes_of_window(layer, self.window_size).float(), layer.group
-        )  # (B, H, w, T - w)
+        per_head = votes_of_window(layer, self.window_size).float()
+        votes = mean_over_group(per_head, layer.group)  # (B, H, w, T - w)
         return with_window(fuse(votes, self.fusion), layer.tokens)
 
     def decode_hook(self, budget: Budget) -> MovingWindow:
@@ -80,7 +79,10 @@ class MovingWindow(ConstantSizeEviction):
         return layer.keys[:, :, layer.hidden.shape[1] :, :0].float()
 
     def update(self, layer: DecodingObservation, known: Tensor) -> Tensor:
-        """(1, H, K, w): what each of the last w ≤ `window_size` tokens pays to each entry; nothing to entries later than itself."""
+        """(1, H, K, w): what each of the last w ≤ `window_size` tokens pays to each entry.
+
+        It pays nothing to entries later than itself.
+        """
         new = mean_over_group(layer.window_attention(self.window_size).float(), layer.group)  # (1, H, m, K)
         return torch.cat((known, new.mT), dim=-1)[..., -self.window_size :]
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from kvcache.observation import LayerObservation
 from presses.leverage import standardised
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 from presses.support.scores import mean_over_group
 
 
@@ -36,8 +37,7 @@ class NonCausalAttnPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse empty chunks."""
         super().__post_init__()
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size={self.chunk_size} must be at least 1 token")
+        check_least(1, "token", chunk_size=self.chunk_size)
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) float32: pooled, standardised attention received, times the norm of the value."""
@@ -48,10 +48,10 @@ class NonCausalAttnPress(ScorerPress):
 
 def attention_within_chunks(layer: LayerObservation, chunk_size: int) -> Tensor:
     """(B, H * G, T) float32: attention that each position receives from the queries of its chunk."""
+    query_chunks, key_chunks = layer.queries().split(chunk_size, dim=2), layer.keys.split(chunk_size, dim=2)
     sums = []
-    for queries, keys in zip(
-        layer.queries().split(chunk_size, dim=2), layer.keys.split(chunk_size, dim=2), strict=True
-    ):
+    for queries, keys in zip(query_chunks, key_chunks, strict=True):
         grouped = queries.float().unflatten(1, (-1, layer.group))  # (B, H, G, c, d)
-        sums.append((grouped @ keys.float()[:, :, None].mT).softmax(-1).sum(3).flatten(1, 2))
+        attention = (grouped @ keys.float()[:, :, None].mT).softmax(-1)
+        sums.append(attention.sum(3).flatten(1, 2))
     return torch.cat(sums, dim=-1)

@@ -57,8 +57,8 @@ class PerLayerCompressionPress(WrapperPress):
 
     def probe(self, prefill: Prefill, evidence: Sequence[tuple[int, Any]]) -> Sequence[tuple[int, Any]]:
         """What the press inside probes."""
-        probed = self.press.probe(prefill, [seen for _, seen in evidence])
-        return [(index, seen) for (index, _), seen in zip(evidence, probed, strict=True)]
+        probed = self.press.probe(prefill, [inner for _, inner in evidence])
+        return [(index, inner) for (index, _), inner in zip(evidence, probed, strict=True)]
 
     def of_press_inside(self, evidence: tuple[int, Any]) -> Any:
         """All but the layer's index."""
@@ -70,7 +70,7 @@ class PerLayerCompressionPress(WrapperPress):
         Raises:
             ValueError: the model has more layers than ratios are given.
         """
-        return [self.press.select([seen], self._budget(index, budget))[0] for index, seen in evidence]
+        return [self.press.select([inner], self._budget(index, budget))[0] for index, inner in evidence]
 
     def _budget(self, index: int, budget: Budget) -> Budget:
         if not self.compression_ratios:
@@ -83,8 +83,12 @@ class PerLayerCompressionPress(WrapperPress):
         return Budget(ratio=self.compression_ratios[index])
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
-        """The sum over layers; where a model leaves layers whole, between those of the highest and of the lowest ratios."""
-        budgets = [Budget(ratio=ratio) for ratio in sorted(self.compression_ratios, reverse=True)]
-        bounds = [self.press.entry_bounds(1, heads, tokens, one) for one in budgets or [budget] * layers]
+        """The sum over layers.
+
+        Where a model leaves layers whole, between those of the highest and of the lowest ratios.
+        """
+        ratios = sorted(self.compression_ratios, reverse=True)
+        budgets = [Budget(ratio=ratio) for ratio in ratios] or [budget] * layers
+        bounds = [self.press.entry_bounds(1, heads, tokens, of_layer) for of_layer in budgets]
         fewest, most = sum(low for low, _ in bounds[:layers]), sum(high for _, high in bounds[-layers:])
         return fewest, most

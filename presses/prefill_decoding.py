@@ -63,5 +63,5 @@ class PrefillDecodingPress(WrapperPress):
     def _decoding_budget(self, budget: Budget) -> Budget:
         return Budget.fixed() if self.decoding.traits.has_fixed_budget else budget
 
-    def entry_metadata(self, seen: Any) -> None:
+    def entry_metadata(self, evidence: Any) -> None:
         """Nothing: what the first press saw would mislead the second."""

@@ -18,6 +18,7 @@ from kvcache.budget import Budget
 from kvcache.selection import Selection
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
+from presses.support.checks import check_least
 from presses.wrapper import ScoreWrapperPress
 
 
@@ -40,8 +41,7 @@ class PyramidKVPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse a beta below 1 and a negative window."""
         super().__post_init__()
-        if self.window_size < 0:
-            raise ValueError(f"window_size={self.window_size} must be at least 0 tokens")
+        check_least(0, "token", window_size=self.window_size)
         if self.beta < 1:
             raise ValueError(
                 f"beta={self.beta} must be at least 1: the top layer keeps 1/beta of the even budget"
@@ -66,6 +66,9 @@ class PyramidKVPress(ScoreWrapperPress):
         return [Selection.top(scores, count) for scores, count in zip(ranked, counts, strict=True)]
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
-        """The sum over the pyramid; roundings make it differ from the even budget by less than one token per layer."""
+        """The sum over the pyramid.
+
+        By roundings it differs from the even budget, by less than one token per layer.
+        """
         exact = heads * sum(self.layer_budgets(layers, tokens, budget))
         return exact, exact

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from kvcache.observation import LayerObservation
 from kvcache.traits import Traits
 from presses.scorer import ScorerPress
-from presses.support.weights import last_part, model_name, named, read, show
+from presses.support.weights import last_part, model_name, named, observe_pieces, read
 
 FILE = "model.safetensors"
+"""Name of the file with the filters."""
 
 
 @dataclass(frozen=True)
@@ -57,36 +58,38 @@ class QFilterPress(ScorerPress):
         """
         name = model_name(layer.module)
         known = last_part(name) if "405B" in name else last_part(name).replace("Meta-Llama", "Llama")
-        wanted = f"query filters of {name or 'a model without a name'}"
-        tensors = read(
-            self.weights or (f"nthngdy/{known}_qfilt" if known else None), FILE, self.revision, wanted
-        )
+        description = f"query filters of {name or 'a model without a name'}"
+        published = f"nthngdy/{known}_qfilt" if known else None
+        tensors = read(self.weights or published, FILE, self.revision, description)
         config: Any = layer.module.config
-        return named(
-            tensors, "q_filters", (config.num_hidden_layers, layer.kv_heads, layer.keys.shape[-1]), wanted
-        )
+        shape = config.num_hidden_layers, layer.kv_heads, layer.keys.shape[-1]
+        return named(tensors, "q_filters", shape, description)
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
-        """Write the filters to `model.safetensors`: each head's first right singular vector of the queries of all pieces.
+        """Write the filters to `model.safetensors`.
 
-        It points against the mean query (authors: against most queries); the vectors of a group are averaged.
+        Each is the first right singular vector of a head's queries of all pieces. It points against the mean
+        query (authors: against most queries); the vectors of a group are averaged.
         """
         save_file({"q_filters": -main_directions(model, pieces)}, folder / FILE)
 
 
 def main_directions(model: nn.Module, pieces: Iterable[Sequence[int]]) -> Tensor:
-    """(L, H, d): along what queries mostly point to, of length 1 per query head; zeros in layers with sliding windows, left whole."""
+    """(L, H, d): where queries mostly point to, the mean of a group's unit vectors.
+
+    They are zeros in layers with sliding windows, which are left whole.
+    """
     squares: dict[int, Tensor] = {}
     sums: dict[int, Tensor] = {}
     groups: dict[int, int] = {}
 
-    def look(layer: LayerObservation) -> None:
+    def collect(layer: LayerObservation) -> None:
         queries = layer.queries()[0].double()  # (H * G, T, d)
         squares[layer.index] = squares.get(layer.index, 0) + queries.mT @ queries
         sums[layer.index] = sums.get(layer.index, 0) + queries.sum(1)
         groups[layer.index] = layer.group
 
-    show(model, pieces, look)
+    observe_pieces(model, pieces, collect)
     config: Any = model.config
     layers = config.get_text_config().num_hidden_layers
     filters: dict[int, Tensor] = {}
@@ -94,5 +97,5 @@ def main_directions(model: nn.Module, pieces: Iterable[Sequence[int]]) -> Tensor
         direction = torch.linalg.eigh(square).eigenvectors[..., -1]  # (H * G, d)
         direction = direction * (direction * sums[index]).sum(-1, keepdim=True).sign()
         filters[index] = direction.unflatten(0, (-1, groups[index])).mean(1).float()
-    some = next(iter(filters.values()))
-    return torch.stack([filters.get(index, torch.zeros_like(some)) for index in range(layers)]).contiguous()
+    nothing = torch.zeros_like(next(iter(filters.values())))
+    return torch.stack([filters.get(index, nothing) for index in range(layers)]).contiguous()

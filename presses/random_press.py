@@ -36,8 +36,6 @@ class RandomPress(ScorerPress):
 
     def score(self, layer: LayerObservation) -> Tensor:
         """(B, H, T) uniform numbers."""
-        rows = [
-            torch.rand(layer.keys.shape[1:3], generator=generator)
-            for generator in layer.generators(self.seed)
-        ]
+        shape = layer.keys.shape[1:3]
+        rows = [torch.rand(shape, generator=generator) for generator in layer.generators(self.seed)]
         return torch.stack(rows).to(layer.keys.device)

@@ -1,5 +1,6 @@
-"""Ratio decoding: while decoding, keep the share `1 - compression_ratio` of all tokens so far, context, question and answer, by any scorer.
+"""Ratio decoding: keep a share of all tokens so far while answers are written, by any scorer.
 
+The share is `1 - compression_ratio` of context, question and answer together.
 Source: kvpress 0.5.5 (CompressionRatioDecodingPress); each scorer cites its own paper.
 Differs: the ratio of the sweep is the ratio while decoding (kvpress: a field of its own). Otherwise as
 decoding.

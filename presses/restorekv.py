@@ -32,12 +32,32 @@ from kvcache.selection import Selection, gather
 from kvcache.traits import Traits
 from presses.kvzip import KVzipPress
 from presses.support.budgets import highest_together, kept_together
-from presses.support.lora import adapted, read_adapter
+from presses.support.lora import Adapter, adapted, read_adapter
 from presses.support.weights import last_part, model_name, read
 
 
+class LearnedTokens(NamedTuple):
+    """Tokens that were learned for a model.
+
+    Attributes:
+        embeddings: (n, D).
+        source: where they come from.
+        description: of them, for error messages.
+    """
+
+    embeddings: Tensor
+    source: str | None
+    description: str
+
+
 class Evidence(NamedTuple):
-    """Of a layer, scores (B, H, T) of the context's entries, and keys and values (B, H, n, d) of the learned tokens."""
+    """What is known of a layer.
+
+    Attributes:
+        scores: (B, H, T) of the context's entries.
+        keys: (B, H, n, d) of the learned tokens.
+        values: (B, H, n, d) of the learned tokens.
+    """
 
     scores: Tensor
     keys: Tensor
@@ -45,11 +65,11 @@ class Evidence(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Restored(Selection):
-    """A selection (B, H, T + n) among the context's entries and n more.
+class RestoredSelection(Selection):
+    """A selection (B, H, T + n) among the context's entries and those of the learned tokens.
 
     Attributes:
-        keys: (B, H, n, d) of the additional entries.
+        keys: (B, H, n, d) of the learned tokens.
         values: (B, H, n, d).
     """
 
@@ -76,7 +96,7 @@ class RestoreKVPress(KVzipPress):
         return replace(super().traits, adds_entries=True, only_selects=False)
 
     def observe(self, layer: LayerObservation) -> None:
-        """Nothing yet; but a model without weights is refused in its first layer, not after the whole prefill."""
+        """Nothing yet; but a model without weights is refused in its first layer, not after the prefill."""
         self._embeddings(layer.module, layer.hidden.shape[-1])
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> list[Evidence]:  # type: ignore[override]
@@ -91,62 +111,70 @@ class RestoreKVPress(KVzipPress):
                 "whole, cannot follow"
             )
         scores = super().probe(prefill, evidence)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        learned: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def look(seen: LayerObservation) -> None:
-            found[seen.index] = seen.keys, seen.values
+        def collect(layer: LayerObservation) -> None:
+            learned[layer.index] = layer.keys, layer.values
 
         with torch.no_grad():
             embeddings, adapter = self._learned(prefill)
             with adapted(prefill.model, adapter):
-                replay(prefill, embeddings.expand(scores[0].shape[0], -1, -1), look)
-        return [Evidence(seen, *found[index]) for index, seen in zip(prefill.layers, scores, strict=True)]
+                replay(prefill, embeddings.expand(scores[0].shape[0], -1, -1), collect)
+        return [
+            Evidence(of_layer, *learned[index])
+            for index, of_layer in zip(prefill.layers, scores, strict=True)
+        ]
 
-    def _learned(self, prefill: Prefill) -> tuple[Tensor, Any]:
+    def _learned(self, prefill: Prefill) -> tuple[Tensor, Adapter]:
         """Embeddings (1, n, D) of the learned tokens, and the adapter.
 
         Raises:
             ValueError: there are none, or they are another model's.
         """
         table: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
-        embeddings, source, wanted = self._embeddings(
-            attention_modules(prefill.model)[0], table.weight.shape[1]
-        )
-        return embeddings.to(table.weight)[None], read_adapter(source, self.revision, wanted)
+        module = attention_modules(prefill.model)[0]
+        embeddings, source, description = self._embeddings(module, table.weight.shape[1])
+        return embeddings.to(table.weight)[None], read_adapter(source, self.revision, description)
 
-    def _embeddings(self, module: nn.Module, size: int) -> tuple[Tensor, Any, str]:
-        """Learned tokens (n, D = `size`) of the model of an attention module, where they come from, and what they are."""
+    def _embeddings(self, module: nn.Module, size: int) -> LearnedTokens:
+        """The learned tokens for the model of an attention module, whose hidden size is `size`."""
         name = model_name(module)
         suffix = "_plus" if self.kvzip_plus_normalization else ""
         source = self.weights or (f"higokri/RestoreKV-{last_part(name)}{suffix}" if name else None)
-        wanted = f"restore tokens of {name or 'a model without a name'}"
-        tensors = read(source, "restore_embeddings.safetensors", self.revision, wanted)
+        description = f"restore tokens of {name or 'a model without a name'}"
+        tensors = read(source, "restore_embeddings.safetensors", self.revision, description)
         embeddings = tensors.get("restore_embeddings") if isinstance(tensors, dict) else None
         if embeddings is None or embeddings.dim() != 2 or embeddings.shape[1] != size:
             got = None if embeddings is None else tuple(embeddings.shape)
             raise ValueError(
-                f"restore_embeddings of {wanted} must have the shape (tokens, {size}), got {got}; these are "
+                f"restore_embeddings of {description} must have the shape (tokens, {size}), got {got}; these are "
                 "another model's"
             )
-        return embeddings, source, wanted
+        return LearnedTokens(embeddings, source, description)
 
     def select(self, evidence: Sequence[Evidence], budget: Budget) -> list[Selection]:  # type: ignore[override]
         """The learned tokens, and the highest scores of all layers and heads."""
         batch, heads, tokens = evidence[0].scores.shape
         learned = evidence[0].keys.shape[2]
+
+        # How much of the budget is the learned tokens', the same in every head, and how much the context's.
         total = kept_together(len(evidence), heads, tokens, budget, by_layer=self.layerwise)
-        kept = min(learned, total // (len(evidence) * heads))  # of the learned tokens, in every head
-        chosen = highest_together(
-            [seen.scores for seen in evidence], total - kept * len(evidence) * heads, by_layer=self.layerwise
-        )
-        more = (torch.arange(learned, device=evidence[0].keys.device) < kept).expand(batch, heads, -1)
+        n = min(learned, total // (len(evidence) * heads))
+        of_context = total - n * len(evidence) * heads
+
+        scores = [of_layer.scores for of_layer in evidence]
+        selections = highest_together(scores, of_context, by_layer=self.layerwise)
+        keep_learned = (torch.arange(learned, device=evidence[0].keys.device) < n).expand(batch, heads, -1)
         return [
-            Restored(torch.cat((selection.keep, more), dim=-1), seen.keys, seen.values)
-            for selection, seen in zip(chosen, evidence, strict=True)
+            RestoredSelection(
+                torch.cat((selection.keep, keep_learned), dim=-1), of_layer.keys, of_layer.values
+            )
+            for selection, of_layer in zip(selections, evidence, strict=True)
         ]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Kept entries of the context, and behind them the learned tokens'."""
-        assert isinstance(selection, Restored)
-        together = torch.cat((keys, selection.keys), dim=2), torch.cat((values, selection.values), dim=2)
-        return gather(together[0], selection.positions), gather(together[1], selection.positions)
+        assert isinstance(selection, RestoredSelection)
+        all_keys = torch.cat((keys, selection.keys), dim=2)
+        all_values = torch.cat((values, selection.values), dim=2)
+        return gather(all_keys, selection.positions), gather(all_values, selection.positions)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from kvcache.observation import LayerObservation, block_size
 from kvcache.traits import Traits
 from presses.scorer import ScorerPress
-from presses.support.checks import check_kernel, check_least
+from presses.support.checks import check_kernel, check_least, check_share
 from presses.support.scores import pin
 from presses.support.windows import smoothed, votes_of_window
 
@@ -48,10 +48,7 @@ class RKVPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse a weight outside [0, 1], an empty window and an even kernel."""
         super().__post_init__()
-        if not 0 <= self.mix_lambda <= 1:
-            raise ValueError(
-                f"mix_lambda={self.mix_lambda} must lie in [0, 1]: it is the weight of importance"
-            )
+        check_share(of="the score", mix_lambda=self.mix_lambda)
         check_least(1, "token", window_size=self.window_size)
         check_kernel(self.kernel_size)
 
@@ -72,7 +69,14 @@ class RKVPress(ScorerPress):
 
 
 def redundancy(keys: Tensor, threshold: float) -> Tensor:
-    """(B, H, T) float32: softmax of the mean cosine of each key (B, H, T, d) with the others, its repetitions' latest spared."""
+    """(B, H, T) float32: softmax of the mean cosine of each key with the others.
+
+    The latest of several repetitions is spared: its cosine with an earlier one does not count.
+
+    Args:
+        keys: (B, H, T, d).
+        threshold: cosine above which one key repeats another.
+    """
     unit = functional.normalize(keys.float(), dim=-1)
     tokens = keys.shape[2]
     at = torch.arange(tokens, device=keys.device)
@@ -81,8 +85,8 @@ def redundancy(keys: Tensor, threshold: float) -> Tensor:
     for start in range(0, tokens, n):
         rows = at[start : start + n, None]
         cosines = (unit[:, :, start : start + n] @ unit.transpose(2, 3)).masked_fill(rows == at, 0)
-        latest = torch.where(cosines > threshold, at, -1).amax(
-            -1, keepdim=True
-        )  # (B, H, n, 1), -1: none is similar
+
+        # (B, H, n, 1): position of the latest key that repeats each; -1 where none does
+        latest = torch.where(cosines > threshold, at, -1).amax(-1, keepdim=True)
         sums += cosines.masked_fill(latest == at, 0).sum(2)
     return (sums / tokens).softmax(-1)

@@ -20,7 +20,7 @@ from presses.base import BasePress
 
 @dataclass(frozen=True)
 class ScorerPress(BasePress):
-    """A press whose evidence is one score per entry; the same number of entries is kept in every head and layer.
+    """A press whose evidence is one score per entry; every head and layer keeps the same number of entries.
 
     Attributes:
         compression_ratio: fraction of entries removed, in [0, 1).

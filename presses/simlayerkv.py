@@ -26,6 +26,7 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.support.budgets import ends, shorten
+from presses.support.checks import check_least
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,9 @@ class SimLayerKVPress(BasePress):
     def __post_init__(self) -> None:
         """Refuse a ratio outside [0, 1) and empty windows."""
         super().__post_init__()
-        if self.n_last < 1 or self.n_recent <= self.n_last or self.n_initial < 0:
-            given = f"n_last={self.n_last}, n_recent={self.n_recent}, n_initial={self.n_initial}"
-            raise ValueError(
-                f"{given}: n_last must be at least 1 token, n_recent larger than n_last, n_initial at least 0"
-            )
+        check_least(1, "token", n_last=self.n_last)
+        check_least(0, "token", n_initial=self.n_initial)
+        check_least(self.n_last + 1, "token", n_recent=self.n_recent)
 
     @property
     def traits(self) -> Traits:
@@ -63,15 +62,14 @@ class SimLayerKVPress(BasePress):
     def observe(self, layer: LayerObservation) -> Tensor:
         """(B, H, T): the layer's laziness, the same for all its entries."""
         n_last = min(self.n_last, layer.tokens)
-        attention = (
-            layer.window_attention(n_last)[..., : layer.tokens - n_last].float().mean((1, 2))
-        )  # (B, T - n_last)
+        to_earlier = layer.window_attention(n_last)[..., : layer.tokens - n_last]
+        attention = to_earlier.float().mean((1, 2))  # (B, T - n_last)
         lazy = attention[:, : self.n_initial].sum(-1) + attention[:, -self.n_recent :].sum(-1)
         return lazy[:, None, None].expand(layer.keys.shape[:3])
 
     def select(self, evidence: Sequence[Tensor], budget: Budget) -> list[Selection]:
         """Both ends in lazy layers, everything in the others."""
-        laziness = torch.stack([seen[:, 0, 0] for seen in evidence], dim=1)  # (B, L)
+        laziness = torch.stack([of_layer[:, 0, 0] for of_layer in evidence], dim=1)  # (B, L)
         tokens = evidence[0].shape[-1]
         little = min(tokens, self.n_initial + self._kept_at_the_end(tokens))
         if self.lazy_threshold is None:
@@ -79,20 +77,18 @@ class SimLayerKVPress(BasePress):
         else:
             counts = torch.where(laziness > self.lazy_threshold, little, tokens)
         return [
-            Selection(ends(counts[:, i, None], self.n_initial, tokens).expand(seen.shape))
-            for i, seen in enumerate(evidence)
+            Selection(ends(counts[:, at, None], self.n_initial, tokens).expand(of_layer.shape))
+            for at, of_layer in enumerate(evidence)
         ]
 
     def _kept_at_the_end(self, tokens: int) -> int:
         """Tokens that a lazy layer keeps at the end; all, where there is nothing between its windows."""
-        return (
-            tokens if tokens <= self.n_initial + self.n_recent + self.n_last else self.n_recent - self.n_last
-        )
+        between = tokens - (self.n_initial + self.n_recent + self.n_last)
+        return self.n_recent - self.n_last if between > 0 else tokens
 
     def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
         """Exact without a threshold; with one, from all layers lazy to none."""
         if self.lazy_threshold is None:
             return super().entry_bounds(layers, heads, tokens, budget)
-        return layers * heads * min(
-            tokens, self.n_initial + self._kept_at_the_end(tokens)
-        ), layers * heads * tokens
+        fewest = min(tokens, self.n_initial + self._kept_at_the_end(tokens))
+        return layers * heads * fewest, layers * heads * tokens

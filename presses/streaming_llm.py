@@ -16,6 +16,7 @@ from torch import Tensor
 from kvcache.observation import LayerObservation
 from kvcache.traits import Traits
 from presses.scorer import ScorerPress
+from presses.support.checks import check_least
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class StreamingLLMPress(ScorerPress):
     def __post_init__(self) -> None:
         """Refuse negative sinks."""
         super().__post_init__()
-        if self.n_sink < 0:
-            raise ValueError(f"n_sink={self.n_sink} must be at least 0 tokens")
+        check_least(0, "token", n_sink=self.n_sink)
 
     @property
     def traits(self) -> Traits:

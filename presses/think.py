@@ -22,11 +22,12 @@ from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, gather
 from kvcache.traits import Traits
 from presses.base import BasePress
+from presses.support.checks import check_least
 from presses.support.scores import mean_over_group
 
 
 @dataclass(frozen=True)
-class Thinned(Selection):
+class ChannelSelection(Selection):
     """A selection of entries whose keys lose channels.
 
     Attributes:
@@ -60,8 +61,7 @@ class ThinKPress(BasePress):
             fixed = check_ratio(self.key_channel_compression_ratio)
             object.__setattr__(self, "key_channel_compression_ratio", fixed)
             object.__setattr__(self, "compression_ratio", self.compression_ratio or fixed)
-        if self.window_size < 1:
-            raise ValueError(f"window_size={self.window_size} must be at least 1 token")
+        check_least(1, "token", window_size=self.window_size)
 
     @property
     def traits(self) -> Traits:
@@ -80,18 +80,17 @@ class ThinKPress(BasePress):
         if fraction is None:
             fraction = budget.removed_share(evidence[0][1].shape[-1])
         return [
-            Thinned(everything, reading, int(reading.shape[-1] * fraction))
+            ChannelSelection(everything, reading, int(reading.shape[-1] * fraction))
             for reading, everything in evidence
         ]
 
     def apply(self, keys: Tensor, values: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         """Keys with zeros in the removed channels, which the cache then does not store."""
-        assert isinstance(selection, Thinned)
+        assert isinstance(selection, ChannelSelection)
         written = keys.float().square().masked_fill_(~selection.keep[..., None], 0).sum(dim=2, keepdim=True)
         order = (selection.reading * written).sort(dim=-1, stable=True).indices  # (B, H, 1, d)
-        removed = torch.zeros_like(written, dtype=torch.bool).scatter_(
-            -1, order[..., : selection.n_removed], True
-        )
+        removed = torch.zeros_like(written, dtype=torch.bool)
+        removed.scatter_(-1, order[..., : selection.n_removed], True)
         positions = selection.positions
         return gather(keys, positions).masked_fill_(removed, 0), gather(values, positions)
 

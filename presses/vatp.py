@@ -1,4 +1,4 @@
-"""VATP: attention alone does not tell importance; what a token adds is its attention times the size of its value.
+"""VATP: keep what adds most: a token's attention times the size of its value.
 
 score_t = s_t · ‖v_t‖₁, s the scores of a press inside (accumulated attention); the first and the last tokens
 are kept.
@@ -25,6 +25,7 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.observed_attention import ObservedAttentionPress
 from presses.scorer import ScorerPress, select_top
+from presses.support.checks import check_least
 from presses.support.scores import pin
 from presses.wrapper import ScoreWrapperPress
 
@@ -48,10 +49,7 @@ class VATPPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse negative windows."""
         super().__post_init__()
-        if self.sinks < 0 or self.window_size < 0:
-            raise ValueError(
-                f"sinks={self.sinks} and window_size={self.window_size} must be at least 0 tokens"
-            )
+        check_least(0, "token", sinks=self.sinks, window_size=self.window_size)
 
     @property
     def traits(self) -> Traits:
@@ -60,9 +58,8 @@ class VATPPress(ScoreWrapperPress):
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the L1 norms (B, H, T) of the values in float32."""
-        return self.press.observe(layer), torch.linalg.vector_norm(
-            layer.values, ord=1, dim=-1, dtype=torch.float32
-        )
+        norms = torch.linalg.vector_norm(layer.values, ord=1, dim=-1, dtype=torch.float32)
+        return self.press.observe(layer), norms
 
     def scores_at(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> Sequence[Tensor]:
         """Weighted scores (B, H, T), both ends on top.
@@ -70,15 +67,15 @@ class VATPPress(ScoreWrapperPress):
         Raises:
             ValueError: a score is negative, so that a larger value would make an entry less important.
         """
-        scores = self.press.scores_at([seen for seen, _ in evidence], budget)
-        if any(bool((seen < 0).any()) for seen in scores):
+        ranked = self.press.scores_at([inner for inner, _ in evidence], budget)
+        if any(bool((scores < 0).any()) for scores in ranked):
             raise ValueError(
-                f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use "
-                "one of attention"
+                f"vatp weighs scores by the values' size, but {self.press.name} gives negative ones; use one "
+                "of attention"
             )
         return [
-            pin(seen.float() * norms, self.sinks, self.window_size)
-            for seen, (_, norms) in zip(scores, evidence, strict=True)
+            pin(scores.float() * norms, self.sinks, self.window_size)
+            for scores, (_, norms) in zip(ranked, evidence, strict=True)
         ]
 
     def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:

@@ -90,7 +90,11 @@ class WrapperPress(BasePress):
 
 
 def check_adds_nothing(press: BasePress, by: BasePress) -> None:
-    """Refuse a press inside that adds entries of its own to the cache, which `by` would have to change as well.
+    """Refuse a press inside that adds entries of its own to the cache.
+
+    Args:
+        press: the press inside.
+        by: the wrapper, which would have to change these entries as well.
 
     Raises:
         ValueError: such a press.
@@ -112,11 +116,14 @@ class ScoreWrapperPress(WrapperPress):
         if not self.press.traits.gives_scores:
             raise ValueError(
                 f"{type(self).__name__} is built on scores, and {self.press.name} has none; give it a press "
-                "such as "
-                "snapkv"
+                "such as snapkv"
             )
 
     @property
     def traits(self) -> Traits:
         """Those of the press inside; the number of entries is this one's matter, so there is no threshold."""
         return replace(super().traits, takes_threshold=False, evicts_in_prefill=True)
+
+    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
+        """Those of any press: the one inside scores entries, this one chooses among them."""
+        return BasePress.entry_bounds(self, layers, heads, tokens, budget)

@@ -26,6 +26,7 @@ from kvcache.traits import Traits
 from presses.scorer import ScorerPress
 from presses.snapkv import SnapKVPress
 from presses.support.budgets import apportion
+from presses.support.checks import check_least, check_share
 from presses.wrapper import ScoreWrapperPress
 
 
@@ -50,11 +51,10 @@ class ZigZagKVPress(ScoreWrapperPress):
     def __post_init__(self) -> None:
         """Refuse shares outside their ranges and an empty window."""
         super().__post_init__()
-        if not (0 < self.coverage <= 1 and 0 <= self.floor <= 1 and self.window_size >= 1):
-            given = f"coverage={self.coverage}, floor={self.floor}, window_size={self.window_size}"
-            raise ValueError(
-                f"{given}: coverage must lie in (0, 1], floor in [0, 1], and the window have at least 1 token"
-            )
+        if not 0 < self.coverage <= 1:
+            raise ValueError(f"coverage={self.coverage} must lie in (0, 1]: it is a share of the attention")
+        check_share(of="the even budget", floor=self.floor)
+        check_least(1, "token", window_size=self.window_size)
 
     @property
     def traits(self) -> Traits:
@@ -63,9 +63,8 @@ class ZigZagKVPress(ScoreWrapperPress):
 
     def observe(self, layer: LayerObservation) -> tuple[Any, Tensor]:
         """What the press inside observes, and the layer's need (B,) in entries."""
-        return self.press.observe(layer), need(
-            layer.window_attention(self.window_size).float().mean(2), self.coverage
-        )
+        attention = layer.window_attention(self.window_size).float().mean(2)  # (B, H * G, T)
+        return self.press.observe(layer), need(attention, self.coverage)
 
     def of_press_inside(self, evidence: tuple[Any, Any]) -> Any:
         """The first part of the evidence."""
@@ -73,21 +72,17 @@ class ZigZagKVPress(ScoreWrapperPress):
 
     def select(self, evidence: Sequence[tuple[Any, Tensor]], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as the layer's need gives."""
-        ranked = self.press.scores_at([seen for seen, _ in evidence], budget)
+        ranked = self.press.scores_at([inner for inner, _ in evidence], budget)
         tokens = ranked[0].shape[-1]
         even = budget.entries(tokens)
-        needs = torch.stack([seen for _, seen in evidence], dim=1).tolist()  # (B, L)
-        shares = [apportion(row, even * len(ranked), max(1, int(even * self.floor)), tokens) for row in needs]
+        needs = torch.stack([of_layer for _, of_layer in evidence], dim=1).tolist()  # (B, L)
+        total, least = even * len(ranked), max(1, int(even * self.floor))
+        shares = [apportion(row, total, least, tokens) for row in needs]
         counts = torch.tensor(shares, device=ranked[0].device)
         return [
             Selection.top(scores, counts[:, at, None].expand(scores.shape[:2]))
             for at, scores in enumerate(ranked)
         ]
-
-    def entry_bounds(self, layers: int, heads: int, tokens: int, budget: Budget) -> tuple[int, int]:
-        """Exactly the even budget in all."""
-        exact = layers * heads * budget.entries(tokens)
-        return exact, exact
 
 
 def need(attention: Tensor, coverage: float) -> Tensor:

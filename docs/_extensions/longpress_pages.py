@@ -12,8 +12,10 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,6 +214,54 @@ def published() -> Iterator[str]:
             yield from ("", *ranking[0].splitlines())
 
 
+# -- a table to read ---------------------------------------------------------------------------------------
+
+EXAMPLE = ROOT / "results" / "ruler-2k-smollm2"
+"""The published folder whose tables the page on reading one takes its examples from."""
+
+SHOWN = ("press", "---", "full cache", "kvzip ", "compactor", "adakv_expected_attention", "think", "knorm")
+"""Beginnings of the lines of its tables that are shown."""
+
+COLUMNS = 7
+"""Columns that are shown."""
+
+
+def _excerpt(heading: str) -> Iterator[str]:
+    """Some lines and columns of a table of the example."""
+    text = (EXAMPLE / "table.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n### {heading}")[2].partition("\n### ")[0]
+    for line in section.splitlines():
+        cells = line.strip("|").split("|")
+        if line.startswith("|") and line.removeprefix("| ").startswith(SHOWN):
+            yield f"|{'|'.join(cells[:COLUMNS])}|"
+
+
+def ranking() -> Iterator[str]:
+    """Which press, best first."""
+    return _excerpt("Which press")
+
+
+def cells() -> Iterator[str]:
+    """Scores."""
+    return _excerpt("Score")
+
+
+def differences() -> Iterator[str]:
+    """Differences to the full cache."""
+    return _excerpt("Difference")
+
+
+def comparison() -> Iterator[str]:
+    """What `longpress compare` prints of two presses, the single tasks left out."""
+    cli = import_module("longpress.cli")
+    module = import_module(cli.COMMANDS["compare"].module)
+    with redirect_stdout(StringIO()) as printed:
+        module.run(cli.parser("compare").parse_args(["kvzip", "compactor", str(EXAMPLE)]))
+    lines = printed.getvalue().splitlines()
+    shown = [line for line in lines if not line.startswith("  ratio") or "average" in line]
+    return iter(("```text", *(line.rstrip() for line in shown), "```"))
+
+
 # -- in Sphinx ---------------------------------------------------------------------------------------------
 
 MADE: Mapping[str, Callable[[], Iterable[str]]] = {
@@ -220,6 +270,10 @@ MADE: Mapping[str, Callable[[], Iterable[str]]] = {
     "options": options,
     "commands": commands,
     "published": published,
+    "ranking": ranking,
+    "cells": cells,
+    "differences": differences,
+    "comparison": comparison,
 }
 """What each name in `<!-- generated: NAME -->` stands for."""
 

@@ -23,8 +23,9 @@ from kvcache.storage import KVStorage, KVView
 class DecodingObservation(LayerObservation):
     """One row's layer (B = 1) after the attention of a forward pass.
 
-    It has all entries of the row's cache, but hidden states of the last n tokens alone: `keys`, `values` (1, H, K, d) are in order of position, `hidden` (1, n, D), `cos` and `sin` those of the
-    last n tokens, which are the last n entries. What needs hidden states of older tokens is refused.
+    It has all entries of the row's cache, `keys` and `values` (1, H, K, d) in order of position, but hidden
+    states of the last n tokens alone: `hidden` (1, n, D), `cos` and `sin` are of these, which are the last n
+    entries. What needs hidden states of older tokens is refused.
 
     Attributes:
         valid: (1, H, K) bool; False for padding (zeros) in heads that keep fewer entries than others.
@@ -66,7 +67,7 @@ class DecodingObservation(LayerObservation):
         return attention / attention.sum(-1, keepdim=True)
 
     def with_tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Self:
-        """The same entries, with hidden states and rotary factors of more of the last tokens, (1, n, *) each."""
+        """The same entries, with hidden states and rotary factors (1, n, *) of more of the last tokens."""
         return replace(self, hidden=hidden, cos=cos, sin=sin, _memo={})
 
     def new_tokens(self) -> LayerObservation:

@@ -114,8 +114,7 @@ def observing(
         if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
             raise ValueError(
                 "padded batches cannot be compressed together: give one context at a time, or contexts of "
-                "equal "
-                "length without padding"
+                "equal length without padding"
             )
         if cache is None or cache.get_seq_length() == 0:
             started.append(_Started.of(inputs))
@@ -142,8 +141,7 @@ def observing(
         if probe is not None and probe.queries is None:
             raise ValueError(
                 f"{type(module).__name__} does not call the attention function that longpress registers; it "
-                "is "
-                "not supported"
+                "is not supported"
             )
         cached = cache.layers[index]
         with torch.no_grad():

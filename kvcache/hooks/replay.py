@@ -140,7 +140,10 @@ def _run(
     on_layer: Callable[[LayerObservation, Tensor], None],
     with_gradient: bool = False,
 ) -> None:
-    """Read `token_ids`, or embeddings, piece by piece; `on_layer` gets observation and output of each attention."""
+    """Read `token_ids`, or embeddings, piece by piece.
+
+    `on_layer` is told of the observation and the output of each attention.
+    """
     decoder, modules = decoder_of(prefill.model), attention_modules(prefill.model)
     ids = token_ids if token_ids.dim() == 2 else None
 

@@ -21,7 +21,7 @@ from kvcache.storage import KVView
 
 
 class PrefillWatcher(Protocol):
-    """What looks on at a prefill: a press that compresses, or a sweep's observer, which keeps what presses saw."""
+    """What looks on at a prefill: a press that compresses, or an observer that keeps what presses saw."""
 
     def forward_hook(self, layer: LayerObservation, prefill: Prefill) -> None:
         """Called after each layer's attention, in the prefill only."""

@@ -1,1 +1,1 @@
-"""Models and tokenizers, from a folder, a hub or a package."""
+"""Loading models and tokenizers: from a folder, a GGUF file, the hub or an installed package."""

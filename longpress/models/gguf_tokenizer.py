@@ -1,6 +1,6 @@
-"""The tokenizer of a GGUF file, built from the file's own tokens and merges; it gives the ids of the original SmolLM2 tokenizer.
+"""The tokenizer of a GGUF file, built from the file's own tokens and merges.
 
-`AutoTokenizer` takes the embedded model's tokenizer for Code Llama's: it prepends `<|im_start|>`, calls that
+It gives the ids of the original SmolLM2 tokenizer. `AutoTokenizer` takes the embedded model's tokenizer for Code Llama's: it prepends `<|im_start|>`, calls that
 the end-of-sequence token, joins white space in front of digits otherwise, adds five tokens beyond the
 vocabulary, and after saving and reloading reads every space as `<|endoftext|>`. Like the original, this one
 has no token for six control characters (codes 4, 6, 19, 20, 22, 29) and drops them.
@@ -19,7 +19,10 @@ SPECIAL = 3
 
 
 def is_supported(metadata: Mapping[str, Any]) -> bool:
-    """Whether a GGUF file's tokenizer splits text the way `gguf_tokenizer` does: byte-level BPE with digits apart (SmolLM)."""
+    """Whether a GGUF file's tokenizer splits text the way `gguf_tokenizer` does.
+
+    That is byte-level BPE with digits apart (SmolLM).
+    """
     return metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") == "smollm"
 
 
@@ -29,6 +32,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     Args:
         metadata: of a `GGUFFile` for which `is_supported` holds.
     """
+    # The tokens, how they are made, and how text is split before.
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
@@ -38,13 +42,10 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     )
     backend.decoder = decoders.ByteLevel()
     types = metadata["tokenizer.ggml.token_type"]
-    backend.add_special_tokens(
-        [
-            AddedToken(t, special=True, normalized=False)
-            for t, kind in zip(tokens, types, strict=True)
-            if kind == SPECIAL
-        ]
-    )
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == SPECIAL]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+
+    # What special tokens are for, and the chat template.
     named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in named.items()}
     tokenizer = PreTrainedTokenizerFast(

@@ -13,9 +13,10 @@ import torch
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library, for the whole process, to keep memory that is freed: its pages cost more to get anew than to fill.
+    """Tell the C library, for the whole process, to keep memory that is freed.
 
-    glibc only: elsewhere, and where its own environment variables are set, nothing changes.
+    Its pages cost more to get anew than to fill. glibc only: elsewhere, and where its own environment
+    variables are set, nothing changes.
     """
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
@@ -24,34 +25,40 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what was freed back to the system: what comes next has other sizes, and would not fit into the holes."""
+    """Give what was freed back to the system.
+
+    For use before work whose tensors have other sizes, which would not fit into the holes.
+    """
     _glibc("malloc_trim", 0)
 
 
 def _glibc(function: str, *arguments: int) -> None:
+    """Call a function of the C library, where it has it."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def held_memory_bytes() -> int:
-    """What this process holds now: resident memory by the kernel's count; on a GPU, what torch allocated there."""
+    """Bytes that this process holds now.
+
+    Resident memory by the kernel's count; on a GPU, what torch allocated there.
+    """
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.memory_allocated()
-    pages = Path("/proc/self/statm")
-    return (
-        int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory_bytes()
-    )
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return peak_memory_bytes()
+    return int(statm.read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_memory_bytes() -> int:
-    """The most that this process held since it started: as `held_memory_bytes`."""
+    """The most bytes that this process held since it started, counted as `held_memory_bytes` does."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count what the process that started this one held
-        return (
-            int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
-            * 1024
-        )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def check_least(least: int, unit: str = "", **given: int | None) -> None:
+def check_least(least: int, unit: str = "", **given: float | None) -> None:
     """Refuse numbers below `least`; None passes.
 
     Args:

@@ -12,7 +12,10 @@ from kvcache.observation import LayerObservation
 
 
 def part(layer: LayerObservation, start: int, stop: int) -> LayerObservation:
-    """The positions start:stop of `layer`, as if they were the whole context: what comes after them continues at `stop`."""
+    """The positions start:stop of `layer`, as if they were the whole context.
+
+    What comes after them continues at `stop`.
+    """
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         return layer.rope(positions + start)
@@ -34,8 +37,6 @@ def part(layer: LayerObservation, start: int, stop: int) -> LayerObservation:
 
 def entries_of_chunks(budget: Budget, tokens: int, length: int) -> list[int]:
     """Entries kept per head of each chunk of `length` tokens."""
-    starts = range(0, tokens, length)
+    lengths = [min(length, tokens - start) for start in range(0, tokens, length)]
     budgets = budget.for_chunks(tokens, length)
-    return [
-        of_chunk.entries(min(length, tokens - start)) for start, of_chunk in zip(starts, budgets, strict=True)
-    ]
+    return [of_chunk.entries(n) for n, of_chunk in zip(lengths, budgets, strict=True)]

@@ -19,12 +19,22 @@ from presses.support.checks import check_least
 
 
 class ScoreEviction(DecodeHook):
-    """Every `interval` passes, or after a pass of at least as many tokens as may stay, the best entries stay, by a scorer."""
+    """Lets the best entries stay, by a scorer, at intervals.
+
+    It acts every `interval` passes, and after a pass of at least as many tokens as may stay.
+    """
 
     def __init__(
         self, press: ScorerPress, interval: int, target: Callable[[int], int], buffer_size: int
     ) -> None:
-        """Act every `interval` passes; `target` gives the entries that stay from the number of tokens of the text so far."""
+        """A hook that has seen no pass yet.
+
+        Args:
+            press: that scores the entries.
+            interval: passes between two evictions.
+            target: number of tokens of the text so far to entries that stay per head.
+            buffer_size: last tokens whose hidden states are held, for scorers that look at queries.
+        """
         self.press, self.interval, self.target, self.buffer_size = press, interval, target, buffer_size
         self.passes = 0
         self.buffer: list[Tensor] = []
@@ -46,16 +56,14 @@ class ScoreEviction(DecodeHook):
     def remember(self, layer: DecodingObservation) -> None:
         """Count the pass, and hold its tokens for scorers that look at queries."""
         self.passes += 1
-        new = [
-            layer.hidden,
-            *(factor.expand(1, layer.hidden.shape[1], -1) for factor in (layer.cos, layer.sin)),
-        ]
+        n = layer.hidden.shape[1]
+        tokens = [layer.hidden, layer.cos.expand(1, n, -1), layer.sin.expand(1, n, -1)]
         if self.buffer:
-            new = [torch.cat(parts, dim=1) for parts in zip(self.buffer, new, strict=True)]
-        self.buffer = [part[:, -self.buffer_size :] for part in new]
+            tokens = [torch.cat(parts, dim=1) for parts in zip(self.buffer, tokens, strict=True)]
+        self.buffer = [part[:, -self.buffer_size :] for part in tokens]
 
     def choose(self, layer: DecodingObservation, target: int) -> Selection | None:
-        """The best `target` entries of every head; or, where heads compete, on average; None where there are no more."""
+        """The best `target` entries of every head, or on average where heads compete; None where all stay."""
         assert layer.valid is not None
         counts = layer.valid.sum(-1)
         if self.press.traits.selects_by_layer:
@@ -67,24 +75,26 @@ class ScoreEviction(DecodeHook):
         return Selection.top(self.scores(layer, target), counts.clamp(max=target))
 
     def scores(self, layer: DecodingObservation, target: int) -> Tensor:
-        """(1, H, K), -inf for padding; where heads keep different numbers, each head is scored on its own entries."""
+        """(1, H, K) scores, -inf for padding.
+
+        Where heads keep different numbers of entries, each head is scored on its own.
+        """
         assert layer.valid is not None
         budget = Budget(tokens=target)
         if bool(layer.valid.all()):
             return self._score(replace(layer, valid=None, _memo={}), budget)
         scores = torch.full(layer.valid.shape, float("-inf"), device=layer.valid.device)
         for head in range(layer.valid.shape[1]):
-            own = layer.valid[0, head]
-            alone = replace(
-                layer, keys=layer.keys[:, :, own], values=layer.values[:, :, own], valid=None, _memo={}
-            )
-            scores[0, head, own] = self._score(alone, budget)[0, head].float()
+            exists = layer.valid[0, head]
+            keys, values = layer.keys[:, :, exists], layer.values[:, :, exists]
+            alone = replace(layer, keys=keys, values=values, valid=None, _memo={})
+            scores[0, head, exists] = self._score(alone, budget)[0, head].float()
         return scores
 
     def _score(self, layer: DecodingObservation, budget: Budget) -> Tensor:
-        seen = self.press.observe(layer)
+        evidence = self.press.observe(layer)
         by_layer = self.press.traits.selects_by_layer
-        scores: Tensor = seen if by_layer else self.press.scores_at([seen], budget)[0]
+        scores: Tensor = evidence if by_layer else self.press.scores_at([evidence], budget)[0]
         if not isinstance(scores, Tensor) or scores.shape != layer.keys.shape[:3]:
             raise ValueError(
                 f"{self.press.name} does not rank entries by one score each, so it cannot act while "
@@ -94,10 +104,13 @@ class ScoreEviction(DecodeHook):
 
 
 class ConstantSizeEviction(DecodeHook):
-    """After every pass each head keeps as many entries as there were before the first one, by what is known of them from pass to pass."""
+    """After every pass each head keeps as many entries as there were before the first one.
+
+    Which ones stay depends on what is known of each entry, m numbers, which grows from pass to pass.
+    """
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
+        """Nothing is known before the first pass."""
         self.known: Tensor | None = None
         self.counts: Tensor | None = None  # (1, H)
 
@@ -107,7 +120,12 @@ class ConstantSizeEviction(DecodeHook):
 
     @abstractmethod
     def update(self, layer: DecodingObservation, known: Tensor) -> Tensor:
-        """What is known of all entries (1, H, K, m) after a pass; `known` holds zeros for its n tokens, the last entries."""
+        """What is known of all entries after a pass: (1, H, K, m).
+
+        Args:
+            layer: after the pass.
+            known: (1, H, K, m) what was known before it; zeros for its n tokens, the last entries.
+        """
 
     @abstractmethod
     def scores(self, known: Tensor, counts: Tensor, age: Tensor) -> Tensor:
@@ -142,8 +160,8 @@ def check_scorer(press: BasePress, interval: int, buffer_size: int) -> None:
     """
     if not (press.traits.gives_scores or press.traits.selects_by_layer):
         raise ValueError(
-            f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; "
-            "give one as knorm"
+            f"{press.name} does not choose by the scores of one layer, so it cannot act while decoding; give "
+            "one as knorm"
         )
     if press.traits.reads_again:
         raise ValueError(

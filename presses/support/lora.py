@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA) in the format of the library PEFT, added to a model's projections for a while; the model stays as it is.
+"""Low-rank adapters (LoRA) in the format of the library PEFT, added to a model's projections for a while.
 
-An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`, whose tensors are named
-`base_model.model.<module>.lora_A.weight` (r, in) and `….lora_B.weight` (out, r).
+The model stays as it is. An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`,
+whose tensors are named `base_model.model.<module>.lora_A.weight` (r, in) and `….lora_B.weight` (out, r).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from presses.support.weights import read
 
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+"""Parts of the names of an adapter's tensors."""
+
 REFUSED: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
     "use_dora": (False, None),
     "modules_to_save": (None, []),
 }
-"""Fields of the configuration, and the values of plain adapters of linear layers."""
+"""Fields of an adapter's configuration, and the values that they have in plain adapters of linear layers."""
 
 
 @dataclass(frozen=True)
@@ -34,50 +36,44 @@ class Adapter:
     Attributes:
         pairs: module name to A (r, in) and B (out, r).
         scales: module name to scale.
-        wanted: what was looked for, for error messages.
+        description: what was looked for, for error messages.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
     scales: Mapping[str, float]
-    wanted: str
+    description: str
 
 
-def read_adapter(source: str | None, revision: str, wanted: str) -> Adapter:
-    """An adapter from a local folder or the hub, as `presses.support.weights.read`.
+def read_adapter(source: str | None, revision: str, description: str) -> Adapter:
+    """An adapter from a local folder or the hub; the arguments are those of `presses.support.weights.read`.
 
     Raises:
         ValueError: there is none, or it is more than low-rank matrices beside linear modules.
     """
-    config = json.loads(read(source, "adapter_config.json", revision, wanted))
+    config = json.loads(read(source, "adapter_config.json", revision, description))
     unusual = {name: config[name] for name, plain in REFUSED.items() if config.get(name) not in plain}
     if config.get("peft_type") != "LORA" or unusual:
         given = unusual or {"peft_type": config.get("peft_type")}
         raise ValueError(
-            f"{wanted}: {given} is not supported; only plain LoRA adapters of linear modules are"
+            f"{description}: {given} is not supported; only plain LoRA adapters of linear modules are"
         )
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise ValueError(
-            f"{wanted}: ranks that differ from module to module (rank_pattern, alpha_pattern) are not "
+            f"{description}: ranks that differ from module to module (rank_pattern, alpha_pattern) are not "
             "supported"
         )
-    tensors = read(source, "adapter_model.safetensors", revision, wanted)
+    tensors = read(source, "adapter_model.safetensors", revision, description)
     names = sorted(name.removeprefix(PREFIX).removesuffix(DOWN) for name in tensors if name.endswith(DOWN))
-    if (
-        not names
-        or len(tensors) != 2 * len(names)
-        or any(f"{PREFIX}{name}{UP}" not in tensors for name in names)
-    ):
+    lacking = [name for name in names if f"{PREFIX}{name}{UP}" not in tensors]
+    if not names or lacking or len(tensors) != 2 * len(names):
         raise ValueError(
-            f"{wanted}: adapter_model.safetensors must hold pairs {PREFIX}MODULE{DOWN} and {UP}, got "
+            f"{description}: adapter_model.safetensors must hold pairs {PREFIX}MODULE{DOWN} and {UP}, got "
             f"{sorted(tensors)[:3]}"
         )
     pairs = {name: (tensors[f"{PREFIX}{name}{DOWN}"], tensors[f"{PREFIX}{name}{UP}"]) for name in names}
     power = 0.5 if config.get("use_rslora") else 1.0
-    return Adapter(
-        pairs,
-        {name: config["lora_alpha"] / down.shape[0] ** power for name, (down, _) in pairs.items()},
-        wanted,
-    )
+    scales = {name: config["lora_alpha"] / down.shape[0] ** power for name, (down, _) in pairs.items()}
+    return Adapter(pairs, scales, description)
 
 
 @contextmanager
@@ -92,13 +88,12 @@ def adapted(model: nn.Module, adapter: Adapter) -> Iterator[None]:
         for name, (down, up) in adapter.pairs.items():
             module: Any = modules.get(name)
             weight = getattr(module, "weight", None)
-            if not isinstance(weight, Tensor) or weight.shape != (up.shape[0], down.shape[1]):
-                size, has = (
-                    (up.shape[0], down.shape[1]),
-                    "no such module" if weight is None else f"one with weights {tuple(weight.shape)}",
-                )
+            size = (up.shape[0], down.shape[1])
+            if not isinstance(weight, Tensor) or weight.shape != size:
+                has = "no such module" if weight is None else f"one with weights {tuple(weight.shape)}"
                 raise ValueError(
-                    f"{adapter.wanted}: made for a module {name} with weights {size}, but the model has {has}"
+                    f"{adapter.description}: made for a module {name} with weights {size}, but the model has "
+                    f"{has}"
                 )
             parts = down.float().to(weight.device), up.float().to(weight.device)
             stack.callback(module.register_forward_hook(partial(_add, *parts, adapter.scales[name])).remove)

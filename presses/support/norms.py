@@ -13,7 +13,10 @@ TOKEN_BLOCK = 1024
 
 
 def output_norms(layer: LayerObservation, values: Tensor) -> Tensor:
-    """(B, H, G, C): for values (B, H, C, d), the norm of what each adds to the hidden state through the output projection of each head."""
+    """(B, H, G, C): the norm of what each of some values (B, H, C, d) adds to the hidden state.
+
+    A value adds something through the output projection of every query head of its group.
+    """
     weight = output_weight(layer.module).float()  # (H * G, d, D)
     gram = (weight @ weight.transpose(1, 2)).unflatten(0, (-1, layer.group))  # (H, G, d, d)
     spread = values.float()[:, :, None]  # (B, H, 1, C, d)
@@ -21,13 +24,20 @@ def output_norms(layer: LayerObservation, values: Tensor) -> Tensor:
 
 
 def projected_value_norms(layer: LayerObservation) -> Tensor:
-    """(B, H, T) float32: ‖v_t W_O‖₁ of each value, averaged over the query heads of its group."""
-    weights = output_weight(layer.module).unflatten(0, (-1, layer.group))  # (H, G, d, D)
-    blocks = []
-    for values in layer.values.split(TOKEN_BLOCK, dim=2):
-        per_head = [
-            torch.linalg.vector_norm(values @ weights[:, g], ord=1, dim=-1, dtype=torch.float32)
-            for g in range(layer.group)
-        ]
-        blocks.append(torch.stack(per_head).mean(0))
-    return torch.cat(blocks, dim=-1)
+    """(B, H, T) float32: ‖v_t W_O‖₁ of each value, averaged over the query heads of its group.
+
+    Computed once per layer.
+    """
+
+    def compute() -> Tensor:
+        weights = output_weight(layer.module).unflatten(0, (-1, layer.group))  # (H, G, d, D)
+        blocks = []
+        for values in layer.values.split(TOKEN_BLOCK, dim=2):
+            per_head = [
+                torch.linalg.vector_norm(values @ weights[:, g], ord=1, dim=-1, dtype=torch.float32)
+                for g in range(layer.group)
+            ]
+            blocks.append(torch.stack(per_head).mean(0))
+        return torch.cat(blocks, dim=-1)
+
+    return layer.once("projected value norms", compute)

@@ -1,4 +1,4 @@
-"""Letting the model repeat its context, chunk by chunk, and the attention that the context gets while it does."""
+"""Letting the model repeat its context, chunk by chunk, and the attention that the context gets meanwhile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvcache.hooks.prefill import Prefill
 from kvcache.observation import LayerObservation
+from presses.support.attention import attention_to_context
 from presses.support.norms import output_norms
 
 FIRST = "\n\nRepeat the previous context exactly."
@@ -26,11 +27,17 @@ QUERY_BLOCK = 256
 
 
 class Chunk(NamedTuple):
-    """A part of the context and the ids that make the model repeat it."""
+    """A part of the context.
+
+    Attributes:
+        start: position of its first token.
+        stop: position behind its last token.
+        token_ids: (B, n) ids that make the model repeat it.
+    """
 
     start: int
     stop: int
-    token_ids: Tensor  # (B, n)
+    token_ids: Tensor
 
 
 def chunks(prefill: Prefill, size: int, name: str) -> Iterator[Chunk]:
@@ -48,48 +55,46 @@ def chunks(prefill: Prefill, size: int, name: str) -> Iterator[Chunk]:
             "embeddings"
         )
 
-    def for_batch(known: Sequence[int]) -> Tensor:
-        return torch.tensor(list(known), dtype=ids.dtype, device=ids.device).expand(ids.shape[0], -1)
+    def for_batch(text_ids: Sequence[int]) -> Tensor:
+        return torch.tensor(list(text_ids), dtype=ids.dtype, device=ids.device).expand(ids.shape[0], -1)
 
     first = 0 if prompt is None else prompt.before
     for start in range(first, ids.shape[1], size):
         stop = min(start + size, ids.shape[1])
-        asked = for_batch([] if prompt is None else prompt.encode(FIRST if start == first else NEXT))
+        request = for_batch([] if prompt is None else prompt.encode(FIRST if start == first else NEXT))
         reminder = ids[:, max(start - size, start - REMINDER) : start] if start > first else ids[:, :0]
         after = for_batch([] if prompt is None else prompt.after)
-        yield Chunk(start, stop, torch.cat((asked, reminder, after, ids[:, start:stop]), dim=1))
+        yield Chunk(start, stop, torch.cat((request, reminder, after, ids[:, start:stop]), dim=1))
 
 
 def chunk_scores(
-    prefill: Prefill, seen: LayerObservation, chunk: Chunk, n_sink: int, rows: Tensor | None, by_output: bool
+    prefill: Prefill,
+    layer: LayerObservation,
+    chunk: Chunk,
+    n_sink: int,
+    factors: Tensor | None,
+    by_output: bool,
 ) -> Tensor:
     """(B, H, C) highest attention that each entry of a chunk gets in its repetition, in float32.
 
     Args:
         prefill: with the full cache.
-        seen: a layer that has just read (a piece of) the repetition.
+        layer: that has just read (a piece of) the repetition.
         chunk: that is being repeated.
         n_sink: first tokens of the context that take part in the softmax.
-        rows: (B, n) factor per token of the repetition, or None.
+        factors: (B, n) by which the attention of each token just read is multiplied, or None.
         by_output: whether to multiply by the norm of what an entry's value adds to the hidden state.
     """
-    full: Any = prefill.cache.layers[seen.index]
-    sinks, size, group = min(n_sink, chunk.start), chunk.stop - chunk.start, seen.group
-    keys = torch.cat((full.keys[:, :, :sinks], full.keys[:, :, chunk.start : chunk.stop], seen.keys), dim=2)
-    queries = seen.queries(seen.hidden.shape[1]).unflatten(1, (-1, group))  # (B, H, G, n, d)
-    n, own = queries.shape[3], seen.tokens
-    best = queries.new_full((*queries.shape[:3], size), 0, dtype=torch.float32)
-    for start in range(0, n, QUERY_BLOCK):
-        block = queries[:, :, :, start : start + QUERY_BLOCK]
-        logits = seen.logits(block, keys)  # (B, H, G, q, sinks + C + own)
-        at = own - n + start + torch.arange(block.shape[3], device=keys.device)
-        logits[..., sinks + size :].masked_fill_(
-            torch.arange(own, device=keys.device) > at[:, None], float("-inf")
-        )
-        weights = seen.softmax(logits)[..., sinks : sinks + size]
-        if rows is not None:
-            weights = weights * rows[:, None, None, start : start + QUERY_BLOCK, None]
-        best = torch.maximum(best, weights.amax(3))
+    full: Any = prefill.cache.layers[layer.index]
+    sinks, of_chunk = min(n_sink, chunk.start), slice(chunk.start, chunk.stop)
+    keys = torch.cat((full.keys[:, :, :sinks], full.keys[:, :, of_chunk]), dim=2)
+    batch, heads = keys.shape[:2]
+    highest = keys.new_zeros(batch, heads, layer.group, chunk.stop - chunk.start, dtype=torch.float32)
+    for queries, weights in attention_to_context(layer, keys, QUERY_BLOCK):
+        received = weights[..., sinks:]
+        if factors is not None:
+            received = received * factors[:, None, None, queries, None]
+        highest = torch.maximum(highest, received.amax(3))
     if by_output:
-        best = best * output_norms(seen, full.values[:, :, chunk.start : chunk.stop])
-    return best.amax(2)
+        highest = highest * output_norms(layer, full.values[:, :, of_chunk])
+    return highest.amax(2)

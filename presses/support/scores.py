@@ -7,18 +7,16 @@ from torch import Tensor
 
 
 def pin(scores: Tensor, first: int = 0, last: int = 0) -> Tensor:
-    """A copy of `scores` (B, H, T) in float32 with the first and last positions above all others, later ones above earlier ones.
+    """A copy of `scores` (B, H, T) in float32 with the first and last positions above all others.
 
-    The highest score of the row + 1, as in kvpress; a thousandth more towards the end, so that a budget
-    smaller than the pinned part keeps its most recent entries instead of arbitrary ones.
+    They get the highest score of the row + 1, as in kvpress, and a thousandth more towards the end, so that a
+    budget smaller than the pinned part keeps its most recent entries instead of arbitrary ones.
     """
     tokens = scores.shape[-1]
     pinned = scores.float().clone()
-    rising = (
-        scores.float().amax((1, 2), keepdim=True)
-        + 1
-        + 1e-3 * torch.arange(1, tokens + 1, device=scores.device) / tokens
-    )  # (B, 1, T)
+    highest = pinned.amax((1, 2), keepdim=True)
+    rank = torch.arange(1, tokens + 1, device=scores.device)
+    rising = highest + 1 + 1e-3 * rank / tokens  # (B, 1, T)
     pinned[..., :first] = rising[..., :first]
     if last:
         pinned[..., -last:] = rising[..., -last:]

@@ -1,6 +1,7 @@
-"""Learned weights of presses: found on disk, on the Hugging Face hub or at an address; read once; data only, never code.
+"""Learned weights of presses: found on disk, on the Hugging Face hub or at an address.
 
-What was read is remembered by file and time of change, so a second model never gets the weights of the first.
+They are read once, as data and never as code. What was read is remembered by file and time of change, so a
+second model never gets the weights of the first.
 """
 
 from __future__ import annotations
@@ -33,33 +34,33 @@ def last_part(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def read(source: str | None, file: str, revision: str, wanted: str) -> Any:
-    """Tensors of `file`: a mapping (.safetensors), what a .pt holds, one tensor (.npy), or the text of any other file.
+def read(source: str | None, file: str, revision: str, description: str) -> Any:
+    """What a file holds: a mapping of tensors (.safetensors), data (.pt), a tensor (.npy), or else text.
 
     Args:
         source: a local file, a local folder with `file` inside, a hub id, or an address beginning with
             https:// of a folder.
         file: name below the source.
         revision: of a hub repository: a branch, tag or commit.
-        wanted: what is looked for, for the error message: "query filters of MODEL".
+        description: of what is looked for, for the error message: "query filters of MODEL".
 
     Raises:
         ValueError: nothing found, or it cannot be read; what was looked for, where, and what to do.
     """
     if not source:
         raise ValueError(
-            f"no {wanted} are published; give `weights=PATH` to a local file, or a press that needs none"
+            f"no {description} are published; give `weights=PATH` to a local file, or a press that needs none"
         )
-    path = _find(source, file, revision, wanted)
+    path = _find(source, file, revision, description)
     try:
         return _load(path, path.stat().st_mtime_ns)
     except Exception as error:  # whatever a damaged, foreign or unsafe file makes its reader raise
         raise ValueError(
-            f"no {wanted}: {path} cannot be read as data of its kind ({type(error).__name__})"
+            f"no {description}: {path} cannot be read as data of its kind ({type(error).__name__})"
         ) from error
 
 
-def checked(tensor: Any, shape: tuple[int, ...], wanted: str) -> Tensor:
+def checked(tensor: Any, shape: tuple[int, ...], description: str) -> Tensor:
     """`tensor`, which must have this shape.
 
     Raises:
@@ -68,27 +69,33 @@ def checked(tensor: Any, shape: tuple[int, ...], wanted: str) -> Tensor:
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(
-            f"{wanted} must have the shape {shape} of this model, got {got}; these weights belong to "
+            f"{description} must have the shape {shape} of this model, got {got}; these weights belong to "
             "another model"
         )
     return tensor
 
 
-def named(tensors: Any, name: str, shape: tuple[int, ...], wanted: str) -> Tensor:
+def named(tensors: Any, name: str, shape: tuple[int, ...], description: str) -> Tensor:
     """Entry `name` of what `read` gave, which must have this shape.
 
     Raises:
         ValueError: it has another, or there is none.
     """
     if not isinstance(tensors, Mapping) or name not in tensors:
-        raise ValueError(f"the file with {wanted} holds no {name!r}; it is in another format")
-    return checked(tensors[name], shape, f"{name} of {wanted}")
+        raise ValueError(f"the file with {description} holds no {name!r}; it is in another format")
+    return checked(tensors[name], shape, f"{name} of {description}")
 
 
-def show(
+def observe_pieces(
     model: nn.Module, pieces: Iterable[Sequence[int]], on_layer: Callable[[LayerObservation], None]
 ) -> None:
-    """Let the model read each piece of text, given as token ids, and `on_layer` look at every layer; for what presses then load."""
+    """Let the model read pieces of text, for presses that learn from them (`calibrate`).
+
+    Args:
+        model: that reads.
+        pieces: of text, as token ids.
+        on_layer: called after each layer's attention, with what it has read.
+    """
     from transformers import DynamicCache
 
     decoder = decoder_of(model)
@@ -102,7 +109,7 @@ def show(
 def prefilled(
     model: nn.Module, piece: Sequence[int], on_layer: Callable[[LayerObservation], None]
 ) -> Prefill:
-    """As `show` for one piece, and the finished prefill, on which a press may `probe`."""
+    """As `observe_pieces` for one piece; gives the finished prefill, on which a press may `probe`."""
     from transformers import DynamicCache
 
     decoder = decoder_of(model)
@@ -110,31 +117,31 @@ def prefilled(
     ids = torch.tensor([list(piece)], device=next(model.parameters()).device)
     prefill = Prefill(model, DynamicCache(config=config.get_text_config()), token_ids=ids)
 
-    def look(layer: LayerObservation, _: Any) -> None:
+    def observe(layer: LayerObservation, _: Any) -> None:
         prefill.layers.append(layer.index)
         on_layer(layer)
 
-    with torch.no_grad(), attending(model), observing(model, look):
+    with torch.no_grad(), attending(model), observing(model, observe):
         decoder(input_ids=ids, use_cache=True, **{cache_keyword(decoder): prefill.cache})
     return prefill
 
 
-def _find(source: str, file: str, revision: str, wanted: str) -> Path:
+def _find(source: str, file: str, revision: str, description: str) -> Path:
     local = Path(source).expanduser()
     if local.is_file():
         return local
     if local.is_dir():
         if (local / file).is_file():
             return local / file
-        raise ValueError(f"no {wanted}: the folder {source} has no file {file}")
+        raise ValueError(f"no {description}: the folder {source} has no file {file}")
     try:
         return _fetch(source, file, revision)
     except Exception as error:  # of many kinds: no network, no such repository, no such file, no permission
         raise ValueError(
-            f"no {wanted}: looked for {file} at {source} (revision {revision}), which is neither a local "
-            "path nor reachable "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
-            "give `weights=PATH` to a local copy, or choose a model for which they are published"
+            f"no {description}: looked for {file} at {source} (revision {revision}), which is neither a "
+            f"local path nor reachable ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}); give `weights=PATH` to a "
+            "local copy, or choose a model for which they are published"
         ) from error
 
 

@@ -217,16 +217,10 @@ DRAWN = ("model", "benchmark", "task", "metric", "press")
 """Names that plots show."""
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [(text, DRAWN) for text in ODD if "$" not in text]
-    + [(text, (name,)) for text in ODD if "$" in text for name in DRAWN],
-)
-def test_any_name_is_drawn(
-    text: str, names: tuple[str, ...], tmp_path: Path, exit_code: Callable[..., int]
-) -> None:
+@pytest.mark.parametrize("text", [*ODD, "a$b$", r"$\frac{"])
+def test_any_name_is_drawn(text: str, tmp_path: Path, exit_code: Callable[..., int]) -> None:
     changed = [
-        {**row, **{name: text for name in names if (name, row[name]) != ("press", "none")}} for row in rows()
+        {**row, **{name: text for name in DRAWN if (name, row[name]) != ("press", "none")}} for row in rows()
     ]
     write_lines(tmp_path / "results", *map(json.dumps, changed))
     assert exit_code("tables", tmp_path / "results") == 0

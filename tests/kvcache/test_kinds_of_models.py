@@ -88,7 +88,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def model_of(kind: str, **overrides: Any) -> PreTrainedModel:
-    """A small model of a type of transformers, every layer full or some of them with a window shorter than the context."""
+    """A small model of a type of transformers; some layers may have a window shorter than the context."""
     wanted = SIZES | OWN.get(kind, {}) | overrides
     names = CONFIG_MAPPING[kind]().to_dict().keys()
     config = CONFIG_MAPPING[kind](

@@ -1,4 +1,4 @@
-"""Products by the faster library equal PyTorch's own: layers, causal attention, attention to what rows share."""
+"""Products by the faster library equal PyTorch's: layers, causal attention, attention to shared entries."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Packed entries against the formula, against another quantiser's recorded codes, and their bytes counted by hand."""
+"""Packed entries against the formula and another quantiser's recorded codes, and their bytes by hand."""
 
 import pytest
 import torch

@@ -256,7 +256,7 @@ def test_device_map(llama):
 
 
 def test_gguf_file_with_an_untied_head(tmp_path):
-    """Written as llama.cpp's converter writes a Llama: rotary pairs of queries and keys side by side, weights in two formats."""
+    """Written as llama.cpp's converter writes a Llama: rotary pairs side by side, weights in two formats."""
     torch.manual_seed(0)
     config = LlamaConfig(
         **TINY | {"vocab_size": 64}, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=2**-17

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer gives the ids of the original SmolLM2-135M-Instruct tokenizer, from which the golden ids come."""
+"""The embedded model's tokenizer gives the ids that the original of SmolLM2-135M-Instruct gave."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""Laws of `prefill=chunked`: one chunk is the shared prefill, budgets add up over chunks, and the peak of the cache shrinks."""
+"""Compression while reading: one chunk is the shared prefill, budgets add up, the cache's peak shrinks."""
 
 from dataclasses import replace
 from functools import cache

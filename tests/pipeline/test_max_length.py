@@ -1,4 +1,4 @@
-"""The rule at the model's window: the longest prompt that fits is answered, a longer one is refused, and never cut unasked."""
+"""At the model's window: the longest prompt that fits is answered, a longer one refused, none cut unasked."""
 
 import pytest
 

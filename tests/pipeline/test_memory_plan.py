@@ -1,4 +1,4 @@
-"""The stated bound holds for what the operating system measures, in a fresh process per case; nothing grows with T x T."""
+"""The plan bounds what the operating system measures, in a fresh process each; nothing grows with T x T."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Caches in host memory: answers, likelihoods and measured bytes of those on the device; the plan decides when, and says what is where."""
+"""Caches in host memory give answers, likelihoods and bytes of those on the device; the plan decides when."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Laws of the pipeline: one prefill, answers that do not depend on their neighbours, equal to the model's own."""
+"""Laws of the pipeline: one prefill; answers equal the model's own and do not depend on their neighbours."""
 
 from dataclasses import replace
 from functools import cache
@@ -126,7 +126,12 @@ def test_question_two_after_question_one_equals_question_two_alone() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"prefill_chunk": 37}, {"prefill_chunk": 100}, {"max_batch_gb": 1 / 2**30}, {"max_batch_gb": 300_000 / 2**30}],
+    [
+        {"prefill_chunk": 37},
+        {"prefill_chunk": 100},
+        {"max_batch_gb": 1 / 2**30},
+        {"max_batch_gb": 300_000 / 2**30},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

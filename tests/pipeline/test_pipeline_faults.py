@@ -1,4 +1,4 @@
-"""A failure stays where it happened: a press, a context, a row; memory that runs out halves the batch and changes no answer."""
+"""A failure stays with its press, context or row; where memory runs out, the batch is halved."""
 
 from dataclasses import dataclass
 

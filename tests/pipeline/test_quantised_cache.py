@@ -1,4 +1,4 @@
-"""Quantised caches in the pipeline: one prefill for all sizes, questions blind to each other, errors that grow as bits shrink."""
+"""Quantised caches: one prefill for all sizes, questions blind to each other, errors grow as bits shrink."""
 
 import pytest
 import torch
@@ -85,10 +85,11 @@ def test_one_prefill_serves_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_errors_on_a_real_model(smollm2: LoadedModel) -> None:
-    """Measured on 512 tokens: largest difference of the next 16 tokens' log-probabilities and share of equal most likely tokens."""
+    """On 512 tokens: how far the probabilities of the next 16 tokens move."""
     text = (
-        "The library of the old town holds nine thousand books, and the woman who keeps it can say of each of them where it stands. "
-        "On Mondays she walks along the shelves with a lamp, and writes down which of them have been lent, to whom, and for how long. "
+        "The library of the old town holds nine thousand books, and the woman who keeps it can say of each "
+        "of them where it stands. On Mondays she walks along the shelves with a lamp, and writes down which "
+        "of them have been lent, to whom, and for how long. "
     ) * 12
     ids = torch.tensor([smollm2.tokenizer(text)["input_ids"][:528]])
     model, observer, bits = smollm2.model, SweepObserver([NonePress()]), [None, 16, 8, 4, 2]

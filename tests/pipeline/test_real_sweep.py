@@ -1,4 +1,4 @@
-"""The central claim on the real model and a real RULER sample: 33 variants from one prefill answer as 33 separate runs."""
+"""On a real model and RULER sample: 33 variants from one prefill answer as 33 separate runs."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Presses that act while answers are written, in the pipeline: beside other rows, with several questions, measured over time."""
+"""Presses that act while answers are written: beside other rows, with several questions, over time."""
 
 
 import pytest
@@ -56,7 +56,8 @@ def make_pipeline(**options) -> CompressingPipeline:
 def test_rows_that_shrink_answer_beside_others_as_alone() -> None:
     pipeline = make_pipeline()
     together = pipeline(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=13)
-    small = make_pipeline(max_batch_gb=1 / 2**30)(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=13)
+    one_by_one = make_pipeline(max_batch_gb=1 / 2**30)
+    small = one_by_one(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=13)
     assert together["answers"] == small["answers"]
     for variant, answers in zip(VARIANTS, together["answers"], strict=True):
         alone = [
@@ -108,7 +109,7 @@ def test_an_end_on_the_first_token_ends_a_row_that_shrinks(monkeypatch: pytest.M
 
 
 def test_memory_of_what_acts_is_counted() -> None:
-    """A batch's bound covers the hidden states held for scorers, and the entries that a row no longer shares."""
+    """A batch's bound covers hidden states held for scorers, and entries that a row no longer shares."""
     pipeline = make_pipeline()
     variants = [
         (NonePress(), 0.0),

@@ -1,4 +1,4 @@
-"""Kept positions equal those that kvpress 0.5.5 keeps, recorded by tests/support/peer/record_kvpress.py on tiny models.
+"""Kept positions equal those of kvpress 0.5.5, recorded by tests/support/peer/record_kvpress.py.
 
 Where the two differ, kvpress chose among equal scores (`tied`), or rounding decides (`unstable`, counted when
 the numbers were recorded). Gemma3's sliding layer is left whole here; kvpress compresses it as if its

@@ -231,7 +231,7 @@ def test_rows_of_a_batch_decide_for_themselves(press: BasePress) -> None:
 
 
 def test_entropy_gate_by_hand() -> None:
-    """Chunks of 2: the best one sits on one token and gives only that; the budget left goes on to the next best."""
+    """Chunks of 2: the best one sits on one token and gives only that; what is left goes to the next best."""
     scores = torch.tensor([9.0, 0.0, 2.0, 2.0, 1.0, 1.0, 3.0, 0.1])[None, None]
     press = EntropyGatedChunkKVPress(KnormPress(), chunk_length=2, low_entropy_chunk_length=1)
     # means 4.5 2 1 1.55, median 1.55; entropies 0 1 1 0.21, median 0.21: the first chunk is gated, the last

@@ -74,7 +74,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_one_file_is_a_row_of_the_list(folder: Path) -> None:
     assert "one_file" in listing("--presses-dir", str(folder))
-    assert "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value." in listing("--presses-dir", str(folder))
+    row = "Mine: keep the values of largest norm.  [this test.]  Cost: one norm per value."
+    assert row in listing("--presses-dir", str(folder))
     assert "no folder at" in listing("--presses-dir", "/nowhere", code=2)
 
 
@@ -122,7 +123,7 @@ def test_only_files_of_the_named_folder_are_loaded(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None:
-    """A copy of the project with one file more: its row, its options on the command line, and every law, without another edit."""
+    """A copy of the project with one file more: its row, its options and every law, without another edit."""
     for path in (
         "benchmarks",
         "conf",

@@ -1,4 +1,4 @@
-"""Presses whose cache has a constant size while answers are written: sums and windows of attention, step by step, by hand."""
+"""Presses whose cache keeps its size while answers are written: sums and windows of attention by hand."""
 
 import pytest
 import torch
@@ -106,10 +106,16 @@ def sizes(press, family: str = "llama") -> list[list[int]]:
 
 @pytest.mark.parametrize(
     "press",
-    [H2OPress(0.5), MorphKVPress(0.5, window_size=2), MorphKVPress(0.5, window_size=64, fusion="max"),
-     AdaKVPress(H2OPress(0.5)), PrefillDecodingPress(SnapKVPress(0.5), H2OPress()), PrefillDecodingPress(H2OPress(0.5), MorphKVPress())],
+    [
+        H2OPress(0.5),
+        MorphKVPress(0.5, window_size=2),
+        MorphKVPress(0.5, window_size=64, fusion="max"),
+        AdaKVPress(H2OPress(0.5)),
+        PrefillDecodingPress(SnapKVPress(0.5), H2OPress()),
+        PrefillDecodingPress(H2OPress(0.5), MorphKVPress()),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_every_head_keeps_its_size(press) -> None:
     before, *after = sizes(press)
     assert sum(before) == PREFILL

@@ -1,4 +1,4 @@
-"""A model whose layers lie on two devices (`device_map`) compresses and answers as on one, and mixes no tensors of the two."""
+"""A model on two devices (`device_map`) compresses and answers as on one, and mixes no tensors of the two."""
 
 from functools import cache
 
@@ -15,7 +15,7 @@ from tests.support.tiny_models import tiny_ids, tiny_model
 
 @cache
 def divided(**shape: int) -> torch.nn.Module:
-    """As `device_map` divides it: embeddings and the first layer on one device, the other layers and the head on the next."""
+    """As `device_map` divides it: embeddings and the first layer on one device, the rest on the next."""
     model = tiny_model("llama", **shape)
     first, *others = model.model.layers
     for module in (model.model.embed_tokens, model.model.rotary_emb, first):

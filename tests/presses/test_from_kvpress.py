@@ -1,4 +1,4 @@
-"""Presses written for kvpress run unchanged in a sweep; here some that follow its interface, the real ones in `tests/peer`."""
+"""Presses that follow kvpress's interface run unchanged in a sweep (tests/support/peer runs real ones)."""
 
 from pathlib import Path
 
@@ -101,9 +101,11 @@ def test_what_cannot_run_is_refused() -> None:
 
 def test_a_file_of_presses_dir_brings_a_foreign_press(tmp_path: Path) -> None:
     (tmp_path / "foreign.py").write_text(
-        '"""A press written for kvpress."""\nfrom dataclasses import dataclass\nfrom presses.from_kvpress import FromKVPress\n'
+        '"""A press written for kvpress."""\n'
+        "from dataclasses import dataclass\nfrom presses.from_kvpress import FromKVPress\n"
         "from tests.support.foreign_presses import NormPress\n\n\n"
-        "@dataclass(frozen=True)\nclass ForeignPress(FromKVPress):\n    def make(self):\n        return NormPress(power=2.0)\n"
+        "@dataclass(frozen=True)\nclass ForeignPress(FromKVPress):\n"
+        "    def make(self):\n        return NormPress(power=2.0)\n"
     )
     press = make_press("foreign", presses(tmp_path))
     assert press.name == "foreign"

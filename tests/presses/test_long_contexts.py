@@ -1,4 +1,4 @@
-"""Nothing of size T x T: at 16k tokens the largest tensor that any press makes is far below one head's T x T."""
+"""Nothing of size T x T: at 16k tokens the largest tensor of any press is far below one head's T x T."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

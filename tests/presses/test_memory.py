@@ -1,4 +1,4 @@
-"""What is promised is measured: bytes left of the cache, under every press that claims a ratio, and where rounding is awkward."""
+"""What is promised is measured: bytes left under every press whose ratio is of bytes, rounding included."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CLAIMING = [
     and not (has_no_ratio(press_named(name)) or press_named(name).traits.has_fixed_budget)
 ]
 OF_SOMETHING_ELSE = {"ratio_decoding", "think"}
-"""Their ratio is of the text while an answer is written, and of key channels; `kept_fraction` says what is left."""
+"""Their ratio is of the text while decoding, and of key channels; `kept_fraction` says what is left."""
 
 
 @pytest.mark.parametrize("name", CLAIMING)
@@ -37,7 +37,7 @@ def test_bytes_of_the_compressed_cache(name: str, family: str, tokens: int) -> N
 @pytest.mark.parametrize("name", CLAIMING)
 @pytest.mark.parametrize("tokens", [63, 65, 127, 1001])
 def test_bytes_where_lengths_and_ratios_are_awkward(name: str, tokens: int) -> None:
-    """The same for odd lengths and fractions; but no press goes below one entry a head, ChunkKV one chunk, LU-KV its curve's end."""
+    """For odd lengths and ratios; no press goes below an entry a head, ChunkKV a chunk, LU-KV its curve."""
     press = press_named(name)
     ratios = (1 / 3, 0.123456, 0.9) if name == "lukv" else (1 / 3, 0.123456, 0.9, 0.99, 0.999)
     least = (press.chunk_length if name == "chunkkv" else 1) / tokens
@@ -83,7 +83,7 @@ def test_heads_or_layers_are_shortened_to_a_total(
     [(1000, 0.9, 99), (1000, 0.7, 300), (10, 0.3, 7), (3, 0.9, 1), (1, 0.99, 1), (7, 0.5, 3)],
 )
 def test_awkward_ratios_keep_what_published_numbers_keep(tokens: int, ratio: float, kept: int) -> None:
-    """1000 tokens at 0.9 keep 99 in every head: the truncation behind published results, stated and measured."""
+    """1000 tokens at 0.9 keep 99 in every head: the truncation behind published results."""
     assert Budget(ratio=ratio).entries(tokens) == kept
     for name in ("knorm", "snapkv", "adakv"):
         press = press_named(name)

@@ -1,4 +1,4 @@
-"""Every press on a trained model, at the ratios of the tables: budgets met and answers finite, or a refusal that says what is missing."""
+"""Every press on a trained model: budgets met and answers finite, or a refusal that says what is missing."""
 
 from dataclasses import fields, replace
 from pathlib import Path

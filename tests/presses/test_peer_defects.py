@@ -144,7 +144,7 @@ def test_no_press_removes_less_than_nothing(tokens: int) -> None:
 
 
 def test_random_scores_differ_between_layers_contexts_and_rows_and_repeat() -> None:
-    """kvpress: with a seed the same positions in all layers and contexts; without one, whatever was drawn before."""
+    """kvpress: with a seed, the same positions in all layers and contexts; without, any."""
     model, press = tiny_model("llama"), RandomPress()
     first = selected(model, press, tiny_ids(TOKENS))
     torch.manual_seed(7)

@@ -1,4 +1,4 @@
-"""Presses that let the model read the context again: what they keep, what they leave behind, how often they read."""
+"""Presses that let the model read the context again: what they keep and leave behind, how often they read."""
 
 from types import SimpleNamespace
 

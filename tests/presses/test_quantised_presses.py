@@ -1,4 +1,4 @@
-"""Every press on a quantised cache: the same entries, fewer bytes, rows independent of each other and of other variants."""
+"""Every press on a quantised cache: the same entries, fewer bytes, rows independent of other variants."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.support.prefilled_contexts import TOKENS, model_of, read_context
 from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
 
 PER_NUMBER = {8: 8 + 4, 4: 4 + 4, 2: 2 + 4}
-"""Bits of a number with its share of scales, at most: groups here are as small as the 16 channels of a head, or half filled."""
+"""Bits of a number with its share of scales, at most: groups are a head's 16 channels, or half filled."""
 
 
 def targets(ratios: list[float], bits: list[int | None]) -> list[Target]:

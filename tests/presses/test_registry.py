@@ -1,4 +1,4 @@
-"""Every entry of kvpress 0.5.5's registry of presses, as one of ours, and where its decisions are recorded; all from one prefill."""
+"""Every press of kvpress 0.5.5's registry as one of ours, all from one prefill; and where it is recorded."""
 
 import json
 import re
@@ -141,9 +141,12 @@ REGISTRY: dict[str, tuple[BasePress, str]] = {
 CLASSES = re.findall(
     r"\w+",
     """
-AdaKV Block CAM Cap Chunk ChunkKV Compactor Composed CriticalAdaKV CriticalKV CUR DMS Decoding DuoAttention EntropyGatedChunkKV
-ExpectedAttention ExpectedAttentionStats FastKVzip Finch KVCompose KVgrad KVzap KVzip KeyDiff KeyRerotation Knorm LUKV LagKV LeverageScore
-Merging NonCausalAttn ObservedAttention PerLayerCompression PrefillDecoding PyramidKV QFilter Random RestoreKV SimLayerKV SnapKV
+AdaKV Block CAM Cap Chunk ChunkKV Compactor Composed CriticalAdaKV CriticalKV CUR DMS Decoding
+DuoAttention EntropyGatedChunkKV
+ExpectedAttention ExpectedAttentionStats FastKVzip Finch KVCompose KVgrad KVzap KVzip KeyDiff
+KeyRerotation Knorm LUKV LagKV LeverageScore
+Merging NonCausalAttn ObservedAttention PerLayerCompression PrefillDecoding PyramidKV QFilter
+Random RestoreKV SimLayerKV SnapKV
 StreamingLLM TOVA ThinK
 """,
 )
@@ -228,7 +231,7 @@ def test_kept_positions_equal_kvpress(name: str, family: str, monkeypatch: pytes
 
 
 def determined(case: Case) -> slice:
-    """Positions among which kvpress has no choice: it has, among those pinned to one score, where the budget does not hold all of them."""
+    """Positions among which kvpress has no choice: it has among those pinned to one score, if not all fit."""
     budget = int(case.length * (1 - case.ratio))
     if case.label == "AdaKV(Compactor)" and budget < 8 + 4:
         return slice(0, 0)

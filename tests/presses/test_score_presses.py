@@ -146,7 +146,7 @@ def test_lagkv_with_constant_channels_is_finite() -> None:
 
 
 def test_lagkv_by_hand() -> None:
-    """Partitions of 2 behind 1 sink: [a b][c d] scored on the next, [e f] kept. One channel pair per token."""
+    """Partitions of 2 behind 1 sink: [a b][c d] scored on the next, [e f] kept. Two channels per token."""
     tokens = [[9, 9], [0, 0], [0, 4], [0, 0], [1, 2], [0, 0], [2, 2]]
     states = torch.tensor(tokens, dtype=torch.float32)[None, None]
     layer = observed_layer("llama", 7)

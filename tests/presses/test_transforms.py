@@ -100,7 +100,7 @@ def parsed(name: str) -> tuple[str, Case]:
 
 
 def is_determined(name: str) -> bool:
-    """Whether kvpress had no choice among equal scores, as it has inside SnapKV's window of 64, of which ours keeps the most recent."""
+    """Whether kvpress had no choice among equal scores; ours keeps the end of SnapKV's window."""
     _, case = parsed(name)
     cut_window = case.label == "Merging(SnapKV)" and int(case.length * (1 - case.ratio)) < 64
     return not (cut_window or GOLDENS.details[case].get("tied"))

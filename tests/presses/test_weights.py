@@ -1,4 +1,4 @@
-"""Learned weights: found or refused with a sentence, read once, never another model's; and the recipes that make them."""
+"""Learned weights: found or refused, read once, never another model's; and the recipes that make them."""
 
 import json
 import pickle
@@ -79,8 +79,8 @@ def test_what_cannot_be_reached_is_named(press, monkeypatch: pytest.MonkeyPatch)
         {
             "qfilter": "nthngdy/Llama-3.1-8B-Instruct_qfilt model.safetensors",
             "kvzap": "nvidia/KVzap-mlp-Meta-Llama-3.1-8B-Instruct model.safetensors",
-            "expected_attention_stats": "alessiodevoto/exp_att_stats_meta-llama_Meta-Llama-3.1-8B-Instruct_kmfoda_booksum_100_1000_4 "
-            "model.safetensors",
+            "expected_attention_stats": "alessiodevoto/exp_att_stats_meta-llama_Meta-Llama-3.1-8B-Instruct_"
+            "kmfoda_booksum_100_1000_4 model.safetensors",
             "fastkvzip": "Jang-Hyun/Fast-KVzip meta-llama-3.1-8b-instruct/q2_dim16_sink16.pt",
         }[press.name]
     ]

@@ -1,4 +1,4 @@
-"""Presses that act while answers are written: laws over the catalogue, kvpress's recorded decisions, small examples."""
+"""Presses that act while answers are written: laws of all, kvpress's recorded decisions, small examples."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -161,7 +161,7 @@ def kept_positions(press: BasePress, prefill: int, steps: int) -> list[int]:
 
 
 def test_cam_merges_by_hand() -> None:
-    """Five entries of one head, two of them evicted: the one attended to more than its neighbours is shared among the two after it."""
+    """Of five entries two are evicted: the one attended to more is shared among the two after it."""
     decode_hook = CAMPress(KnormPress(), target_size=3, merge_budget=2).decode_hook(Budget(ratio=0.0))
     decode_hook.received = torch.tensor([[[0.1, 0.6, 0.4, 0.2, 0.1]]])
     layer = SimpleNamespace(
@@ -308,6 +308,7 @@ def test_generate_works_inside_the_block(name: str) -> None:
 def test_what_cannot_work_is_refused(make_press) -> None:
     with pytest.raises(
         ValueError,
-        match=r"compression_ratio|target_size|interval|buffer|does nothing|cannot act|merge_budget|same positions",
+        match=r"compression_ratio|target_size|interval|buffer|does nothing|cannot act|merge_budget|"
+        r"same positions",
     ):
         make_press()

@@ -1,4 +1,4 @@
-"""The cost of scoring is measured for every press of the catalogue, or the reason stands where it cannot be."""
+"""The cost of scoring is measured for every press of the catalogue, or it is said why it cannot be."""
 
 from itertools import pairwise
 

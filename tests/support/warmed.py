@@ -7,7 +7,7 @@ from longpress.catalogue import benchmarks, presses
 from longpress.cli import COMMANDS
 
 for name in (
-    *(command.module for name, command in COMMANDS.items() if name not in ("bench", "score")),
+    *(command.module for name, command in COMMANDS.items() if name != "bench"),
     *("longpress.evaluation.runner", "longpress.evaluation.workers", "longpress.pipeline.facade"),
     *("longpress.analysis.tables.fidelity", "longpress.analysis.plots.draw", "longpress.analysis.kept_maps"),
     *("benchmarks.__main__", "pyarrow.parquet", "scipy.stats", "transformers.models.llama.modeling_llama"),

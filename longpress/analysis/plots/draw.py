@@ -86,6 +86,7 @@ def _save(figure: Any, stem: Path) -> list[Path]:
     """
     from PIL import Image  # what matplotlib writes pictures with
 
+    _show_as_written(figure)
     picture, drawing = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
     figure.savefig(picture, dpi=160)
     figure.savefig(drawing, metadata={"CreationDate": None})
@@ -93,3 +94,19 @@ def _save(figure: Any, stem: Path) -> list[Path]:
         fewer = drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     fewer.save(picture, optimize=True)
     return [picture, drawing]
+
+
+def _show_as_written(figure: Any) -> None:
+    """Show names as they are: matplotlib would read what stands between two `$` as mathematics.
+
+    The numbers at logarithmic axes are mathematics, and stay so.
+    """
+    from matplotlib.text import Text
+
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    powers = {
+        id(text) for axis in axes if axis.get_scale() == "log" for text in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in powers:
+            text.set_parse_math(False)
