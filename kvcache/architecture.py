@@ -95,9 +95,7 @@ def check_structure(model: nn.Module) -> None:
     # Its attention modules: what is read of them exists, and heads are as the configuration says.
     for index, module in enumerate(modules):
         kind = type(module).__name__
-        lacking = [
-            attribute for attribute in ("config", "layer_idx", "head_dim") if not hasattr(module, attribute)
-        ]
+        lacking = [needed for needed in ("config", "layer_idx", "head_dim") if not hasattr(module, needed)]
         if not lacking and not hasattr(module.config, "num_key_value_heads"):
             lacking = ["config.num_key_value_heads"]
         if lacking:

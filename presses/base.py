@@ -1,7 +1,7 @@
 """What a press is: it observes each layer in the prefill, selects what stays for a budget, and applies that.
 
 The three steps are apart because one prefill serves a whole sweep: hidden states of all layers would not fit,
-so looking happens in the hook; what was seen does not depend on the budget, so one look serves every budget;
+so observing happens in the hook; evidence does not depend on the budget, so it serves every budget;
 selecting with all layers at hand makes per-layer, per-head and global budgets the same kind of thing.
 """
 

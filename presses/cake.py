@@ -1,9 +1,10 @@
 """CAKE: layers whose attention is spread out and moves get more of the cache.
 
 a = attention of the last `window_size` queries i to the earlier tokens t, per query head. preference of a
-layer = H^(1/τ₁) · V^(1/τ₂), H = Σ −a_it log a_it over heads, queries and tokens (spatial dispersion), V = Σ
-Var_i(a_it) over heads and tokens (temporal shift); a layer's budget is its share of the preferences. score_t
-= pool( Mean_i(a_it) + γ · Var_i(a_it) ) per KV head; the window is kept. Variances have Bessel's correction.
+layer = H^(1/τ₁) · V^(1/τ₂), with H = Σ −a_it log a_it over heads, queries and tokens (spatial dispersion) and
+V = Σ Var_i(a_it) over heads and tokens (temporal shift); a layer's budget is its share of the preferences.
+score_t = pool( Mean_i(a_it) + γ · Var_i(a_it) ) per KV head; the window is kept. Variances have Bessel's
+correction.
 Source: Qin et al. 2025, "CAKE: Cascading and Adaptive KV Cache Eviction with Layer Preferences", arXiv
 2503.12491; authors' repository antgroup/cakekv, cake/model/modify_llama.py.
 Differs: budgets are set once all layers are read, which gives the sizes that the cascade ends with. τ₁ and τ₂
@@ -74,7 +75,7 @@ class CAKEPress(BasePress):
 
     def select(self, evidence: Sequence[tuple[Tensor, Tensor]], budget: Budget) -> list[Selection]:
         """The top entries of every head, as many as the layer's share of the preferences gives."""
-        preferences = torch.stack([preference for _, preference in evidence], dim=1).tolist()  # (B, L)
+        preferences = torch.stack([of_layer for _, of_layer in evidence], dim=1).tolist()  # (B, L)
         tokens = evidence[0][0].shape[-1]
         even = budget.entries(tokens)
         total, least = even * len(evidence), min(even, self.window_size)

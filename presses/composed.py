@@ -1,7 +1,7 @@
 """Composed: two presses one after the other, the second on what the first keeps.
 
-Retained fractions multiply: (1 - r₁)(1 - r₂). For more than two presses, compose again: `ComposedPress(a,
-ComposedPress(b, c))`.
+Retained fractions multiply: (1 - r₁)(1 - r₂). For more than two presses, compose again:
+`ComposedPress(a, ComposedPress(b, c))`.
 Source: kvpress 0.5.5.
 Differs: what a press observes comes from the full context and is then narrowed to the entries that are left,
 so presses that need hidden states may come second (kvpress gives them keys that no longer fit). Head-wise and

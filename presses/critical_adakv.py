@@ -62,9 +62,7 @@ class CriticalAdaKVPress(AdaKVPress):
 
     def _fill(self, scores: Tensor, norms: Tensor, even: int) -> Selection:
         counts = self._select(scores, even).counts  # (B, H)
-        first = (
-            (counts * self.first_stage_ratio).long().clamp_min(self._safe(even))
-        )  # the head's best by score
-        sure = Selection.top(scores, first)
+        first = (counts * self.first_stage_ratio).long().clamp_min(self._safe(even))
+        sure = Selection.top(scores, first)  # safeguard and first stage, both the head's best by score
         weighted = (scores + self.epsilon) * norms
         return Selection.top(weighted.masked_fill(sure.keep, torch.finfo(torch.float32).max), counts)

@@ -7,9 +7,9 @@ fewer.
 Source: Xiao et al. 2024, arXiv 2410.10819, and the patterns in the authors' repository; kvpress 0.5.5 for
 scores without training.
 Differs: the ratio is of entries; that of paper and kvpress, of short heads (the round(layers · heads · ratio)
-lowest), is `head_compression_ratio`. The budget of short heads is real, so the measured fraction is then (1 -
-ratio) + ratio · (sink + recent)/T, never above 1. Without training, the head scores come from the context
-itself, or from texts by `calibrate`.
+lowest), is `head_compression_ratio`. The budget of short heads is real, so the measured fraction is then
+(1 - ratio) + ratio · (sink + recent)/T, never above 1. Without training, the head scores come from the
+context itself, or from texts by `calibrate`.
 Cost: nothing with patterns; else queries and keys of all tokens once more, per layer.
 """
 
@@ -152,8 +152,8 @@ class DuoAttentionPress(BasePress):
             table = torch.tensor([[float(score) for score in line] for line in lines])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"no {description}: the files at {source} are of another kind "
-                f"({type(error).__name__}: {error})"
+                f"no {description}: the files at {source} are of another kind ({type(error).__name__}: "
+                f"{error})"
             ) from error
         config: Any = layer.module.config
         scores = checked(table, (config.num_hidden_layers, layer.kv_heads), description).clamp(0, 1)
@@ -173,9 +173,7 @@ class DuoAttentionPress(BasePress):
             lowest = Selection.top(-scores.flatten(1)[:, None], self._short_heads(heads)).keep
             counts = torch.where(lowest.view_as(scores), short, tokens)
 
-        # A pattern knows no contexts, so its scores may be of one row for all of the batch.
-        per_layer = counts.expand(len(evidence[0].scores), -1, -1).unbind(1)
-        return [Selection(ends(of_layer, sink_size, tokens)) for of_layer in per_layer]
+        return [Selection(ends(of_layer, sink_size, tokens)) for of_layer in counts.unbind(1)]
 
     def calibrate(self, model: nn.Module, pieces: Iterable[Sequence[int]], folder: Path) -> None:
         """Write a pattern in the authors' format: scores without training, averaged over the pieces."""

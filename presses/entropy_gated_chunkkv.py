@@ -49,10 +49,10 @@ class EntropyGatedChunkKVPress(ScoreWrapperPress):
         """Refuse empty chunks."""
         super().__post_init__()
         if not 1 <= self.low_entropy_chunk_length <= self.chunk_length:
-            given = (
-                f"low_entropy_chunk_length={self.low_entropy_chunk_length}, chunk_length={self.chunk_length}"
+            raise ValueError(
+                f"low_entropy_chunk_length={self.low_entropy_chunk_length} must lie between 1 token and "
+                f"chunk_length={self.chunk_length}"
             )
-            raise ValueError(f"{given}: the first must lie between 1 and the second, in tokens")
 
     def select(self, evidence: Sequence[Any], budget: Budget) -> list[Selection]:
         """Exactly `budget.entries(T)` positions, shared by the heads of a layer."""

@@ -80,8 +80,8 @@ class FastKVzipPress(BasePress):
         config: Any = layer.module.config
         if not isinstance(gates, list) or len(gates) != config.num_hidden_layers:
             raise ValueError(
-                f"the file with {description} must hold a list 'module' of {config.num_hidden_layers} gates, one "
-                "per layer"
+                f"the file with {description} must hold a list 'module' of {config.num_hidden_layers} gates, "
+                "one per layer"
             )
         tokens = layer.tokens
         window = max(1, int(tokens * self.window_ratio)) if tokens < LONG else self.window_size

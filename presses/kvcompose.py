@@ -30,7 +30,6 @@ from kvcache.selection import Selection
 from kvcache.traits import Traits
 from presses.base import BasePress
 from presses.support.attention import attention_to_context
-from presses.support.checks import check_least
 
 FIRST = 1e9
 """Added to the scores of what every layer keeps in any case."""
@@ -66,7 +65,8 @@ class KVComposePress(BasePress):
         for name in ("agg_task", "agg_group", "agg_head"):
             if getattr(self, name) not in ("max", "mean"):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be 'max' or 'mean'")
-        check_least(0, keep_token_lower_bound=self.keep_token_lower_bound)
+        if self.keep_token_lower_bound < 0:
+            raise ValueError(f"keep_token_lower_bound={self.keep_token_lower_bound} must not be negative")
 
     @property
     def traits(self) -> Traits:

@@ -1,8 +1,8 @@
 """KVgrad: keep what changes the model's last hidden states while it repeats the context.
 
-score_t = max over the tokens i of the repetition and the query heads of a group of a_it · ‖v_t W_O‖₂ ·
-‖∂Φ/∂a_i‖₂, with the attention a_it as in KVzip, a_i what the layer's attention adds at token i, and Φ = Σ_i
-‖h_i‖² over the last layer's outputs.
+score_t = max over the tokens i of the repetition and the query heads of a group of
+a_it · ‖v_t W_O‖₂ · ‖∂Φ/∂a_i‖₂, with the attention a_it as in KVzip, a_i what the layer's attention adds at
+token i, and Φ = Σ_i ‖h_i‖² over the last layer's outputs.
 Source: KVgrad, openreview.net/forum?id=cg1wTCJjjk; kvpress 0.5.5.
 Differs: as KVzip. Attention is computed again after the backward pass instead of being stored for all layers.
 Cost: one forward and one backward pass over the context on top of its cache, 3 to 4 times the prefill, once

@@ -1,7 +1,7 @@
 """Leverage: keep keys that the others cannot express.
 
-Keys before rotary embedding, centred over the context and projected by a random d x m matrix, give X; score_t
-= x_t (XᵀX + λI)⁻¹ x_tᵀ, standardised over the heads and positions of the layer.
+Keys before rotary embedding, centred over the context and projected by a random d x m matrix, give X.
+score_t = x_t (XᵀX + λI)⁻¹ x_tᵀ, standardised over the heads and positions of the layer.
 Source: Chari & Van Durme 2025 (Compactor), arXiv 2507.08143; kvpress 0.5.5 for λ.
 Differs: the projection is drawn per seed, layer and context, the same on every device; every context of a
 batch is standardised alone.

@@ -184,7 +184,7 @@ def concave(gains: Tensor) -> Tensor:
 
 
 def pruned_shares(gains: Tensor) -> Tensor:
-    """(99, L, H): share that each head loses at 1 … 99 percent, if the largest of all gains (L, H, C) stay."""
+    """(99, L, H): share that each head loses at 1 … 99 percent, where the largest gains (L, H, C) stay."""
     layers, heads, entries = gains.shape
     order = gains.flatten().sort(descending=True, stable=True).indices
     head_of = order // entries

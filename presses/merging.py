@@ -39,8 +39,8 @@ class MergingPress(WrapperPress):
         press: that selects.
         compression_ratio: fraction of entries removed, in [0, 1).
         similarity_threshold: cosine of keys below which an evicted entry is dropped, in [0, 1].
-        merge_fraction: share of the evicted entries of a head, the most similar ones, that are merged, in (0,
-            1].
+        merge_fraction: share of the evicted entries of a head, the most similar ones, that are merged, in
+            (0, 1].
     """
 
     press: BasePress = SnapKVPress()
@@ -101,10 +101,10 @@ class MergingPress(WrapperPress):
 
 
 def nearest(keys: Tensor, kept: Selection, evicted: Selection) -> tuple[Tensor, Tensor]:
-    """For each evicted entry the highest cosine of its key with a kept one, and where that is: (B, H, E) each.
+    """For each evicted entry the highest cosine of its key with a kept one, and the position of that one.
 
-    Behind a head's own number of evicted entries stand meaningless ones; in a head without kept entries the
-    cosine is -inf.
+    Both are (B, H, E). Behind a head's own number of evicted entries stand meaningless ones; in a head
+    without kept entries the cosine is -inf.
     """
     directions = functional.normalize(keys.float(), dim=-1, eps=SMALLEST)
     stays = gather(directions, kept.positions).transpose(2, 3)  # (B, H, d, K)

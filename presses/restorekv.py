@@ -1,4 +1,4 @@
-"""RestoreKV: a few learned tokens read the whole context before it is evicted, and their entries stay in its place.
+"""RestoreKV: a few learned tokens read the whole context before it is evicted, and their entries stay.
 
 Scores are those of KVzip (KVzip+ with `kvzip_plus_normalization`). n learned embeddings pass the model once
 at the positions after the context, on top of its full cache and with a trained low-rank adapter; their keys
@@ -147,8 +147,8 @@ class RestoreKVPress(KVzipPress):
         if embeddings is None or embeddings.dim() != 2 or embeddings.shape[1] != size:
             got = None if embeddings is None else tuple(embeddings.shape)
             raise ValueError(
-                f"restore_embeddings of {description} must have the shape (tokens, {size}), got {got}; these are "
-                "another model's"
+                f"restore_embeddings of {description} must have the shape (tokens, {size}), got {got}; these "
+                "are another model's"
             )
         return LearnedTokens(embeddings, source, description)
 

@@ -21,9 +21,9 @@ from presses.scorer import ScorerPress
 class WrapperPress(BasePress):
     """A press that changes how another press's evidence becomes a selection, or how a selection is applied.
 
-    Subclasses are frozen dataclasses with the fields `press` (first) and `compression_ratio: float | None =
-    None`; without a ratio of its own, a wrapper takes that of the press inside:
-    `AdaKVPress(SnapKVPress(0.5))`.
+    Subclasses are frozen dataclasses with the fields `press` (first) and
+    `compression_ratio: float | None = None`; without a ratio of its own, a wrapper takes that of the press
+    inside: `AdaKVPress(SnapKVPress(0.5))`.
     """
 
     press: BasePress

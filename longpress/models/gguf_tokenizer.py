@@ -1,9 +1,10 @@
 """The tokenizer of a GGUF file, built from the file's own tokens and merges.
 
-It gives the ids of the original SmolLM2 tokenizer. `AutoTokenizer` takes the embedded model's tokenizer for Code Llama's: it prepends `<|im_start|>`, calls that
-the end-of-sequence token, joins white space in front of digits otherwise, adds five tokens beyond the
-vocabulary, and after saving and reloading reads every space as `<|endoftext|>`. Like the original, this one
-has no token for six control characters (codes 4, 6, 19, 20, 22, 29) and drops them.
+It gives the ids of the original SmolLM2 tokenizer. `AutoTokenizer` takes the embedded model's tokenizer for
+Code Llama's: it prepends `<|im_start|>`, calls that the end-of-sequence token, joins white space in front of
+digits otherwise, adds five tokens beyond the vocabulary, and after saving and reloading reads every space as
+`<|endoftext|>`. Like the original, this one has no token for six control characters (codes 4, 6, 19, 20, 22,
+29) and drops them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory of this process: what it holds, the most it held, and what the C library does with memory that is freed."""
+"""Memory of this process: what it holds, the most it held, and what becomes of memory that is freed."""
 
 from __future__ import annotations
 

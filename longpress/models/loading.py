@@ -61,7 +61,9 @@ class LoadedModel:
 
 @dataclass(frozen=True, eq=False)
 class KnownModel:
-    """A model whose weights are not loaded yet: enough to make prompts, and to see which of them have been answered.
+    """A model whose weights are not loaded yet.
+
+    It is enough to make prompts, and to see which of them have been answered.
 
     Attributes:
         config: where it comes from.
@@ -87,24 +89,22 @@ class KnownModel:
             return AutoModelForCausalLM.from_config(self._architecture, dtype=getattr(torch, self.dtype))
 
     def load(self) -> LoadedModel:
-        """Load the weights, in a process that from then on keeps freed memory for itself (`keep_freed_memory`).
+        """Load the weights; from then on the process keeps freed memory for itself (`keep_freed_memory`).
 
         Raises:
             ValueError: the checkpoint cannot be read, lacks weights, or is of a kind that cannot be
                 compressed.
         """
-        if (
-            self._architecture.get_text_config().model_type not in TESTED
-            and not self.config.trust_remote_code
-        ):
+        model_type = self._architecture.get_text_config().model_type
+        if model_type not in TESTED and not self.config.trust_remote_code:
             check_structure(self.skeleton())
         keep_freed_memory()
         with quiet(), one_sentence(self.config):
             model, lacking = _load(self.config, self._architecture, self._own)
         if lacking:
-            path, n = self.config.path, len(lacking)
             raise ValueError(
-                f"model.path={path} lacks {n} weights of its architecture, e.g. {lacking[0]}; it cannot answer"
+                f"model.path={self.config.path} lacks {len(lacking)} weights of its architecture, "
+                f"e.g. {lacking[0]}; it cannot answer"
             )
         if self.config.device_map is None:
             model = model.to(self.config.torch_device())
@@ -126,6 +126,8 @@ def find_model(config: ModelConfig) -> KnownModel:
         ValueError: one sentence about what is missing and what to do.
     """
     check_model(config)
+
+    # Architecture and tokenizer: of a GGUF file that we read ourselves, or by transformers.
     path = config.gguf_path()
     gguf = GGUFFile(path) if path else None
     with quiet(), one_sentence(config):
@@ -135,22 +137,17 @@ def find_model(config: ModelConfig) -> KnownModel:
         tokenizer: Any = (
             gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
         )
-    _settle(tokenizer, config)
-    if tokenizer.chat_template:
-        with one_sentence(config):
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": "benchmark"}], tokenize=False, add_generation_prompt=True
-            )
-    revision = (
-        gguf.sha256
-        if gguf
-        else (getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path))
-    )
-    stored = (
-        None
-        if own
-        else getattr(architecture.get_text_config(), "dtype", None) or getattr(architecture, "dtype", None)
-    )
+    settle_chat_template(tokenizer, config)
+
+    # What exactly it is.
+    if gguf:
+        revision = gguf.sha256
+    else:
+        revision = getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path)
+    stored = None
+    if not own:
+        of_text = getattr(architecture.get_text_config(), "dtype", None)
+        stored = of_text or getattr(architecture, "dtype", None)
     return KnownModel(
         config=config,
         tokenizer=tokenizer,
@@ -172,9 +169,9 @@ def load_model(config: ModelConfig | str | None = None) -> LoadedModel:
     Raises:
         ValueError: one sentence about what is missing and what to do.
     """
-    return find_model(
-        config if isinstance(config, ModelConfig) else ModelConfig(path=config or "smollm2")
-    ).load()
+    if not isinstance(config, ModelConfig):
+        config = ModelConfig(path=config or "smollm2")
+    return find_model(config).load()
 
 
 def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
@@ -188,7 +185,10 @@ def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a local checkpoint: name, size, and 1 MiB at three places of every file that model or tokenizer may be read from."""
+    """Hash of a local checkpoint.
+
+    Of every file that model or tokenizer may be read from: its name, its size, and 1 MiB at three places.
+    """
     hashed = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in {".json", ".jinja", ".txt", ".model", ".safetensors", ".bin"} and path.is_file():
@@ -214,12 +214,15 @@ def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
     window = int(getattr(text, "max_position_embeddings", None) or sys.maxsize)
     if not rope_scaling:
         return window
+
+    # The model's own parameters, of which what is not about scaling stays.
     own = dict(text.rope_parameters or {})
     nested = "full_attention" in own  # one set per kind of layer; the sliding ones never see far
     replaced = own["full_attention"] if nested else own
-    scaled = {
-        key: replaced[key] for key in ("rope_theta", "partial_rotary_factor") if key in replaced
-    } | dict(rope_scaling)
+    kept = {key: replaced[key] for key in ("rope_theta", "partial_rotary_factor") if key in replaced}
+    scaled = {**kept, **rope_scaling}
+
+    # The window that it was trained with, and the one that it has now.
     trained = (
         getattr(text, "original_max_position_embeddings", None)
         or replaced.get("original_max_position_embeddings")
@@ -232,14 +235,13 @@ def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
         text.original_max_position_embeddings = original
     window = int(original * (scaled.get("factor") or window / original))
     text.rope_parameters = {**own, "full_attention": scaled} if nested else scaled
-    text.max_position_embeddings = (
-        original if scaled["rope_type"] == "dynamic" else window
-    )  # dynamic: length from which on to scale
+    # Of the dynamic type, this is the length from which on to scale.
+    text.max_position_embeddings = original if scaled["rope_type"] == "dynamic" else window
     return window
 
 
 def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple[Any, list[str]]:
-    """Model, and the names of weights that the checkpoint lacks."""
+    """The model with its weights, and the names of those that the checkpoint lacks."""
     dtype: Any = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     options: dict[str, Any] = {
         "config": architecture,
@@ -264,11 +266,13 @@ def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple
     return model, sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
 
 
-def _settle(tokenizer: Any, config: ModelConfig) -> None:
-    """Apply the choice of chat template, and refuse the empty tokenizer that transformers makes up where there is none.
+def settle_chat_template(tokenizer: Any, config: ModelConfig) -> None:
+    """Apply the choice of chat template.
+
+    Refused is the empty tokenizer that transformers makes up where a checkpoint has none.
 
     Raises:
-        ValueError: no tokenizer, or no chat template where one is wanted.
+        ValueError: no tokenizer, no chat template where one is wanted, or one that cannot be used.
     """
     if set(tokenizer("benchmark", add_special_tokens=False).input_ids) <= {tokenizer.unk_token_id}:
         raise ValueError(
@@ -276,10 +280,16 @@ def _settle(tokenizer: Any, config: ModelConfig) -> None:
         )
     if config.chat_template in ("on", True) and not tokenizer.chat_template:
         raise ValueError(
-            f"model.chat_template=on, but the tokenizer of {config.path} has no chat template; use off or auto"
+            f"model.chat_template=on, but the tokenizer of {config.path} has no chat template; "
+            "use off or auto"
         )
     if config.chat_template in ("off", False):
         tokenizer.chat_template = None
+    if tokenizer.chat_template:
+        with one_sentence(config):
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": "benchmark"}], tokenize=False, add_generation_prompt=True
+            )
 
 
 def _changes(config: ModelConfig) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from longpress import __version__
 from tests.support.made_up_records import ruler_record, write_records
+from tests.support.running import TASKS, of_model
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("benchmarks", "hydra_plugins", "kvcache", "longpress", "presses")
@@ -168,7 +169,6 @@ def test_the_demonstration_runs(programs: Path, folder: Path) -> None:
     assert (folder / "results" / "demo" / "table.md").exists()
 
 
-def test_worker_processes_find_the_packages(programs: Path, folder: Path) -> None:
-    suite = ["benchmark=ruler", "benchmark.length=1024", "benchmark.tasks=[niah_single_1]", "limit=2"]
-    asked = ["press=knorm", *suite, "workers=2", "plots=false", "results=two"]
+def test_worker_processes_find_the_packages(programs: Path, folder: Path, model_folder: Path) -> None:
+    asked = [*TASKS, *of_model(model_folder), "limit=2", "press=knorm", "workers=2", "results=two"]
     assert "knorm" in run(programs, folder, "python", "-m", "longpress", "run", *asked)

@@ -19,7 +19,7 @@ from presses.headkv import repeated_attention
 from presses.kvzap import KVzapPress, fitted
 from presses.kvzip import KVzipPress
 from presses.lukv import concave, pruned_shares
-from presses.support.weights import prefilled, show
+from presses.support.weights import observe_pieces, prefilled
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.running import save_tiny_model
 from tests.support.tiny_models import tiny_model
@@ -107,7 +107,7 @@ def test_statistics_are_those_of_the_queries(saved: tuple[Path, Path], tmp_path:
     if json.loads((tmp_path / "calibration.json").read_text())["tokens"] == 1204:
         pieces = [[byte_tokenizer().bos_token_id, *piece] for piece in pieces]
     queries: dict[int, list[torch.Tensor]] = {}
-    show(
+    observe_pieces(
         tiny_model("llama", vocab_size=VOCABULARY),
         pieces,
         lambda layer: queries.setdefault(layer.index, []).append(layer.queries_before_rope()[0, :, 2:]),
@@ -172,7 +172,7 @@ def test_one_sentence_for_what_cannot_be_done(
 
 def test_statistics_of_one_piece_are_the_contexts_own() -> None:
     layers = []
-    show(tiny_model("llama", vocab_size=VOCABULARY), [[5, 6, 7, 8, 9, 10]], layers.append)
+    observe_pieces(tiny_model("llama", vocab_size=VOCABULARY), [[5, 6, 7, 8, 9, 10]], layers.append)
     mean, covariance = query_statistics(layers[0], 2)
     assert mean.shape == (1, 4, 16)
     assert covariance.shape == (1, 4, 16, 16)

@@ -98,7 +98,7 @@ def test_ids_of_nasty_neighbours_are_the_original_ones(tokenizer):
 
 
 def test_every_text_comes_back(tokenizer):
-    prose = (Path(__file__).parents[2] / "benchmarks" / "data" / "walden.txt").read_text(encoding="utf-8")[
+    prose = (Path(__file__).parents[2] / "benchmarks" / "text" / "walden.txt").read_text(encoding="utf-8")[
         :50000
     ]
     for text in [*GOLDEN, *strings(), prose]:

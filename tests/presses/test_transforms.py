@@ -6,10 +6,11 @@ from transformers import DynamicCache
 
 from kvcache.attention import attending
 from kvcache.budget import Budget
-from kvcache.cache import CompressedCache, CompressedLayer, KVStorage, KVView
+from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.hooks.prefill import observing
 from kvcache.modules import cache_keyword
 from kvcache.selection import Selection
+from kvcache.storage import KVStorage, KVView
 from presses import (
     AdaKVPress,
     ComposedPress,

@@ -24,7 +24,7 @@ from presses import (
     LUKVPress,
     QFilterPress,
 )
-from presses.support.weights import show
+from presses.support.weights import observe_pieces
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.learned_weights import weight_file, with_weights
 from tests.support.peer import weights
@@ -217,7 +217,7 @@ def test_filters_rank_keys_as_queries_do(tmp_path: Path) -> None:
     pieces = pieces_of(weights.calibration_texts(2))
     QFilterPress().calibrate(model, pieces, tmp_path)
     press, layers = QFilterPress(weights=str(tmp_path)), []
-    show(model, pieces[:1], layers.append)
+    observe_pieces(model, pieces[:1], layers.append)
     for layer in layers:
         logits = layer.logits(layer.queries().unflatten(1, (KV_HEADS, -1)), layer.keys).mean((2, 3))[
             0
