@@ -8,6 +8,7 @@ about it.
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import textwrap
@@ -30,6 +31,17 @@ HELP_WIDTH = "100"
 """Characters across the help of a command."""
 
 
+LISTED = 3
+"""Values of a default that are listed; of more, only their number is told."""
+
+COMMON = {
+    "tasks": "The tasks to run: each is a column of the table.",
+    "hub": "Data set on the hub, read where no `path` is given.",
+    "seed": "Of what is drawn; by default the seed of the run.",
+}
+"""What options mean that many benchmarks have, where a file does not say it."""
+
+
 class Described(NamedTuple):
     """The docstring of a press or benchmark, in its parts.
 
@@ -37,29 +49,36 @@ class Described(NamedTuple):
         summary: its first line.
         body: what follows, up to the first label.
         labels: the text behind `Source:`, `Differs:` and `Cost:`, as far as there is some.
-        options: what each option means, by its name.
     """
 
     summary: str
     body: str
     labels: Mapping[str, str]
-    options: Mapping[str, str]
 
 
-def described(path: Path, class_name: str) -> Described:
-    """What a file of the catalogue says about itself and about the options of its class."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    docstring = ast.get_docstring(tree) or ""
+def described(path: Path) -> Described:
+    """What a file of the catalogue says about itself."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     summary, _, rest = docstring.partition("\n")
     # the labels begin a line, or a sentence where a paragraph was filled
     parts = re.split(rf"(?:^|(?<=[.;)] ))({'|'.join(LABELS)}):\s", rest, flags=re.MULTILINE)
     labels = {label: text.strip() for label, text in zip(parts[1::2], parts[2::2], strict=True)}
-    *_, body = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
-    return Described(summary.strip(), parts[0].strip(), labels, _option_texts(body))
+    return Described(summary.strip(), parts[0].strip(), labels)
+
+
+def meanings(made: type[Any]) -> dict[str, str]:
+    """What the options of a press or benchmark mean, those included that its class inherits."""
+    texts = dict(COMMON)
+    for base in reversed(made.__mro__):
+        if base.__module__.split(".")[0] in ("presses", "benchmarks"):
+            (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(node, ast.ClassDef)
+            texts |= _option_texts(node)
+    return texts
 
 
 def _option_texts(node: ast.ClassDef) -> dict[str, str]:
-    """What the options of a class mean: from `Attributes:` of its docstring, or the string below a field."""
+    """What a class says of its fields: under `Attributes:` of its docstring, or in strings below them."""
     texts = {}
     attributes = (ast.get_docstring(node) or "").partition("Attributes:")[2]
     for name, text in re.findall(
@@ -129,7 +148,7 @@ def suites() -> Iterator[str]:
 
 
 def _section(name: str, entry: Any, choice: str, prefix: str) -> Iterator[str]:
-    says = described(entry.path, entry.class_name)
+    says, texts, defaults = described(entry.path), meanings(entry.load()), entry.defaults()
     yield from ("", f"## {name}", "", f"**{escaped(says.summary)}**", *paragraphs(says.body))
     for label, text in says.labels.items():
         first, *others = paragraphs(text)[1:]
@@ -138,22 +157,24 @@ def _section(name: str, entry: Any, choice: str, prefix: str) -> Iterator[str]:
     yield from ("", f"Class `{entry.class_name}`, file `{where}`, chosen by `{choice}`.")
     if entry.options:
         rows = [
-            (f"`{prefix}.{key}`", _default(option), cell(says.options.get(key, "")))
-            for key, option in entry.options.items()
+            (f"`{prefix}.{key}`", _default(default), cell(texts.get(key, "")))
+            for key, default in defaults.items()
         ]
         yield from table(("option", "default", "meaning"), rows)
 
 
-def _default(option: Any) -> str:
-    """A default for people: a press inside by its class, what only the code knows by a dash."""
-    value = option.default
+def _default(value: Any) -> str:
+    """A default for people: a press inside by its class, a list as a command gives it."""
     if isinstance(value, Mapping) and "class" in value:
         inside = ", ".join(f"{key}={given!r}" for key, given in value.items() if key != "class")
         return f"`{value['class']}({inside})`"
-    if value is ...:
-        return "see the file"
-    text = f"`{value!r}`".replace("|", "\\|")
-    return text if len(text) < 80 else f"{text[:70]}…`"
+    if isinstance(value, tuple | list):
+        if len(value) > LISTED:
+            return f"{len(value)} values"
+        text = f"[{', '.join(map(str, value))}]"
+    else:
+        text = _shown(value)
+    return f"`{text}`".replace("|", "\\|") if text else "empty"
 
 
 # -- options and commands ----------------------------------------------------------------------------------

@@ -64,13 +64,7 @@ def logits_on(model, kept: CompressedContext, ids: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("name", sorted(presses()))
 def test_every_press_meets_its_budget_chunk_by_chunk_or_is_refused_with_a_sentence(name: str) -> None:
     press = with_weights(presses()[name].load()())
-    ratio = (
-        0.0
-        if has_no_ratio(press)
-        else press.compression_ratio
-        if press.traits.has_fixed_budget
-        else 0.5
-    )
+    ratio = 0.0 if has_no_ratio(press) else press.compression_ratio if press.traits.has_fixed_budget else 0.5
     if press.traits.needs_whole_context or press.acts_while_decoding(Budget.of(ratio)):
         with pytest.raises(ValueError, match="compress_every"):
             read("llama", press, ratio)

@@ -1,6 +1,5 @@
 """Presses that act while answers are written: beside other rows, with several questions, over time."""
 
-
 import pytest
 import torch
 
@@ -118,9 +117,7 @@ def test_memory_of_what_acts_is_counted() -> None:
     ]
     results = pipeline(CONTEXT, questions=["who?"], press=variants, max_new_tokens=1).results
     question = Question("", "", 20)
-    rows = [
-        Row(one.context, [5] * 10, question, one.variant) for one in results
-    ]
+    rows = [Row(one.context, [5] * 10, question, one.variant) for one in results]
     full, small, large, cam = (row_bytes(pipeline.model, row) for row in rows)
     layers, token = len(pipeline.model.model.layers), 4 * (64 + 2 * 16)
     assert small - full == results[0].context.bytes + layers * token

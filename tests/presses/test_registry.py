@@ -161,9 +161,9 @@ def test_every_press_of_the_registry_answers_from_one_prefill() -> None:
         ratio = 0.0 if has_no_ratio(press) else press.compression_ratio or 0.5
         for context in prefilled.compress(press, [ratio]):
             context.check_budget(press, Budget.of(ratio))
-            assert (
-                has_no_ratio(press) or context.kept_fraction < 1 or name == "duo_attention_on_the_fly"
-            ), name  # 90 tokens are within its windows
+            assert has_no_ratio(press) or context.kept_fraction < 1 or name == "duo_attention_on_the_fly", (
+                name
+            )  # 90 tokens are within its windows
         acts = name.startswith(("cam", "decoding"))
         assert press.acts_while_decoding(Budget.of(ratio)) == acts, name
 
