@@ -17,16 +17,16 @@ CONF = Path(__file__).parents[2] / "conf"
 
 def rows_of(module: str) -> Callable[[Path], str]:
     """The rows that a suite's own tests make."""
-    return lambda path: import_module(module).folder(path)
+    return lambda path: import_module(f"tests.benchmarks.{module}").folder(path)
 
 
 def boxed(path: Path) -> str:
-    made = import_module("test_math500")
+    made = import_module("tests.benchmarks.test_math500")
     return made.rows(path, made.PROBLEMS)
 
 
 def integers(path: Path) -> str:
-    made = import_module("test_math500")
+    made = import_module("tests.benchmarks.test_math500")
     return made.rows(path, made.INTEGERS)
 
 
@@ -34,7 +34,7 @@ SUITES: dict[str, tuple[Callable[[Path], str] | None, list[str]]] = {
     "ruler": (None, ["benchmark.length=1024", "benchmark.haystack=walden"]),
     "niah": (None, ["benchmark.tasks=['1024']", "benchmark.haystack=walden"]),
     "longbench": (rows_of("test_longbench"), ["benchmark.tasks=[qasper,samsum,lcc]"]),
-    "longbench_v2": (lambda path: import_module("test_longbench_v2").made(path).path, []),
+    "longbench_v2": (lambda path: import_module("tests.benchmarks.test_longbench_v2").made(path).path, []),
     "infinitebench": (rows_of("test_infinitebench"), ["benchmark.tasks=[passkey,kv_retrieval]"]),
     "babilong": (rows_of("test_babilong"), ["benchmark.length=1k", "benchmark.tasks=[qa1,qa4]"]),
     "loogle": (rows_of("test_loogle"), ["benchmark.tasks=[shortdep_cloze]"]),
