@@ -13,8 +13,11 @@ from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.longpress_ray import RayLauncher
+from hydra_plugins.longpress_sweeper import FoldingSweeper
 from longpress.catalogue import Entry, benchmarks, conf_folder
 from longpress.errors import FailedAnswers, one_sentence
 from longpress.evaluation.config import CHOICES, composed, presses_beside, register, settings
@@ -76,6 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
     """
     overrides: list[str] = list(arguments.overrides)
     register(overrides)
+    # Hydra looks for plugins in folders of sys.path, where an editable install has none
+    for plugin in (FoldingSweeper, RayLauncher):
+        Plugins.instance().register(plugin)
     if {"--help", "-h"} & set(overrides):
         print(help_text(overrides), flush=True)
         return

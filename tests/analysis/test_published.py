@@ -20,13 +20,8 @@ from longpress.analysis.tables.latex import escape
 from longpress.analysis.tables.layout import layouts
 from longpress.analysis.tables.markdown import difference_cell, score_cell
 from longpress.analysis.tables.scores import scores
+from tests.support.documents import PUBLISHED, ROOT
 
-ROOT = Path(__file__).parents[2]
-PUBLISHED = sorted(
-    path.parent
-    for path in (ROOT / "results").glob("*/scores.csv")
-    if list(path.parent.glob("records/*.jsonl.gz"))
-)
 LARGEST = 5 * 2**20
 """So many bytes a folder may hold, so that a clone stays small."""
 

@@ -10,6 +10,7 @@ from benchmarks.babilong import TASKS, BabilongBenchmark, prompts
 from benchmarks.babilong.evidence import find_facts
 from benchmarks.base import Sample
 from benchmarks.score_command import score_file
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 OFFICIAL = Path(__file__).parent / "data" / "babilong" / "predictions.jsonl"
@@ -174,3 +175,15 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         ValueError, match="line 1: no field 'task'; name the task on the command line: babilong/TASK"
     ):
         list(BabilongBenchmark().read_predictions([(1, row)], None))
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end(
+        "babilong",
+        tmp_path / "results",
+        f"benchmark.path={folder(rows)}",
+        "benchmark.length=1k",
+        "benchmark.tasks=[qa1,qa4]",
+    )

@@ -10,6 +10,7 @@ from benchmarks.base import Sample
 from benchmarks.helmet import TASKS, HelmetBenchmark, cut_end, parse_label
 from benchmarks.helmet.prompts import balanced, permutation
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 CTXS = [{"title": "Bob", "text": "Bob lives in Paris."}, {"title": "Ann", "text": "Ann lives in Rome."}]
@@ -183,3 +184,9 @@ def test_predictions_and_what_is_wrong(tmp_path: Path) -> None:
         match=r"helmet json_kv: no file at .*test_k105_dep6.jsonl; path must be the suite's unpacked data",
     ):
         take(HelmetBenchmark(path=str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end("helmet", tmp_path / "results", f"benchmark.path={folder(rows)}")

@@ -11,6 +11,7 @@ from benchmarks.base import Sample
 from benchmarks.infinitebench import TASKS, InfinitebenchBenchmark, prompts, template_fields, typed_labels
 from benchmarks.score_command import score_file
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 SCORED = json.loads(
@@ -305,3 +306,14 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             list(InfinitebenchBenchmark().read_predictions([(2, row)], name))
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end(
+        "infinitebench",
+        tmp_path / "results",
+        f"benchmark.path={folder(rows)}",
+        "benchmark.tasks=[passkey,kv_retrieval]",
+    )

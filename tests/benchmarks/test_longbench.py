@@ -15,6 +15,7 @@ from benchmarks.longbench.tasks import ALL_21, COLUMNS, ENGLISH_16, EXTENDED_13,
 from benchmarks.score_command import score_file
 from benchmarks.text import metrics
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 PUBLISHED = json.loads(
@@ -395,3 +396,14 @@ def test_word_tokenizer_keeps_the_question_whole(tmp_path: Path) -> None:
         assert sample.truncated and sample.question == fixed["question"].format(
             **row(sample.task, int(sample.id[-1]))
         )
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end(
+        "longbench",
+        tmp_path / "results",
+        f"benchmark.path={folder(rows)}",
+        "benchmark.tasks=[qasper,samsum,lcc]",
+    )

@@ -11,6 +11,7 @@ from benchmarks.base import Sample
 from benchmarks.longbench_v2 import LongbenchV2Benchmark, extract
 from benchmarks.score_command import score_file
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 JUDGED = Path(__file__).parent / "data" / "longbench_v2" / "judged_predictions.json"
@@ -203,3 +204,9 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         take(LongbenchV2Benchmark(path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"data.json has no row of long"):
         take(LongbenchV2Benchmark(path=str(tmp_path), tasks=("long",)))
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end("longbench_v2", tmp_path / "results", f"benchmark.path={made(rows).path}")

@@ -14,6 +14,7 @@ from benchmarks.loogle.metrics import bleu, parse_literal, rouge_recall, score_c
 from benchmarks.text.spans import find_spans
 from benchmarks.text.truncation import cut_middle
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 TEXT = (
@@ -250,3 +251,11 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "rouge", None)
     with pytest.raises(ValueError, match=r"needs the package rouge: pip install 'longpress\[benchmarks\]'"):
         LoogleBenchmark().score(Sample("x", "longdep_qa", "", "", ("a",)), "a")
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end(
+        "loogle", tmp_path / "results", f"benchmark.path={folder(rows)}", "benchmark.tasks=[shortdep_cloze]"
+    )

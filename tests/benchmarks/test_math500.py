@@ -10,6 +10,7 @@ from benchmarks.aime25 import Aime25Benchmark, integer
 from benchmarks.base import Benchmark, Sample
 from benchmarks.math500 import Math500Benchmark, normalize
 from benchmarks.text.boxed_answers import last_boxed
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 PROBLEMS = [
@@ -171,3 +172,15 @@ def test_what_is_wrong_is_said(kind: type[Any], tmp_path: Path) -> None:
         Sample("x", "math500", "", "", ()).references == ()
         and kind().score(Sample("x", "t", "", "", ()), "1")["accuracy"] == 0
     )
+
+
+@pytest.mark.slow
+def test_math500_end_to_end(tmp_path: Path) -> None:
+    where = f"benchmark.path={rows(tmp_path, PROBLEMS)}"
+    check_end_to_end("math500", tmp_path / "results", where, "benchmark.max_new_tokens=16")
+
+
+@pytest.mark.slow
+def test_aime25_end_to_end(tmp_path: Path) -> None:
+    where = f"benchmark.path={rows(tmp_path, INTEGERS)}"
+    check_end_to_end("aime25", tmp_path / "results", where, "benchmark.max_new_tokens=16")

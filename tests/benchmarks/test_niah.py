@@ -2,12 +2,14 @@
 
 import random
 import string
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.base import Sample
 from benchmarks.niah import ANSWER, NEEDLE, NiahBenchmark, insert, rouge1_f
+from tests.support.end_to_end import check_end_to_end
 from tests.support.word_tokenizer import WordTokenizer
 
 WIDE = 10**6
@@ -142,3 +144,8 @@ def test_lengths_that_do_not_fit() -> None:
         next(NiahBenchmark().samples(WordTokenizer(), 2048))
     with pytest.raises(ValueError, match="too short with this tokenizer"):
         next(NiahBenchmark(tasks=("512",), template_tokens=450).samples(WordTokenizer(), WIDE))
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    check_end_to_end("niah", tmp_path / "results", "benchmark.tasks=['1024']", "benchmark.haystack=walden")

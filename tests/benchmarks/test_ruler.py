@@ -16,6 +16,7 @@ from benchmarks.ruler.prompts import NOISE, TASKS, find_evidence, split_prompt
 from benchmarks.ruler.questions import load_questions
 from benchmarks.ruler.words import word_lists
 from benchmarks.text.fitting import PromptDraft, PromptRecipe, PromptTokenCounter, fit_prompt
+from tests.support.end_to_end import check_end_to_end
 from tests.support.word_tokenizer import WordTokenizer
 
 DATA = Path(__file__).parent / "data" / "ruler"
@@ -527,3 +528,8 @@ def test_fit_finds_the_largest_size_and_falls_back() -> None:
     fitted = fit_prompt([recipe(200), recipe(5, note="smaller")], counter, 100)
     assert not isinstance(fitted, int) and (fitted.tokens, fitted.note) == (100, "smaller")
     assert fit_prompt([recipe(200), recipe(50)], counter, 40) == 50
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    check_end_to_end("ruler", tmp_path / "results", "benchmark.length=1024", "benchmark.haystack=walden")

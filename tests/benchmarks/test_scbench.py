@@ -10,6 +10,7 @@ from benchmarks.base import Sample
 from benchmarks.scbench import COLUMNS, TASKS, ScbenchBenchmark, templates
 from benchmarks.scbench.metrics import first_function, similarity
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 ONE = "def add(left, right):\n    total = left + right\n    return total"
@@ -288,3 +289,11 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         (file := tmp_path / "rows.jsonl").write_text(json.dumps({"context": "c", "multi_turns": turns}))
         with pytest.raises(ValueError, match=message):
             take(ScbenchBenchmark(path=str(file), tasks=("scbench_mf",)))
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end(
+        "scbench", tmp_path / "results", f"benchmark.path={folder(rows)}", "benchmark.tasks=[scbench_kv]"
+    )

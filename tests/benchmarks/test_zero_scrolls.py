@@ -13,6 +13,7 @@ from benchmarks.zero_scrolls import MAX_NEW_TOKENS, ZeroScrollsBenchmark
 from benchmarks.zero_scrolls.metrics import accuracy, concordance, exp_similarity, f1
 from benchmarks.zero_scrolls.submission import main
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
 
 GOLD = {
@@ -206,3 +207,14 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         take(ZeroScrollsBenchmark(path=str(tmp_path)))
     with pytest.raises(ValueError, match="line 1: zero_scrolls has no task 'x'; its tasks are gov_report"):
         list(ZeroScrollsBenchmark().read_predictions([(1, {})], "x"))
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path: Path) -> None:
+    (rows := tmp_path / "rows").mkdir()
+    check_end_to_end(
+        "zero_scrolls",
+        tmp_path / "results",
+        f"benchmark.path={folder(rows)}",
+        "benchmark.tasks=[qasper,quality]",
+    )

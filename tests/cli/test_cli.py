@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from longpress import __version__, cli
 from longpress.errors import FailedAnswers
 from longpress.evaluation.signals import Stopped
+from tests.support.running import multirun_command, records
 
 ROOT = Path(__file__).parents[2]
 DECLARED = [name for name, command in cli.COMMANDS.items() if command.overrides is None]
@@ -205,3 +206,14 @@ def test_processes_started_elsewhere_do_not_look_into_their_folder_first(
     monkeypatch.chdir(tmp_path)
     cli._guard_imports()
     assert cli.os.environ["PYTHONSAFEPATH"] == "1"
+
+
+def test_several_jobs_run_from_any_folder(model_folder: Path, tmp_path: Path) -> None:
+    """The installed command, as it is typed: an editable install has no folder of plugins on the path."""
+    given = multirun_command(model_folder, tmp_path / "results", "-m", "press=knorm,snapkv", "limit=1")[2:]
+    script = Path(sys.executable).with_name("longpress")
+    done = subprocess.run(
+        [script, "run", *given], capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {record["press"] for record in records(tmp_path / "results")} == {"none", "knorm", "snapkv"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import ROOT, content, multirun, records, table
+from tests.support.running import ROOT, content, multirun, multirun_command, records, table
 
 pytestmark = pytest.mark.cluster
 SWEEP = ["press=[knorm,snapkv]", "compression_ratio=[0.25,0.5]", "limit=6"]
@@ -31,6 +31,21 @@ def test_a_job_that_fails_on_ray_fails_alone(model_folder: Path, tmp_path: Path)
     )
     assert "1 of 2 jobs failed" in done.stderr
     assert len(records(tmp_path / "good")) == 4
+
+
+def test_processes_of_ray_find_our_packages_beside_those_of_a_user(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("benchmarks", "presses", "kvcache", "longpress"):
+        (folder := tmp_path / "own" / name).mkdir(parents=True)
+        (folder / "__init__.py").write_text("raise RuntimeError('of somebody else')")
+    monkeypatch.chdir(tmp_path / "own")
+    launched = ["-m", "press=knorm", "compression_ratio=0.5", "shard.index=0,1", "hydra/launcher=ray"]
+    given = [*multirun_command(model_folder, tmp_path / "results", *launched, "shard.count=2")[2:]]
+    script = Path(sys.executable).with_name("longpress")
+    done = subprocess.run([script, "run", *given], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(records(tmp_path / "results")) == 8
 
 
 def test_two_processes_of_joblib_are_faster_than_one_and_lose_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,13 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+PUBLISHED = sorted(
+    path.parent
+    for path in (ROOT / "results").glob("*/scores.csv")
+    if list(path.parent.glob("records/*.jsonl.gz"))
+)
+"""Folders of results that belong to the repository: their records are packed."""
+
 FENCE = re.compile(r"^(`{3,})(.*)$")
 
 

@@ -6,6 +6,7 @@ cloudpickle that submitit and joblib have left behind. Importing this module nee
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+
+from longpress.catalogue import ROOT
 
 
 class RayLauncher(Launcher):
@@ -55,7 +58,8 @@ class RayLauncher(Launcher):
         setup_globals()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
-            ray.init(address=self.address or "local", include_dashboard=None if self.address else False)
+            with contextlib.chdir(ROOT):  # Ray's processes look there for modules before anywhere else
+                ray.init(address=self.address or "local", include_dashboard=None if self.address else False)
         except ConnectionError as error:
             raise ValueError(f"hydra.launcher.address={self.address}: {error}") from error
         try:
