@@ -17,7 +17,7 @@ from kvcache.attention import attending
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.hooks.prefill import observing
 from kvcache.modules import attention_modules, cache_keyword, decoder_of, window_of
-from kvcache.projections import head_size, kv_heads
+from kvcache.projections import has_kv_heads, head_size, kv_heads
 from kvcache.storage import KVView
 
 # fmt: off
@@ -96,8 +96,8 @@ def check_structure(model: nn.Module) -> None:
     for index, module in enumerate(modules):
         kind = type(module).__name__
         lacking = [needed for needed in ("config", "layer_idx", "head_dim") if not hasattr(module, needed)]
-        if not lacking and not hasattr(module.config, "num_key_value_heads"):
-            lacking = ["config.num_key_value_heads"]
+        if not lacking and not has_kv_heads(module):
+            lacking = ["num_key_value_groups"]
         if lacking:
             raise ValueError(
                 f"{kind} of {name} has no {lacking[0]}: longpress does not know this kind of attention"

@@ -18,8 +18,21 @@ def query_heads(module: Any) -> int:
 
 
 def kv_heads(module: Any) -> int:
-    """Number H of KV heads."""
+    """Number H of KV heads, of this layer where layers differ.
+
+    Raises:
+        AttributeError: neither module nor configuration says it.
+    """
+    # Configurations whose layers differ (Gemma 4) refuse to give one number for all of them.
+    group = getattr(module, "num_key_value_groups", None)
+    if group is not None:
+        return query_heads(module) // int(group)
     return int(module.config.num_key_value_heads)
+
+
+def has_kv_heads(module: Any) -> bool:
+    """Whether `kv_heads` is known."""
+    return hasattr(module, "num_key_value_groups") or hasattr(module.config, "num_key_value_heads")
 
 
 def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlamaForCausalLM,
+)
 
 from kvcache.architecture import TESTED, check_structure
 from longpress.models.configs import ModelConfig, check_model, is_own, one_sentence, quiet
@@ -86,7 +94,8 @@ class KnownModel:
     def skeleton(self) -> Any:
         """The model without its weights, on the meta device."""
         with quiet(), one_sentence(self.config), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self._architecture, dtype=getattr(torch, self.dtype))
+            auto_class = auto_class_of(self._architecture)
+            return auto_class.from_config(self._architecture, dtype=getattr(torch, self.dtype))
 
     def load(self) -> LoadedModel:
         """Load the weights; from then on the process keeps freed memory for itself (`keep_freed_memory`).
@@ -172,6 +181,29 @@ def load_model(config: ModelConfig | str | None = None) -> LoadedModel:
     if not isinstance(config, ModelConfig):
         config = ModelConfig(path=config or "smollm2")
     return find_model(config).load()
+
+
+def auto_class_of(architecture: Any) -> Any:
+    """The class of transformers that loads a model for text.
+
+    Multimodal models of many types (Qwen-VL, Mistral Small 3.1) have no class for text alone: they are loaded
+    as they are, and read text.
+
+    Raises:
+        ValueError: transformers has no decoder of this type.
+    """
+    kind = type(architecture)
+    own_code = "AutoModelForCausalLM" in (getattr(architecture, "auto_map", None) or {})
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING or own_code:
+        return AutoModelForCausalLM
+    if getattr(architecture, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{architecture.model_type} is an encoder-decoder, whose cross-attention longpress does not know; "
+            "use a decoder-only model"
+        )
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ValueError(f"transformers has no model of type {architecture.model_type} that writes text")
 
 
 def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
@@ -262,7 +294,8 @@ def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple
     else:
         if "gguf_file" not in config.source():
             options["use_safetensors"] = True  # other files of weights are pickles, which can hold code
-        model, report = AutoModelForCausalLM.from_pretrained(dtype=dtype, **config.source(), **options)
+        auto_class = auto_class_of(architecture)
+        model, report = auto_class.from_pretrained(dtype=dtype, **config.source(), **options)
     return model, sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from kvcache.architecture import check_model
 from kvcache.hooks.prefill import PromptTokens, chunking
-from kvcache.modules import cache_keyword
+from kvcache.modules import cache_keyword, decoder_of
 from longpress.models.loading import eos_token_ids
 from longpress.pipeline.decode import Decoder
 from longpress.pipeline.memory import MemoryPlan, Shape, memory_plan, room
@@ -209,13 +209,13 @@ class CompressingPipeline:
     ) -> DynamicCache:
         """One prefill of (1, T) ids inside `press(model)`, or observed for a sweep; the cache it leaves."""
         config: Any = self.model.config
-        cache = DynamicCache(config=config.get_text_config())
+        cache, decoder = DynamicCache(config=config.get_text_config()), decoder_of(self.model)
         with (
             torch.no_grad(),
             press(self.model, prompt_tokens),
             chunking(self.model, self.options.prefill_chunk),
         ):
-            self.model.model(input_ids=context_ids, **{cache_keyword(self.model.model): cache})  # type: ignore[operator, arg-type]
+            decoder(input_ids=context_ids, **{cache_keyword(decoder): cache})
         return cache
 
     def _prompt(self, chat_template: bool) -> Prompt:

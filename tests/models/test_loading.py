@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     LlamaConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from longpress.models.loading import ModelConfig, eos_token_ids, fingerprint, load_model, rescale
+from tests.support.families import new_model
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TINY = {
@@ -328,3 +330,27 @@ def test_gemma3_with_vision_reads_text(smollm2, tmp_path):
     assert not torch.equal(logits(scaled.model), logits(model))
     written = gemma.model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False)
     assert written.shape == (1, 43)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "mistral3"])
+def test_a_multimodal_checkpoint_without_a_class_for_text_reads_text(name, smollm2, tmp_path):
+    model = new_model(name)
+    model.save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    read = loaded(tmp_path)
+    assert type(read.model) is type(model)
+    assert read.window == 4096
+    ids = IDS % 300
+    with torch.no_grad():
+        assert torch.equal(read.model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [("t5", "t5 is an encoder-decoder"), ("vit", "no model of type vit that writes text")],
+)
+def test_what_writes_no_text_is_refused_before_weights_are_read(kind, sentence, smollm2, tmp_path):
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        loaded(tmp_path)

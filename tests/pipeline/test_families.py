@@ -1,0 +1,175 @@
+"""The laws of the pipeline over families whose layers differ: one tiny model each, random weights.
+
+The full cache answers as `generate`; only layers whose cache grows are compressed; an answer does not depend
+on the rows beside it; reading in chunks is exact; a press by itself and in a sweep give the same.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from longpress import CompressingPipeline, Question, Request, Variant
+from longpress.catalogue import presses
+from longpress.pipeline.options import PipelineOptions
+from longpress.pipeline.results import Failure, Result
+from presses import (
+    AdaKVPress,
+    ExpectedAttentionPress,
+    KnormPress,
+    KVzipPress,
+    NonePress,
+    SnapKVPress,
+)
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.catalogue_presses import NAMES, has_no_ratio, press_named
+from tests.support.families import model_of, pipeline_of
+
+
+class Family(NamedTuple):
+    """A tiny configuration.
+
+    Attributes:
+        name: of its file.
+        growing: layers that are compressed.
+    """
+
+    name: str
+    growing: list[int]
+
+
+FAMILIES = [
+    Family("qwen2_5_vl", [0, 1, 2]),
+    Family("qwen3_vl", [0, 1, 2]),
+    Family("mistral3", [0, 1, 2]),
+    Family("gemma3", [1, 2]),
+    Family("gemma4_text_global_kv", [1, 3]),
+]
+EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+NAMED = pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+
+CONTEXTS = (
+    "The quick brown fox jumps over the lazy dog. " * 4,
+    "Another text about a ship and its captain, who was old. " * 3,
+)
+QUESTIONS = [
+    Question(" Who?", max_new_tokens=6),
+    Question(" What was the name of it?", max_new_tokens=8),
+    Question(" Where?", max_new_tokens=3),
+]
+PRESSES = (
+    KnormPress(),
+    SnapKVPress(window_size=16),
+    ExpectedAttentionPress(),
+    AdaKVPress(SnapKVPress(window_size=16)),
+    KVzipPress(),
+)
+VARIANTS = [Variant(NonePress()), *(Variant(press, 0.5) for press in PRESSES)]
+
+
+def results_of(
+    pipeline: CompressingPipeline, contexts: Any, questions: Any, variants: Any, **options: Any
+) -> list[Result]:
+    requests = [Request(context, questions, variants, **options) for context in contexts]
+    results: list[Result] = []
+    for of_context in pipeline.stream(requests):
+        for result in of_context:
+            if result.error is not None:
+                raise result.error
+            assert not isinstance(result, Failure)
+            results.append(result)
+    return results
+
+
+def tokens_of(results: list[Result]) -> list[list[int]]:
+    return [result.answer.token_ids for result in results]
+
+
+@EACH
+def test_rows_answer_together_as_alone_and_the_full_cache_as_generate(family: Family) -> None:
+    pipeline, prompt = pipeline_of(family.name), pipeline_of(family.name)._prompt(True)
+    results = results_of(pipeline, CONTEXTS, QUESTIONS, VARIANTS)
+    full = [result for result in results if result.variant.is_full]
+    asked = [(context, question) for context in CONTEXTS for question in QUESTIONS]
+    for (context, question), result in zip(asked, full, strict=True):
+        ids = torch.tensor([prompt.context_ids(context) + prompt.question_ids(question.text, "")])
+        with torch.no_grad():
+            generated = pipeline.model.generate(
+                ids,
+                max_new_tokens=question.max_new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
+        assert result.answer.token_ids == generated[0, ids.shape[1] :].tolist()
+
+    # Only layers that grow are compressed, to half their bytes.
+    for result in results:
+        if result.variant.removes:
+            assert result.context.observed == family.growing
+            entries = result.context.entries()
+            assert sum(map(sum, (entries[at] for at in family.growing))) == pytest.approx(
+                0.5 * sum(len(entries[at]) for at in family.growing) * result.context.tokens, rel=0.02
+            )
+
+    # One row at a time, of the second context.
+    alone = []
+    for variant in VARIANTS:
+        for question in QUESTIONS:
+            alone += results_of(pipeline, CONTEXTS[1:], [question], [variant])
+    assert tokens_of(alone) == tokens_of(results[len(results) // 2 :])
+
+
+@NAMED
+def test_a_context_read_in_chunks_is_the_same(name: str) -> None:
+    whole = results_of(pipeline_of(name), CONTEXTS[:1], QUESTIONS[:1], VARIANTS, keep_caches=True)
+    chunks = CompressingPipeline(model_of(name), byte_tokenizer(), options=PipelineOptions(prefill_chunk=64))
+    for one, other in zip(
+        whole, results_of(chunks, CONTEXTS[:1], QUESTIONS[:1], VARIANTS, keep_caches=True), strict=True
+    ):
+        assert one.context.entries() == other.context.entries()
+        for kept, again in zip(one.context.layers, other.context.layers, strict=True):
+            if kept is not None and one.variant.is_full:
+                torch.testing.assert_close(kept.storage.keys, again.storage.keys, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(kept.storage.values, again.storage.values, rtol=1e-4, atol=1e-4)
+
+
+@NAMED
+def test_compressing_while_reading_keeps_the_budget_and_at_ratio_0_everything(name: str) -> None:
+    chunks = CompressingPipeline(model_of(name), byte_tokenizer(), options=PipelineOptions(compress_every=64))
+    chunks.eos_ids = []
+    variants = [Variant(NonePress()), Variant(KnormPress(), 0.5), Variant(SnapKVPress(window_size=16), 0.5)]
+    full, *_, knorm, snapkv = results_of(chunks, CONTEXTS[:1], QUESTIONS[:1], variants)
+    shared = results_of(pipeline_of(name), CONTEXTS[:1], QUESTIONS[:1], variants)
+    assert full.answer.token_ids == shared[0].answer.token_ids
+    assert [knorm.context.full_bytes, snapkv.context.bytes] == [
+        shared[1].context.full_bytes,
+        pytest.approx(shared[2].context.bytes, rel=0.03),
+    ]
+
+
+@NAMED
+def test_a_press_alone_and_in_a_sweep_give_the_same(name: str) -> None:
+    pipeline = pipeline_of(name)
+    swept = results_of(pipeline, CONTEXTS[:1], QUESTIONS[:2], VARIANTS)
+    for at, press in enumerate(PRESSES, 1):
+        single = replace(press, compression_ratio=0.5)
+        alone = results_of(pipeline, CONTEXTS[:1], QUESTIONS[:2], single)
+        assert tokens_of(alone) == tokens_of(swept[2 * at : 2 * at + 2]), press.name
+        assert alone[0].context.bytes == swept[2 * at].context.bytes
+        assert alone[0].context.full_bytes == swept[2 * at].context.full_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("press_name", NAMES)
+@NAMED
+def test_every_press_works_or_refuses_with_a_sentence(name: str, press_name: str) -> None:
+    press = press_named(press_name)
+    ratio = 0.0 if has_no_ratio(press) else press.compression_ratio if press.traits.has_fixed_budget else 0.5
+    assert press_name in presses()
+    (result,) = next(pipeline_of(name).stream([Request(CONTEXTS[0], QUESTIONS[:1], [Variant(press, ratio)])]))
+    if result.error is not None:
+        assert isinstance(result.error, ValueError), result.error
+        assert 30 < len(str(result.error)) < 600
+        assert "\n" not in str(result.error)
