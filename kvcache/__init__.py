@@ -13,6 +13,7 @@ What is inside, from the facts about a model to what an answer reads:
 - `architecture`: which models can be compressed; the others are refused
 - `observation`: `LayerObservation`, one layer as a press sees it
 - `hooks.prefill`, `hooks.with_press`: watching a prefill; `with press(model)`
+- `hooks.padded_batches`: contexts of different lengths inside `with press(model)`
 - `hooks.replay`, `hooks.chunked_forward`: reading more on top of a full or of a compressed cache
 - `hooks.decode_hooks`: what acts while an answer is written
 - `budget`, `traits`: how much may stay; what kind of method a press is

@@ -35,6 +35,18 @@ class RowEntries(NamedTuple):
     positions: Tensor | None
 
 
+class PaddedPrefill(NamedTuple):
+    """The prefill of a batch with padding, by which later masks are judged.
+
+    Attributes:
+        mask: (R, columns) bool, which columns were a row's own tokens.
+        starts: (R,) position at which each row continued.
+    """
+
+    mask: Tensor
+    starts: Tensor
+
+
 class CompressedLayer(CacheLayerMixin):
     """One layer of a compressed cache for R rows.
 
@@ -65,6 +77,7 @@ class CompressedLayer(CacheLayerMixin):
         self.decode_hooks: list[Any] = [None] * len(rows) if decode_hooks is None else list(decode_hooks)
         self.entry_metadata = [row.entry_metadata for row in rows]
         self.held_passes: dict[int, list[Any]] | None = None
+        self.padded_prefill: PaddedPrefill | None = None
         self.blocks = blocks_of(rows)
         first = rows[0].storage
         self.device, self.dtype = first.device, first.read_dtype
@@ -172,6 +185,29 @@ class CompressedLayer(CacheLayerMixin):
             setattr(self, name, new)
         self.start = torch.cat((self.start, other.start))
         self.set_lengths([*self.lengths.tolist(), *other.lengths.tolist()])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take rows in another order, some of them several times, as beam search does.
+
+        Raises:
+            ValueError: a press acts while answers are written; what it remembers of a row cannot be copied.
+        """
+        if any(self.decode_hooks):
+            raise ValueError(
+                "beam search takes a row several times, which a press that acts while answers are written "
+                "cannot follow; use num_beams=1"
+            )
+        rows, index = beam_idx.tolist(), beam_idx.to(self.device)
+        kept, lengths = self.kept(), self.lengths.tolist()
+        self.blocks = blocks_of([kept[row] for row in rows])
+        self.entry_metadata = [self.entry_metadata[row] for row in rows]
+        self.decode_hooks = [None] * len(rows)
+        self.start = self.start[index]
+        self.tail_keys, self.tail_values = self.tail_keys[index], self.tail_values[index]
+        if self.padded_prefill is not None:
+            mask, starts = self.padded_prefill
+            self.padded_prefill = PaddedPrefill(mask[beam_idx.to(mask.device)], starts[index])
+        self.set_lengths([lengths[row] for row in rows])
 
     def kept(self) -> list[KVView]:
         """What each row keeps in storage, its tail apart."""

@@ -92,7 +92,8 @@ def observing(
     the pass. Hidden states are kept for one layer at a time.
 
     Raises:
-        ValueError: a batch with padding (contexts of different lengths cannot share a prefill).
+        ValueError: a batch with padding (contexts of different lengths cannot share a prefill; see
+            `padded_batches`).
     """
     decoder = decoder_of(model)
     modules = attention_modules(model)
@@ -113,8 +114,8 @@ def observing(
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
             raise ValueError(
-                "padded batches cannot be compressed together: give one context at a time, or contexts of "
-                "equal length without padding"
+                "a padded batch can be read inside `with press(model)` only, in one pass on an empty cache; "
+                "give one context at a time, or contexts of equal length without padding"
             )
         if cache is None or cache.get_seq_length() == 0:
             started.append(_Started.of(inputs))

@@ -14,6 +14,7 @@ from kvcache.attention import attending
 from kvcache.budget import Budget
 from kvcache.cache import CompressedLayer
 from kvcache.hooks.decode_hooks import DecodeHook
+from kvcache.hooks.padded_batches import reading_rows_alone
 from kvcache.hooks.prefill import Prefill, PromptTokens, observing
 from kvcache.modules import attention_modules, window_of
 from kvcache.observation import LayerObservation
@@ -79,8 +80,8 @@ def compressing(
 ) -> Iterator[nn.Module]:
     """Inside, every prefill of `model` leaves a cache compressed by `press`.
 
-    Decoding and `model.generate` work inside the block. Hidden states keep their full length; only the cache
-    shrinks.
+    Decoding and `model.generate` work inside the block, on batches with padding too: each context is then
+    read by itself. Hidden states keep their full length; only the cache shrinks.
 
     Args:
         model: of transformers.
@@ -91,7 +92,7 @@ def compressing(
     Raises:
         ValueError: a model that would be compressed wrongly.
     """
-    with watching(model, _Compression(press), prompt_tokens):
+    with watching(model, _Compression(press), prompt_tokens), reading_rows_alone(model):
         yield model
 
 

@@ -12,6 +12,7 @@ from kvcache.modules import cache_keyword
 from kvcache.selection import Selection, gather
 from kvcache.storage import KVStorage, KVView
 from kvcache.traits import Traits
+from longpress.pipeline.sweep_observer import SweepObserver
 from presses import AdaKVPress, KnormPress, SnapKVPress
 from tests.support.tiny_models import tiny_ids, tiny_model
 
@@ -194,11 +195,11 @@ def test_generate_works_inside() -> None:
     assert generated.shape == (1, 96)
 
 
-def test_padded_batches_are_refused() -> None:
+def test_a_sweep_reads_no_padded_batch() -> None:
     model = tiny_model("llama")
     mask = torch.ones(2, 30, dtype=torch.long)
     mask[0, :4] = 0
-    with pytest.raises(ValueError, match="padded batches"), KnormPress(0.5)(model):
+    with pytest.raises(ValueError, match="a padded batch can be read inside"), SweepObserver([])(model):
         model(tiny_ids(30, batch=2), attention_mask=mask)
 
 

@@ -29,6 +29,7 @@ from presses import (
 )
 from presses.base import BasePress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.padded_batches import contexts, forced_logits, logits_one_by_one, padded
 from tests.support.tiny_models import FAMILIES, fill, tiny_ids, tiny_model
 
 KNOWN = sorted(kind for kind in TESTED if kind in CONFIG_MAPPING)
@@ -173,6 +174,17 @@ def test_a_sweep_answers_as_each_press_alone_or_says_why_not(kind: str) -> None:
         single = replace(press, compression_ratio=ratio)
         alone = pipeline(CONTEXT, questions=QUESTIONS, press=single, max_new_tokens=4)["answers"]
         assert row == alone, press.name
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_a_padded_batch_is_read_and_continued_as_its_rows_alone(kind: str) -> None:
+    model = pipeline_of(kind).model
+    rows, forced = contexts(most=VOCABULARY), tiny_ids(3, batch=3, seed=5) % (VOCABULARY - 4) + 4
+    ids, mask = padded(rows)
+    for press in (AdaKVPress(SnapKVPress(window_size=16), 0.5), NonePress()):
+        together = forced_logits(model, press, ids, mask, forced)
+        expected = logits_one_by_one(model, press, rows, forced)
+        torch.testing.assert_close(together, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["cohere", "glm4", "smollm3", "gpt_oss", "llama"])
