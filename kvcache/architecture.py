@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from kvcache.attention import attending
-from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.cache import CompressedCache
 from kvcache.hooks.prefill import observing
-from kvcache.modules import attention_modules, cache_keyword, decoder_of, window_of
+from kvcache.layer_state import cache_layer, states_of
+from kvcache.modules import (
+    attention_modules,
+    cache_keyword,
+    cached_by_layers,
+    decoder_of,
+    has_state,
+    windows_of,
+)
 from kvcache.projections import has_kv_heads, head_size, kv_heads
 from kvcache.storage import KVView
 
@@ -31,6 +39,10 @@ TESTED = frozenset((
 
 Models of other types are tried before they are used.
 """
+
+KINDS = {"full_attention", "sliding_attention", "linear_attention", "conv", "hybrid", "mlp", "moe"}
+"""Kinds of layers that are supported, as configurations name them: the last five hold a state, keys and
+values beside a state, or nothing."""
 
 TRIED, PREFIX = 24, 20
 """Tokens of the trial, and how many of them are read before the others, which then read the cache."""
@@ -53,7 +65,9 @@ def check_model(model: nn.Module) -> None:
     config: Any = model.config
     if any(parameter.is_meta for parameter in model.parameters()):
         return
-    if config.get_text_config().model_type not in TESTED:
+    if config.get_text_config().model_type not in TESTED or has_state(
+        model
+    ):  # whose kernels differ by machine
         _try(model)
     _correct.add(model)
 
@@ -66,21 +80,26 @@ def check_structure(model: nn.Module) -> None:
     Raises:
         ValueError: one sentence about what is in the way.
     """
-    # The stack: every layer has keys and values of its own, which it attends to fully or within a window.
+    # The stack: layers with keys and values of their own, read fully or within a window, or with a state.
     name, modules = type(model).__name__, attention_modules(model)
-    layers: Any = decoder_of(model).layers
-    if len(modules) < len(layers):
+    growing = [at for at, cached in enumerate(cached_by_layers(model)) if cached.entries]
+    if [getattr(module, "layer_idx", None) for module in modules] != growing:
         raise ValueError(
-            f"{name} has {len(layers)} layers of which only {len(modules)} cache keys and values; longpress "
-            "does not support models that mix attention with states of another kind"
+            f"{name} caches keys and values in {len(growing)} layers, of which longpress finds the attention "
+            f"of {len(modules)}: it does not know this kind of attention"
         )
     config: Any = model.config
     text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(text, "layer_types", None) or ()) - KINDS
+    if "indexed_attention" in kinds:
+        raise ValueError(
+            f"{name} reads of its cache what an indexer picks by keys of its own, anew for every token; "
+            "longpress does not evict from two caches that depend on each other"
+        )
     if kinds:
         raise ValueError(
-            f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full_attention and "
-            "sliding_attention"
+            f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full and sliding "
+            "attention, and leaves linear attention, state spaces and short convolutions as they are"
         )
     if getattr(text, "num_kv_shared_layers", 0):
         raise ValueError(f"{name} shares one cache among several layers, which longpress does not support")
@@ -129,7 +148,7 @@ def _try(model: nn.Module) -> None:
     training = model.training
     try:
         model.eval()
-        own = decoder(input_ids=ids).last_hidden_state[0, PREFIX:]
+        own = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, PREFIX:]
         with_ours = _with_our_cache(model, ids)[0]
     except Exception as error:  # whatever an unknown model raises
         first = str(error).strip().split("\n")[0] or type(error).__name__
@@ -138,13 +157,36 @@ def _try(model: nn.Module) -> None:
         ) from error
     finally:
         model.train(training)
-    errors = (with_ours.float() - own.float()).norm(dim=-1) / own.float().norm(dim=-1)  # per token
-    typical = float(errors.median())
-    if not typical <= (1e-3 if own.dtype in (torch.float32, torch.float64) else 0.1):
+    typical = float(_relative_errors(with_ours, own).median())
+    tolerance = 1e-3 if own.dtype in (torch.float32, torch.float64) else 0.1
+    if not typical <= tolerance:
+        if has_state(model) and not _relative_errors(_continued(model, ids), own).median() <= tolerance:
+            raise ValueError(
+                f"{name} reads several tokens behind a cached state otherwise than in one piece, with "
+                "transformers' own cache too; questions behind a context would be read wrongly, so it is not "
+                "supported"
+            )
         raise ValueError(
             f"{name} computes {typical:.1%} else with longpress's attention than with its own; it is not "
             "supported"
         )
+
+
+def _relative_errors(found: Tensor, wanted: Tensor) -> Tensor:
+    """(n,) per token, of hidden states (n, D)."""
+    return (found.float() - wanted.float()).norm(dim=-1) / wanted.float().norm(dim=-1)
+
+
+def _continued(model: nn.Module, ids: Tensor) -> Tensor:
+    """(n, D) of the last tokens, which read the first `PREFIX` in a cache of transformers."""
+    config: Any = model.config
+    decoder = decoder_of(model)
+    cache = {cache_keyword(decoder): DynamicCache(config=config.get_text_config())}
+    decoder(input_ids=ids[:, :PREFIX], use_cache=True, **cache)
+    positions = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
+    output = decoder(input_ids=ids[:, PREFIX:], position_ids=positions, use_cache=True, **cache)
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
 
 
 def _with_our_cache(model: nn.Module, ids: Tensor) -> Tensor:
@@ -157,9 +199,9 @@ def _with_our_cache(model: nn.Module, ids: Tensor) -> Tensor:
         with observing(model, lambda layer, cache: None):
             decoder(input_ids=ids[:, :PREFIX], use_cache=True, **{keyword: full})
         layers = []
-        for stored, module in zip(full.layers, attention_modules(model), strict=True):
-            kept = KVView.of_full_layer(stored.keys[0], stored.values[0], PREFIX, window_of(module))  # type: ignore[index]
-            layers.append(CompressedLayer([kept], PREFIX))
+        for layer, state, window in zip(full.layers, states_of(full), windows_of(model), strict=True):
+            kept = KVView.of_cache_layer(layer, PREFIX, window, like=ids)
+            layers.append(cache_layer([kept], [state], PREFIX))
         positions = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
         ours = CompressedCache(layers)
         output = decoder(input_ids=ids[:, PREFIX:], position_ids=positions, use_cache=True, **{keyword: ours})

@@ -347,11 +347,16 @@ class CompressedLayer(CacheLayerMixin):
 
 
 class CompressedCache(Cache):
-    """A transformers cache whose layers are `CompressedLayer`s over the same rows."""
+    """A transformers cache whose layers, `CompressedLayer`s for the most part, are over the same rows."""
 
-    def __init__(self, layers: Sequence[CompressedLayer]) -> None:
-        """From one layer per model layer."""
+    def __init__(self, layers: Sequence[Any]) -> None:
+        """From one layer per model layer; see `kvcache.layer_state` for those without keys and values."""
         super().__init__(layers=list(layers))
+
+    @property
+    def growing(self) -> list[CompressedLayer]:
+        """The layers that hold keys and values."""
+        return [layer for layer in self.layers if isinstance(layer, CompressedLayer)]
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
         """See `CompressedLayer.set_lengths`."""

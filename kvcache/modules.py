@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import nn
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import CacheLayerMixin
+
+STATE: Any = getattr(cache_utils, "LinearAttentionCacheLayerMixin", ())
+"""The base of transformers' cache layers that hold a state of fixed size; older versions have none."""
+
+
+class Cached(NamedTuple):
+    """What a decoder layer caches.
+
+    Attributes:
+        entries: keys and values of its own, which grow with the context.
+        state: tensors of fixed size, as linear attention, state spaces and short convolutions have them.
+    """
+
+    entries: bool
+    state: bool
+
+
+_cached: WeakKeyDictionary[nn.Module, list[Cached]] = WeakKeyDictionary()
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -19,15 +40,53 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return decoder
 
 
+def cached_by_layers(model: nn.Module) -> list[Cached]:
+    """What each decoder layer caches, in order, as the cache that transformers makes for the model tells.
+
+    Raises:
+        ValueError: that cache has another number of layers than the decoder.
+    """
+    if model not in _cached:
+        config: Any = model.config
+        layers: Any = decoder_of(model).layers
+        made = DynamicCache(config=config.get_text_config()).layers
+        if len(made) != len(layers):
+            raise ValueError(
+                f"{type(model).__name__} has {len(layers)} decoder layers and a cache of {len(made)}: "
+                "longpress supports models with one cache layer per decoder layer"
+            )
+        _cached[model] = [Cached(isinstance(one, CacheLayerMixin), isinstance(one, STATE)) for one in made]
+    return _cached[model]
+
+
 def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """The self-attention module of every decoder layer, in order."""
-    modules = [layer.self_attn for layer in decoder_of(model).layers if hasattr(layer, "self_attn")]  # type: ignore[union-attr]
+    """The attention module of every decoder layer that caches keys and values of its own, in order.
+
+    Hybrid models have fewer than decoder layers; a module's own `layer_idx` tells which layer it is of.
+    """
+    layers: Any = decoder_of(model).layers
+    found = [
+        getattr(layer, "self_attn", getattr(layer, "mixer", None))  # Nemotron-H calls all of them `mixer`
+        for layer, cached in zip(layers, cached_by_layers(model), strict=True)
+        if cached.entries
+    ]
+    modules = [module for module in found if module is not None]
     if not modules:
         raise ValueError(
             f"{type(model).__name__} has no layer with `self_attn`, where longpress looks for a KV cache; "
             "use a model as Llama or Qwen"
         )
     return modules
+
+
+def attention_module(model: nn.Module, index: int) -> nn.Module:
+    """The attention module of decoder layer `index`, which must be one of `attention_modules`."""
+    return next(module for module in attention_modules(model) if module.layer_idx == index)
+
+
+def has_state(model: nn.Module) -> bool:
+    """Whether some layer holds a state of fixed size, from which no token can be removed again."""
+    return any(cached.state for cached in cached_by_layers(model))
 
 
 def cache_keyword(module: nn.Module) -> str:
@@ -43,6 +102,14 @@ def window_of(module: nn.Module) -> int | None:
         return module.sliding_window  # type: ignore[return-value]
     config: Any = module.config
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
+def windows_of(model: nn.Module) -> list[int | None]:
+    """Per decoder layer `window_of` its attention; None too for layers without keys and values."""
+    windows: dict[Any, int | None] = {
+        module.layer_idx: window_of(module) for module in attention_modules(model)
+    }
+    return [windows.get(index) for index in range(len(cached_by_layers(model)))]
 
 
 def kind_of(module: nn.Module) -> str | None:

@@ -40,13 +40,15 @@ def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:
     n_heads, size = query_heads(module), head_size(module)
     if hasattr(module, "q_proj"):
         flat = module.q_proj(hidden)
+        if flat.shape[-1] == 2 * n_heads * size:  # Qwen3-Next: of every head its queries, then its gate
+            flat = flat.unflatten(-1, (n_heads, 2, size))[..., 0, :].flatten(-2)
     elif hasattr(module, "qkv_proj"):  # Phi3: queries, keys, values fused in this order
         stop = n_heads * size
         bias = _slice(module.qkv_proj.bias, 0, stop)
         flat = nn.functional.linear(hidden, module.qkv_proj.weight[:stop], bias)
     else:
         raise ValueError(_unknown(module, "q_proj or qkv_proj"))
-    return _heads(flat, size, getattr(module, "q_norm", None))
+    return _heads(flat, size, _norm(module, "q"))
 
 
 def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
@@ -61,15 +63,25 @@ def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
         flat = nn.functional.linear(hidden, module.qkv_proj.weight[start:stop], bias)
     else:
         raise ValueError(_unknown(module, "k_proj or qkv_proj"))
-    return _heads(flat, size, getattr(module, "k_norm", None))
+    keys = _heads(flat, size, _norm(module, "k"))
+    return keys * getattr(module, "key_multiplier", 1.0)  # of Falcon-H1
 
 
 def output_weight(module: Any) -> Tensor:
-    """(H * G, d, D): the slice of the output projection that each query head's result passes through."""
-    projection = getattr(module, "o_proj", getattr(module, "dense", None))  # Phi has a `dense`
+    """(H * G, d, D): the slice of the output projection that each query head's result passes through.
+
+    A gate on the result (Qwen3-Next, Qwen3.5) is not in it: it differs from token to token.
+    """
+    names = ("o_proj", "dense", "out_proj")  # Phi has a `dense`, LFM2 an `out_proj`
+    projection = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if projection is None:
         raise ValueError(_unknown(module, "o_proj or dense", "output"))
     return projection.weight.T.reshape(query_heads(module), head_size(module), -1)
+
+
+def _norm(module: Any, of: str) -> nn.Module | None:
+    """The norm of queries ("q") or keys ("k"), where there is one; LFM2 calls it `q_layernorm`."""
+    return getattr(module, f"{of}_norm", getattr(module, f"{of}_layernorm", None))
 
 
 def _heads(flat: Tensor, size: int, norm: nn.Module | None) -> Tensor:

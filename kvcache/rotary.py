@@ -127,18 +127,27 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -
 
 
 def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """(cos, sin) that an attention module was called with.
+    """(cos, sin) that an attention module was called with; those that turn nothing where it gets none.
 
     Raises:
-        ValueError: it was not called with such a pair.
+        ValueError: it was called with something else.
     """
     factors = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
+    if factors is None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return _no_turn(module, hidden, hidden.shape[1])
     if not (isinstance(factors, tuple) and len(factors) == 2):
         raise ValueError(
             f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary "
             "embedding only"
         )
     return factors
+
+
+def _no_turn(module: Any, like: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (1, tokens, d), that leave queries and keys as they are."""
+    ones = like.new_ones(1, tokens, int(module.head_dim))
+    return ones, torch.zeros_like(ones)
 
 
 def rope_of(
@@ -155,10 +164,14 @@ def rope_of(
     Returns:
         Positions (n,) to (cos, sin), each (1, n, *).
     """
-    embedding: Any = decoder.rotary_emb
+    # LFM2-MoE names it otherwise; Nemotron-H and some Granite hybrids have none.
+    embedding: Any = getattr(decoder, "rotary_emb", getattr(decoder, "pos_emb", None))
     kind = kind_of(module)
     per_kind = kind is not None and hasattr(embedding, f"{kind}_inv_freq")
     sample = like[:1, :1].clone()  # a view would keep all hidden states alive
+
+    if embedding is None:
+        return lambda positions: _no_turn(module, sample, len(positions))
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         at = (positions + start)[None].to(sample.device)  # layers may lie on other devices than the embedding

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -273,6 +273,35 @@ class KVView:
         positions = torch.arange(tokens - keys.shape[1], tokens, device=keys.device)[None]
         return cls(KVStorage(keys, values, positions, window))
 
+    @classmethod
+    def of_cache_layer(cls, layer: Any, tokens: int, window: int | None, like: Tensor) -> Self:
+        """All entries of a transformers cache layer of one row after `tokens`; see `of_full_layer`.
+
+        Args:
+            layer: with `keys` (1, H, T', d), or without them in a layer that caches no keys and values.
+            tokens: of the context.
+            window: the layer's sliding window or None.
+            like: tells the device where there are no keys.
+        """
+        keys = getattr(layer, "keys", None)
+        return (
+            cls.nothing(like) if keys is None else cls.of_full_layer(keys[0], layer.values[0], tokens, window)
+        )
+
+    @classmethod
+    def nothing(cls, like: Tensor) -> Self:
+        """Of a layer that caches no keys and values: no heads.
+
+        Args:
+            like: tells device and dtype.
+        """
+        return cls(KVStorage(like.new_empty(0, 0, 0), like.new_empty(0, 0, 0)))
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the layer caches no keys and values at all."""
+        return self.storage.heads == 0
+
     def entries(self) -> list[int]:
         """Kept entries per head."""
         return [self.storage.length] * self.storage.heads if self.counts is None else self.counts.tolist()
@@ -293,6 +322,8 @@ class KVView:
 
     def quantised(self, bits: int, movable: bool) -> KVView:
         """The same entries in `bits` bits a number; see `KVStorage.quantised`."""
+        if self.is_nothing:
+            return self
         return replace(self, storage=self.storage.quantised(bits, self.counts, movable))
 
     def exists(self) -> Tensor:

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from kvcache.budget import Budget, check_ratio
-from kvcache.cache import CompressedLayer
 from kvcache.compress import FullLayer, Target, compress, removes
 from kvcache.hooks.decode_hooks import DecodeHook
 from kvcache.hooks.prefill import Prefill, PromptTokens
 from kvcache.hooks.with_press import compressing
-from kvcache.modules import attention_modules, window_of
+from kvcache.layer_state import compressed_in_place_of
+from kvcache.modules import windows_of
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, gather
 from kvcache.traits import Traits
@@ -228,12 +228,12 @@ class BasePress(ABC):
         self, prefill: Prefill, indices: Sequence[int], evidence: Sequence[Any], all_layers: bool
     ) -> None:
         """Put what the press keeps, at its own budget, in the place of the full entries of some layers."""
-        cached, modules = prefill.cache.layers, attention_modules(prefill.model)
+        cached, windows = prefill.cache.layers, windows_of(prefill.model)
         layers = [
-            FullLayer(index, cached[index].keys, cached[index].values, window_of(modules[index]))
-            for index in indices
+            FullLayer(index, cached[index].keys, cached[index].values, windows[index]) for index in indices
         ]
         compression = compress(self, evidence, layers, [Target(self.budget)], all_layers=all_layers)
         _, next_position = compression.choices[self.budget]
         for layer, (rows,) in compression:
-            cached[layer.index] = CompressedLayer(rows, next_position)
+            before = cached[layer.index]
+            cached[layer.index] = compressed_in_place_of(before, rows, next_position)

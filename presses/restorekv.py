@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kvcache.budget import Budget
 from kvcache.hooks.prefill import Prefill
 from kvcache.hooks.replay import replay
-from kvcache.modules import attention_modules
+from kvcache.modules import attention_modules, has_state
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, gather
 from kvcache.traits import Traits
@@ -103,9 +103,14 @@ class RestoreKVPress(KVzipPress):
         """Per layer the scores of the context, and the entries of the learned tokens.
 
         Raises:
-            ValueError: no weights; or some layers, with sliding windows, are left whole.
+            ValueError: no weights; or some layers, with sliding windows or a state, are left whole.
         """
-        if len(prefill.layers) != len(prefill.cache.layers):
+        if has_state(prefill.model):
+            raise ValueError(
+                f"{self.name} puts tokens of its own behind the context, which this model's layers with a "
+                "state of fixed size, left as they are, have not read"
+            )
+        if not prefill.observes_all_layers:
             raise ValueError(
                 f"{self.name} puts tokens of its own behind the context, which sliding-window layers, left "
                 "whole, cannot follow"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.attention import attending
-from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.cache import CompressedCache
+from kvcache.layer_state import LayerState, cache_layer, states_of
 from kvcache.modules import attention_modules, cache_keyword, decoder_of, is_left_whole
 from kvcache.observation import AttentionInputs, LayerObservation
 from kvcache.rotary import rope_of
@@ -22,17 +23,19 @@ from kvcache.storage import KVView
 def chunked_forward(
     model: nn.Module,
     layers: Sequence[KVView],
+    states: Sequence[LayerState | None],
     start: int,
     token_ids: Tensor,
     tokens: int,
     question: int,
     on_layer: Callable[[LayerObservation], None],
-) -> list[tuple[Tensor, Tensor]]:
+) -> tuple[list[tuple[Tensor, Tensor]], list[LayerState | None]]:
     """Let the model read a chunk of a context whose earlier tokens are compressed.
 
     Args:
         model: of transformers.
         layers: per model layer, what is kept of the earlier tokens.
+        states: per model layer, its state after the earlier tokens, or None.
         start: position of the chunk's first token.
         token_ids: (1, n) of the chunk.
         tokens: T, of the whole context: layers that it outgrows (sliding windows) are not shown to
@@ -42,10 +45,13 @@ def chunked_forward(
             keys, values and rotary factors, `rope` counting from its first token.
 
     Returns:
-        Per layer the chunk's own keys and values, (1, H, n, d) each.
+        Per layer the chunk's own keys and values, (1, H, n, d) each, without heads in a layer that caches
+        none; and per layer the state after the chunk.
     """
     decoder, n = decoder_of(model), token_ids.shape[1]
-    cache = CompressedCache([CompressedLayer([kept], start, n) for kept in layers])
+    cache = CompressedCache(
+        [cache_layer([kept], [state], start, n) for kept, state in zip(layers, states, strict=True)]
+    )
     known: dict[str, Any] = {
         "fingerprints": (zlib.crc32(token_ids[0].cpu().float().numpy().tobytes(), start),),
         "token_ids": token_ids,
@@ -53,6 +59,8 @@ def chunked_forward(
     }
 
     def of_chunk(index: int) -> tuple[Tensor, Tensor]:
+        if layers[index].is_nothing:
+            return layers[index].storage.keys[None], layers[index].storage.values[None]
         layer = cache.layers[index]
         return layer.tail_keys[:, :, :n], layer.tail_values[:, :, :n]
 
@@ -73,7 +81,7 @@ def chunked_forward(
         decoder(
             input_ids=token_ids, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache}
         )
-    return [of_chunk(index) for index in range(len(layers))]
+    return [of_chunk(index) for index in range(len(layers))], states_of(cache)
 
 
 def extended(old: KVView, new: KVView, positions: Tensor, window: int | None, stop: int | None) -> KVView:

@@ -61,8 +61,8 @@ class Prefill:
 
     @property
     def observes_all_layers(self) -> bool:
-        """Whether no layer of the model is left whole, as layers with sliding windows are."""
-        return len(self.layers) == len(self.cache.layers)
+        """Whether no keys and values are left whole, as those of layers with sliding windows are."""
+        return len(self.layers) == len(attention_modules(self.model))
 
 
 class _Started(NamedTuple):

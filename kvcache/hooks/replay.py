@@ -15,7 +15,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvcache.attention import attending
 from kvcache.hooks.prefill import Prefill
-from kvcache.modules import attention_modules, cache_keyword, decoder_of
+from kvcache.layer_state import EmptyLayer, LayerState, StateLayer
+from kvcache.modules import attention_module, cache_keyword, decoder_of
 from kvcache.observation import AttentionInputs, LayerObservation
 from kvcache.rotary import rope_of
 
@@ -76,6 +77,26 @@ class ReplayLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
     get_max_cache_shape = get_max_length
+
+
+class MixedReplayLayer(ReplayLayer, StateLayer):
+    """A full layer, read only, and a copy of the state beside it."""
+
+    def __init__(self, context: Any, start: int, state: LayerState) -> None:
+        """On top of a full layer; `start` is the position of the first replayed token."""
+        StateLayer.__init__(self, [state])
+        ReplayLayer.__init__(self, context, start)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the layer is made whole."""
+
+
+def _on_top_of(layer: Any, start: int) -> Any:
+    """A cache layer that reads a full one and copies of its state, and leaves both as they are."""
+    state, has_entries = LayerState.of_row(layer), isinstance(layer, CacheLayerMixin)
+    if state is None:
+        return ReplayLayer(layer, start) if has_entries else EmptyLayer()
+    return MixedReplayLayer(layer, start, state) if has_entries else StateLayer([state])
 
 
 def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObservation], None]) -> None:
@@ -144,12 +165,12 @@ def _run(
 
     `on_layer` is told of the observation and the output of each attention.
     """
-    decoder, modules = decoder_of(prefill.model), attention_modules(prefill.model)
+    decoder = decoder_of(prefill.model)
     ids = token_ids if token_ids.dim() == 2 else None
 
     # A cache on top of the full one, which stays as it is.
     start = prefill.cache.get_seq_length()
-    layers = [ReplayLayer(layer, start) for layer in prefill.cache.layers]
+    layers = [_on_top_of(layer, start) for layer in prefill.cache.layers]
     cache = Cache(layers=layers)
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -165,7 +186,9 @@ def _run(
     with ExitStack() as stack:
         stack.enter_context(attending(prefill.model))
         for index in prefill.layers:
-            stack.callback(modules[index].register_forward_hook(watch, with_kwargs=True).remove)
+            stack.callback(
+                attention_module(prefill.model, index).register_forward_hook(watch, with_kwargs=True).remove
+            )
         for piece in token_ids.split(PIECE, dim=1):
             inputs: dict[str, Any] = {"input_ids": piece} if piece.dim() == 2 else {"inputs_embeds": piece}
             if with_gradient:  # parameters are frozen, so the graph begins at the embeddings

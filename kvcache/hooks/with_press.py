@@ -16,7 +16,8 @@ from kvcache.cache import CompressedLayer
 from kvcache.hooks.decode_hooks import DecodeHook
 from kvcache.hooks.padded_batches import reading_rows_alone
 from kvcache.hooks.prefill import Prefill, PromptTokens, observing
-from kvcache.modules import attention_modules, window_of
+from kvcache.layer_state import compressed_in_place_of
+from kvcache.modules import attention_module, window_of
 from kvcache.observation import LayerObservation
 from kvcache.storage import KVView
 
@@ -118,10 +119,10 @@ class _Compression:
         """Let the press act on a layer of the prefilled cache while tokens are added to it."""
         layer = prefill.cache.layers[index]
         if not isinstance(layer, CompressedLayer):
-            tokens, window = layer.keys.shape[2], window_of(attention_modules(prefill.model)[index])
+            tokens, window = layer.keys.shape[2], window_of(attention_module(prefill.model, index))
             rows = [
                 KVView.of_full_layer(keys, values, tokens, window)
                 for keys, values in zip(layer.keys, layer.values, strict=True)
             ]
-            layer = prefill.cache.layers[index] = CompressedLayer(rows, tokens)
+            layer = prefill.cache.layers[index] = compressed_in_place_of(layer, rows, tokens)
         layer.decode_hooks = [self.press.decode_hook(self.press.budget) for _ in range(layer.rows)]

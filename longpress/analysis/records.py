@@ -136,6 +136,17 @@ class Record:
     """Requested lowest score, where the variant is defined by one."""
     cache_bits: int | None = None
     """Bits of a stored number of the context's cache, where it is quantised."""
+    state_bytes: int | None = None
+    """Bytes of states of fixed size (linear attention, state spaces), which no press changes.
+
+    None in records of older versions, as the next.
+    """
+    kept_fraction_with_state: float | None = None
+    """Measured share of all that the model remembers of the context.
+
+    (`cache_bytes` + `state_bytes`) / (`full_cache_bytes` + `state_bytes`); `kept_fraction` is of keys and
+    values alone, comparable with papers.
+    """
     final_cache_bytes: int | None = None
     """Bytes of the whole cache (context, question and answer) after the last token read.
 

@@ -192,6 +192,8 @@ def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
         "kept_entries": [heads[0] if len(set(heads)) == 1 else heads for heads in kept.entries()],
         "cache_bytes": kept.bytes,
         "full_cache_bytes": kept.full_bytes,
+        "state_bytes": kept.state_bytes,
+        "kept_fraction_with_state": kept.kept_fraction_with_state,
         "context_tokens": kept.tokens,
         "peak_entries": kept.full_entries if kept.peak_entries is None else kept.peak_entries,
         "truncated": sample.truncated or result.truncated,

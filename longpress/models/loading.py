@@ -198,8 +198,8 @@ def auto_class_of(architecture: Any) -> Any:
         return AutoModelForCausalLM
     if getattr(architecture, "is_encoder_decoder", False):
         raise ValueError(
-            f"{architecture.model_type} is an encoder-decoder, whose cross-attention longpress does not know; "
-            "use a decoder-only model"
+            f"{architecture.model_type} is an encoder-decoder, whose cross-attention longpress does not "
+            "know; use a decoder-only model"
         )
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText

@@ -18,7 +18,8 @@ from kvcache.budget import Budget
 from kvcache.compress import FullLayer, Target, compress
 from kvcache.hooks.chunked_forward import chunked_forward, extended
 from kvcache.hooks.prefill import PromptTokens
-from kvcache.modules import attention_modules, is_left_whole, window_of
+from kvcache.layer_state import LayerState
+from kvcache.modules import attention_modules, is_left_whole, windows_of
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection
 from kvcache.storage import KVView
@@ -58,6 +59,7 @@ class _Reading:
 
     Attributes:
         layers: per model layer, what is kept.
+        states: per model layer, its state of fixed size, or None.
         chunks: the chunks, each with its budget.
         heads_keeping: per chunk, how many heads keep each of its tokens; None: all do.
         survived: per watched set of positions, how many of them are kept, averaged over layers and heads.
@@ -67,6 +69,7 @@ class _Reading:
     """
 
     layers: list[KVView]
+    states: list[LayerState | None]
     chunks: list[Chunk]
     heads_keeping: list[Tensor | None]
     survived: list[float]
@@ -108,8 +111,8 @@ def read_and_compress(
     check_compress_while_reading(variant)
     press, tokens = variant.press, token_ids.shape[1]
     variant = variant.for_context(tokens)
-    modules = attention_modules(model)
-    observed = [index for index, module in enumerate(modules) if not is_left_whole(model, module, tokens)]
+    modules: dict[Any, nn.Module] = {module.layer_idx: module for module in attention_modules(model)}
+    observed = [index for index, module in modules.items() if not is_left_whole(model, module, tokens)]
     first, *rest = variant.budget.for_chunks(tokens, size)
 
     # The first chunk is an ordinary prefill.
@@ -123,6 +126,7 @@ def read_and_compress(
     watched_here = [len(_within(positions, 0, stop)) for positions in watched]
     reading = _Reading(
         layers=context.layers,
+        states=context.states,
         chunks=[Chunk(stop, first)],
         heads_keeping=[context.kept_by],
         survived=[share * n for share, n in zip(context.evidence_kept, watched_here, strict=True)],
@@ -176,9 +180,11 @@ def _read_chunk(
             raise failure
         (evidence.of_layers[layer.index],) = observed
 
-    own = chunked_forward(model, reading.layers, start, token_ids, tokens, question, look)
+    own, reading.states = chunked_forward(
+        model, reading.layers, reading.states, start, token_ids, tokens, question, look
+    )
     held = sum(sum(kept.entries()) for kept in reading.layers) + sum(
-        keys[0, :, :, 0].numel() for keys, _ in own
+        keys.shape[1] * keys.shape[2] for keys, _ in own
     )
     reading.peak = max(reading.peak, held)
     reading.observing += sum(observer.seconds.values())
@@ -197,8 +203,8 @@ def _keep_of_chunk(
 ) -> None:
     """Compress a chunk, and put what is kept of it behind what is kept of the chunks before."""
     started = now()
-    press, windows = variant.press, [window_of(module) for module in attention_modules(model)]
-    n = own[0][0].shape[2]
+    press, windows = variant.press, windows_of(model)
+    n = max(keys.shape[2] for keys, _ in own)
     reading.chunks.append(Chunk(n, budget))
 
     # Layers that are left whole, and a press that removes nothing, keep all of the chunk.
@@ -213,7 +219,7 @@ def _keep_of_chunk(
             [evidence.of_layers[index] for index in observed],
             [FullLayer(index, *own[index], windows[index]) for index in observed],
             [Target(budget)],
-            all_layers=len(observed) == len(own),
+            all_layers=len(observed) == len(attention_modules(model)),
         )
         evidence.selections = compression.choices[budget].selections
         for (layer, ((view,),)), selection in zip(compression, evidence.selections, strict=True):
@@ -222,7 +228,9 @@ def _keep_of_chunk(
 
     # A window of a layer that is left whole moves on with the chunk.
     reading.layers = [
-        extended(kept, more, at + start, window, None if index in observed else start + n)
+        kept
+        if kept.is_nothing
+        else extended(kept, more, at + start, window, None if index in observed else start + n)
         for index, (kept, more, at, window) in enumerate(
             zip(reading.layers, new, positions, windows, strict=True)
         )
@@ -266,6 +274,7 @@ def _finished(
         kept_by=kept_by,
         peak_entries=reading.peak,
         chunks=reading.chunks,
+        states=reading.states,
     )
 
 

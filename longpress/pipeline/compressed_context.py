@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from kvcache.budget import Budget
 from kvcache.cache import CompressedLayer
 from kvcache.devices import moved
-from kvcache.modules import attention_modules, window_of
+from kvcache.layer_state import LayerState, states_of
+from kvcache.modules import decoder_of, windows_of
 from kvcache.selection import Selection
 from kvcache.storage import KVView, offloaded
 from presses.base import BasePress
@@ -30,7 +31,7 @@ class CompressedContext:
     """What one variant keeps of a context.
 
     Attributes:
-        layers: per model layer, what is kept.
+        layers: per model layer, what is kept; of one that caches no keys and values, nothing.
         observed: indices of the layers that were compressed; the others are left whole (sliding windows).
         next_position: at which the question continues.
         tokens: T, of the context.
@@ -45,6 +46,8 @@ class CompressedContext:
             cache.
         chunks: each chunk that was compressed by itself, where the context was compressed while it was read;
             empty: the context in one piece.
+        states: per model layer, what it remembers beside keys and values, in tensors of fixed size; None for
+            most. Only read: rows copy them. Variants of one prefill share them.
     """
 
     layers: list[KVView]
@@ -58,13 +61,15 @@ class CompressedContext:
     kept_by: Tensor | None = None
     peak_entries: int | None = None
     chunks: list[Chunk] = field(default_factory=list)
+    states: list[LayerState | None] = field(default_factory=list, repr=False)
     _measured: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def of_cache(cls, model: nn.Module, cache: Any, tokens: int) -> CompressedContext:
         """What a prefill inside `with press(model)` left in a transformers cache."""
         layers, observed, full_entries, full_bytes = [], [], 0, 0
-        for index, (layer, module) in enumerate(zip(cache.layers, attention_modules(model), strict=True)):
+        like = next(decoder_of(model).parameters())
+        for index, (layer, window) in enumerate(zip(cache.layers, windows_of(model), strict=True)):
             if isinstance(layer, CompressedLayer):
                 observed.append(index)
                 kept = replace(layer.kept()[0], entry_metadata=layer.entry_metadata[0])
@@ -73,12 +78,14 @@ class CompressedContext:
                 full_entries += full
                 full_bytes += full * channels * kept.storage.read_dtype.itemsize
             else:
-                kept = KVView.of_full_layer(layer.keys[0], layer.values[0], tokens, window_of(module))
+                kept = KVView.of_cache_layer(layer, tokens, window, like)
                 full_entries += sum(kept.entries())
                 full_bytes += kept.bytes()
             layers.append(kept)
         starts = {int(cache.layers[index].start[0]) for index in observed}
-        return cls(layers, observed, starts.pop() if starts else tokens, tokens, full_entries, full_bytes)
+        next_position = starts.pop() if starts else tokens
+        sizes = (full_entries, full_bytes)
+        return cls(layers, observed, next_position, tokens, *sizes, states=states_of(cache))
 
     def release(self) -> None:
         """Forget the entries themselves (`layers`), once nothing reads them any more.
@@ -86,8 +93,9 @@ class CompressedContext:
         What was measured of them stays.
         """
         if not self._measured:
-            self._measured.extend((self.entries(), self.bytes))
+            self._measured.extend((self.entries(), self.bytes, self.state_bytes))
             self.layers.clear()
+            self.states.clear()
 
     def offloaded(self) -> CompressedContext:
         """The same with its entries in host memory; see `KVStorage.offloaded`."""
@@ -98,8 +106,25 @@ class CompressedContext:
         return self._measured[0] if self._measured else [kept.entries() for kept in self.layers]
 
     @property
+    def growing(self) -> list[KVView]:
+        """What is kept of the layers that cache keys and values."""
+        return [kept for kept in self.layers if not kept.is_nothing]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of fixed size, which no press changes."""
+        if self._measured:
+            return self._measured[2]
+        return sum(state.bytes for state in self.states if state is not None)
+
+    @property
+    def kept_fraction_with_state(self) -> float:
+        """Measured share of all that the model remembers of the context, states of fixed size included."""
+        return (self.bytes + self.state_bytes) / (self.full_bytes + self.state_bytes)
+
+    @property
     def kept_fraction(self) -> float:
-        """Measured share of the full cache's bytes.
+        """Measured share of the full cache's bytes, states of fixed size apart.
 
         An entry with fewer channels counts as the part that is stored.
         """
@@ -114,6 +139,10 @@ class CompressedContext:
         """Bytes in memory of every storage and mask, by identity; variants of a context may share some."""
         masks = {id(kept.keep): kept.keep.numel() for kept in self.layers if kept.keep is not None}
         return masks | {id(kept.storage): kept.storage.bytes for kept in self.layers}
+
+    def state_storages(self) -> dict[int, int]:
+        """Bytes of every layer's state of fixed size, by identity; variants of a context share them."""
+        return {id(state): state.bytes for state in self.states if state is not None}
 
     def check_budget(self, press: BasePress, budget: Budget) -> None:
         """Stop where a press kept fewer or more than it states.

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.attention import attending
-from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.cache import CompressedCache
 from kvcache.hooks.decode_hooks import run_held_passes
+from kvcache.layer_state import cache_layer
 from kvcache.matmul import fast_products
-from kvcache.modules import attention_modules, cache_keyword, decoder_of
+from kvcache.modules import attention_modules, cache_keyword, decoder_of, has_state
 from kvcache.projections import query_heads
 from longpress.models.host_memory import return_freed_memory
 from longpress.pipeline.clock import now
@@ -39,7 +40,10 @@ RESERVED = 32
 """Tokens of an answer for which memory is reserved when its row enters; the memory of longer ones grows."""
 
 QUESTION_STEP = 8
-"""Questions whose lengths lie within a step of so many tokens are padded and read together."""
+"""Questions whose lengths lie within a step of so many tokens are padded and read together.
+
+Not by a model with states of fixed size, from which padding could not be forgotten.
+"""
 
 
 @dataclass(eq=False)
@@ -75,6 +79,7 @@ class Decoder:
         self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
         self.query_heads = query_heads(attention_modules(model)[0])
         self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
+        self.question_step = 1 if has_state(model) else QUESTION_STEP
         self.compact_rows = 0  # in the batch when freed memory was returned last
         self.most_rows = sys.maxsize  # halved when memory runs out, doubled when a batch was written
         self.waiting: deque[_Writing] = deque()
@@ -145,7 +150,7 @@ class Decoder:
             entering.append(self.waiting.popleft())
         if not entering:
             return
-        groups = questions_of_like_length(entering)
+        groups = questions_of_like_length(entering, self.question_step)
         self.waiting.extendleft(reversed([writing for group in groups for writing in group]))
         for group in groups:  # a row is in the queue or alive, whatever happens
             self.alive += [self.waiting.popleft() for _ in group]
@@ -159,11 +164,17 @@ class Decoder:
         decode_hooks = list(zip(*(row.decode_hooks() for row in rows), strict=True))  # per layer, per row
         cache = CompressedCache(
             [
-                CompressedLayer([row.context.layers[at] for row in rows], starts, capacity, one)
-                for at, one in enumerate(decode_hooks)
+                cache_layer(
+                    [row.context.layers[at] for row in rows],
+                    [row.context.states[at] for row in rows],
+                    starts,
+                    capacity,
+                    of_rows,
+                )
+                for at, of_rows in enumerate(decode_hooks)
             ]
         )
-        device = rows[0].context.layers[0].storage.device
+        device = cache.growing[0].device
         first = torch.tensor(starts, device=device)
         hidden = self._read_questions(rows, cache)
         return_freed_memory()
@@ -212,7 +223,7 @@ class Decoder:
     def _measure(self, first: int = 0) -> None:
         """Note the bytes of the cache of each row being written, from row `first` of the batch on."""
         assert self.cache is not None
-        sizes = torch.tensor([layer.bytes_of_rows() for layer in self.cache.layers]).sum(0).tolist()
+        sizes = torch.tensor([layer.bytes_of_rows() for layer in self.cache.growing]).sum(0).tolist()
         going = [writing for writing in self.alive if not writing.answer.stop_reason]
         for writing, size in list(zip(going, sizes, strict=True))[first:]:
             writing.answer.cache_bytes.append(size)
@@ -231,12 +242,12 @@ class Decoder:
 
     def _read_questions(self, rows: Sequence[Row], cache: CompressedCache) -> Tensor:
         """(R, D): hidden state of each question's last token."""
-        for layer in cache.layers:
+        for layer in cache.growing:
             layer.held_passes = {}
         hidden = self._read(
             [row.question_ids for row in rows], cache, [len(row.question_ids) - 1 for row in rows]
         )
-        for layer in cache.layers:
+        for layer in cache.growing:
             run_held_passes(layer)
         return torch.cat(hidden)
 
@@ -272,13 +283,13 @@ class Decoder:
         Gives the hidden states (n - since, D) of every row from its token `since` on.         Shorter rows
         are padded behind their end, and the padding forgotten.
         """
-        layer: CompressedLayer = cache.layers[0]
+        layer = cache.growing[0]
         lengths, longest, before = [len(of_row) for of_row in ids], max(map(len, ids)), layer.lengths.tolist()
         padded = torch.tensor(
             [[*of_row, *[of_row[-1]] * (longest - len(of_row))] for of_row in ids], device=layer.device
         )
         first = layer.start + layer.lengths
-        entries = max(block.storage.length for one in cache.layers for block in one.blocks) + layer.longest
+        entries = max(block.storage.length for one in cache.growing for block in one.blocks) + layer.longest
         piece = max(1, self.max_bytes // (len(ids) * attention_bytes(self.query_heads, entries + longest)))
         hidden: list[list[Tensor]] = [[] for _ in ids]
         for start in range(0, longest, piece):
@@ -323,15 +334,20 @@ class Decoder:
             answer.text = writing.prompt.decode(answer.token_ids)
 
 
-def questions_of_like_length(entering: Sequence[_Writing]) -> list[list[_Writing]]:
-    """Groups to be read together, so that little is padding; rows that share storage are neighbours."""
-    storages = [id(writing.row.context.layers[-1].storage) for writing in entering]
+def questions_of_like_length(entering: Sequence[_Writing], step: int) -> list[list[_Writing]]:
+    """Groups to be read together, so that little is padding; rows that share storage are neighbours.
+
+    Args:
+        entering: rows whose questions are to be read.
+        step: lengths within it are read together; 1: only equal ones.
+    """
+    storages = [id(writing.row.context.growing[-1].storage) for writing in entering]
     order = {storage: at for at, storage in enumerate(dict.fromkeys(storages))}
     ranked = sorted(
         zip(entering, storages, strict=True),
-        key=lambda one: (len(one[0].row.question_ids) // QUESTION_STEP, order[one[1]]),
+        key=lambda one: (len(one[0].row.question_ids) // step, order[one[1]]),
     )
-    groups = groupby(ranked, key=lambda one: len(one[0].row.question_ids) // QUESTION_STEP)
+    groups = groupby(ranked, key=lambda one: len(one[0].row.question_ids) // step)
     return [[writing for writing, _ in group] for _, group in groups]
 
 
@@ -353,19 +369,23 @@ def row_bytes(model: nn.Module, row: Row) -> int:
 
 
 def _cache_bytes(model: nn.Module, context: CompressedContext, tail: int) -> int:
-    """Bytes of a tail and of a mask in every layer, and of one layer's attention for one query."""
-    storages = [kept.storage for kept in context.layers]
+    """Bytes of a tail and of a mask in every layer, of one layer's attention for one query, and of states.
+
+    States are there twice while rows leave or join.
+    """
+    storages = [kept.storage for kept in context.growing]
     entries, sizes = (
         [one.length for one in storages],
         [one.heads * one.size * one.read_dtype.itemsize for one in storages],
     )
     masks = sum(
         kept.storage.heads * kept.storage.length * kept.storage.read_dtype.itemsize
-        for kept in context.layers
+        for kept in context.growing
         if kept.counts is not None
     )
     return (
         masks
+        + 2 * context.state_bytes
         + 2 * tail * sum(sizes)
         + attention_bytes(query_heads(attention_modules(model)[0]), max(entries) + tail)
     )

@@ -21,6 +21,7 @@ from torch import nn
 
 from kvcache.budget import Budget
 from kvcache.hooks.replay import PIECE
+from kvcache.layer_state import state_bytes_of
 from kvcache.modules import attention_modules, decoder_of
 from kvcache.observation import LOGITS, QUERY_BLOCK
 from kvcache.projections import head_size, kv_heads, query_heads
@@ -46,7 +47,7 @@ class Shape:
     """What of a model decides over memory.
 
     Attributes:
-        layers: L.
+        layers: L, those that cache keys and values.
         heads: H.
         query_heads: H * G.
         head_size: d.
@@ -55,6 +56,7 @@ class Shape:
         vocabulary: tokens.
         element: bytes of a number in the cache.
         weights: bytes of all parameters.
+        state: bytes of the states of fixed size that a row has in all layers; see `kvcache.layer_state`.
     """
 
     layers: int
@@ -66,6 +68,7 @@ class Shape:
     vocabulary: int
     element: int
     weights: int
+    state: int = 0
 
     @classmethod
     def of(cls, model: nn.Module) -> Shape:
@@ -88,6 +91,7 @@ class Shape:
             int(text.vocab_size),
             next(decoder_of(model).parameters()).element_size(),
             sum(one.numel() * one.element_size() for one in parameters.values()),
+            state_bytes_of(model),
         )
 
     @property
@@ -103,7 +107,7 @@ class MemoryPlan:
     Attributes:
         weights: of the model.
         reading: of one context: `full_cache`, `evidence`, `work` and `stored` together.
-        full_cache: keys and values of the whole context.
+        full_cache: keys and values of the whole context, and states of fixed size.
         evidence: what presses remember of it: scores, and what they select.
         work: activations of the prefill, and of presses looking at one layer.
         stored: what the variants keep of it; with `on_host`, their masks and the copies that one variant
@@ -179,7 +183,7 @@ def memory_plan(
     presses = list({variant.press.identity(): variant.press for variant in variants}.values())
 
     # While a context is read: the full cache, what presses remember of it, and the work of one layer.
-    full = shape.token * (min(tokens, chunk) if alone and chunk else tokens)
+    full = shape.token * (min(tokens, chunk) if alone and chunk else tokens) + shape.state
     remembered = sum(press.evidence_bytes(shape.heads, shape.hidden) for press in presses)
     evidence = shape.layers * tokens * remembered + entries * _selecting(variants)
     windows = _window_queries(presses) + (tail if query_aware else 0)
@@ -191,6 +195,7 @@ def memory_plan(
     readings, whole = questions if query_aware else 1, shape.token * tokens
     copies = int(full_kept(variants, tokens, alone) * whole) * readings + whole * (readings - 1)
     stored = entries * len(variants) * readings + (min(copies, whole) if offload else copies)
+    stored += shape.state * readings * (len(variants) if alone else 1)
     reading = full + evidence + stored + work
 
     # While answers are decoded: the rows of a batch, their questions, and the entries of rows with decode
@@ -284,10 +289,14 @@ def full_kept(variants: Sequence[Variant], tokens: int, alone: bool) -> float:
 
 
 def row_bytes(shape: Shape, entries: int, tail: int) -> int:
-    """Bytes that a row adds to its batch: tails, masks, attention for one query, and logits."""
+    """Bytes that a row adds to its batch: tails, masks, attention for one query, logits, and its states.
+
+    Of states there are two copies while rows leave or join.
+    """
     masks = shape.layers * shape.heads * entries * shape.element
     return (
         masks
+        + 2 * shape.state
         + tail * shape.token
         + attention_bytes(shape.query_heads, entries + tail)
         + logits_bytes(shape.vocabulary)
@@ -308,6 +317,7 @@ def _again(shape: Shape, tokens: int) -> int:
     """Bytes of reading on top of the full cache: what is read, and the gradients of a chunk."""
     return (
         2 * shape.token * tokens
+        + 2 * shape.state
         + 4 * _per_token(shape) * (PIECE + shape.layers * 2 * GRADIENT)
         + 5 * 4 * LOGITS
     )

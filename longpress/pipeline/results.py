@@ -95,7 +95,7 @@ def storage_bytes(results: Sequence[Result | Failure]) -> int:
     storages: dict[int, int] = {}
     for result in results:
         if isinstance(result, Result):
-            storages |= result.context.storages()
+            storages |= result.context.storages() | result.context.state_storages()
     return sum(storages.values()) + sum(
         result.answer.after.bytes for result in results if result.answer.after is not None
     )

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.cache import CompressedCache
 from kvcache.hooks.decode_hooks import DecodeHook
+from kvcache.layer_state import LayerState, cache_layer
 from longpress.pipeline.compressed_context import CompressedContext
 from longpress.pipeline.prompt import Question
 from longpress.pipeline.variants import Variant
@@ -21,12 +22,14 @@ class AfterQuestion:
 
     Attributes:
         context: what the variant keeps.
-        tails: per layer, keys and values (H, q, d) of the question.
+        tails: per layer with keys and values, those (H, q, d) of the question.
+        states: per layer, its state of fixed size after the question, or None.
         hidden: (D,) last hidden state of the question's last token.
     """
 
     context: CompressedContext
     tails: list[tuple[Tensor, Tensor]]
+    states: list[LayerState | None]
     hidden: Tensor
 
     @classmethod
@@ -38,7 +41,7 @@ class AfterQuestion:
         None for a row with decode_hooks: they act pass by pass, so an answer read in one pass is not what
         they would have made of it.
         """
-        layers: list[CompressedLayer] = cache.layers
+        layers = cache.growing
         lengths = layers[0].lengths.tolist()
         rows: list[AfterQuestion | None] = []
         for row, (context, n) in enumerate(zip(contexts, lengths, strict=True)):
@@ -46,28 +49,37 @@ class AfterQuestion:
                 (layer.tail_keys[row, :, :n].clone(), layer.tail_values[row, :, :n].clone())
                 for layer in layers
             ]
-            rows.append(
-                None if any(layer.decode_hooks[row] for layer in layers) else cls(context, tails, hidden[row])
-            )
+            states = [LayerState.of_row(layer, row) for layer in cache.layers]
+            acting = any(layer.decode_hooks[row] for layer in layers)
+            rows.append(None if acting else cls(context, tails, states, hidden[row]))
         return rows
 
     @property
     def bytes(self) -> int:
-        """Bytes of the question's keys and values."""
-        return sum(part.nbytes for pair in self.tails for part in pair)
+        """Bytes of the question's keys and values, and of the states after it."""
+        states = sum(state.bytes for state in self.states if state is not None)
+        return states + sum(part.nbytes for pair in self.tails for part in pair)
 
     @staticmethod
     def cache(rows: Sequence[AfterQuestion], capacity: int) -> CompressedCache:
         """The cache of rows that have read questions of one length, with room for `capacity` tokens."""
         starts = [row.context.next_position for row in rows]
-        layers = []
-        for index in range(len(rows[0].tails)):
-            layer = CompressedLayer([row.context.layers[index] for row in rows], starts, capacity)
-            keys, values = (torch.stack([row.tails[index][part] for row in rows]) for part in (0, 1))
+        cache = CompressedCache(
+            [
+                cache_layer(
+                    [row.context.layers[index] for row in rows],
+                    [row.states[index] for row in rows],
+                    starts,
+                    capacity,
+                )
+                for index in range(len(rows[0].states))
+            ]
+        )
+        for at, layer in enumerate(cache.growing):
+            keys, values = (torch.stack([row.tails[at][part] for row in rows]) for part in (0, 1))
             layer.tail_keys[:, :, : keys.shape[2]], layer.tail_values[:, :, : keys.shape[2]] = keys, values
             layer.set_lengths([keys.shape[2]] * len(rows))
-            layers.append(layer)
-        return CompressedCache(layers)
+        return cache
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from kvcache.budget import Budget
 from kvcache.compress import Choice, FullLayer, Target, compress, removes
 from kvcache.hooks.prefill import Prefill, PromptTokens
 from kvcache.hooks.with_press import watching
-from kvcache.modules import attention_modules, window_of
+from kvcache.layer_state import states_of
+from kvcache.modules import decoder_of, windows_of
 from kvcache.observation import LayerObservation
 from kvcache.storage import KVView, offloaded
 from longpress.pipeline.clock import now
@@ -95,11 +96,13 @@ class PrefilledContext:
         assert observer.prefill is not None
         self.observer, self.prefill, self.seconds = observer, observer.prefill, seconds
         self.tokens: int = self.prefill.cache.get_seq_length()
-        self.windows = [window_of(module) for module in attention_modules(self.prefill.model)]
+        self.windows = windows_of(self.prefill.model)
+        self.states = states_of(self.prefill.cache)
+        like = next(decoder_of(self.prefill.model).parameters())
         self._at_rest: Callable[[Sequence[KVView]], list[KVView]] = offloaded if offload else list
         self.full = self._at_rest(
             [
-                KVView.of_full_layer(layer.keys[0], layer.values[0], self.tokens, window)
+                KVView.of_cache_layer(layer, self.tokens, window, like)
                 for layer, window in zip(self.prefill.cache.layers, self.windows, strict=True)
             ]
         )
@@ -173,6 +176,7 @@ class PrefilledContext:
                     evidence_kept=[share_kept(choice.selections, positions) for positions in watched],
                     seconds=seconds,
                     kept_by=heads_keeping(choice.selections)[: self.tokens] if counted else None,
+                    states=list(self.states),
                 )
             )
         return contexts

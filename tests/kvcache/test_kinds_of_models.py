@@ -222,7 +222,6 @@ def test_sinks_and_caps_count_for_scores_as_for_the_model(kind: str) -> None:
         ("gpt_neox", {}, "no layer with `self_attn`"),
         ("deepseek_v3", {}, "attends to latent vectors"),
         ("llama4_text", {}, "no decoder with `layers`|within chunks|chunked_attention"),
-        ("qwen3_next", {}, "4 layers of which only 1 cache keys and values"),
         ("gemma3n_text", {"num_kv_shared_layers": 2}, "shares one cache|cannot be compressed|layers of kind"),
     ],
 )

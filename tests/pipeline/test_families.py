@@ -45,9 +45,35 @@ FAMILIES = [
     Family("mistral3", [0, 1, 2]),
     Family("gemma3", [1, 2]),
     Family("gemma4_text_global_kv", [1, 3]),
+    Family("qwen3_next", [2, 4]),
+    Family("qwen3_5_text", [2, 4]),
+    Family("qwen3_5_moe_text", [2, 4]),
+    Family("qwen3_5", [1, 3]),
+    Family("lfm2", [1, 3]),
+    Family("lfm2_moe", [1, 3]),
+    Family("granitemoehybrid", [1, 3]),
+    Family("granitemoehybrid_nope", [1, 3]),
+    Family("olmo_hybrid", [1, 3]),
+    Family("bamba", [1, 3]),
+    Family("nemotron_h", [2, 5]),
+    Family("falcon_h1_multiplier", [0, 1, 2]),
 ]
-EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-NAMED = pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+QUICK = ("qwen2_5_vl", "gemma4_text_global_kv", "qwen3_next", "lfm2", "nemotron_h", "falcon_h1_multiplier")
+"""One of each kind; the laws on the others take minutes."""
+
+
+def _marked(values: list[Any]) -> list[Any]:
+    return [
+        pytest.param(value, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, value in zip((family.name for family in FAMILIES), values, strict=True)
+    ]
+
+
+EACH = pytest.mark.parametrize("family", _marked(FAMILIES))
+NAMED = pytest.mark.parametrize("name", _marked([family.name for family in FAMILIES]))
+
+STATES = ["qwen3_next", "falcon_h1_multiplier", "nemotron_h"]
+"""Some with states of fixed size: beside layers that grow, within them, among layers without a cache."""
 
 CONTEXTS = (
     "The quick brown fox jumps over the lazy dog. " * 4,
@@ -147,6 +173,65 @@ def test_compressing_while_reading_keeps_the_budget_and_at_ratio_0_everything(na
         shared[1].context.full_bytes,
         pytest.approx(shared[2].context.bytes, rel=0.03),
     ]
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_count_in_records_and_plans_and_are_only_read(name: str) -> None:
+    pipeline = pipeline_of(name)
+    read = next(pipeline.stream([Request(CONTEXTS[0], QUESTIONS[:1], VARIANTS, keep_caches=True)]))
+    first, *_, last = (result.context for result in read)
+    assert first.state_bytes == pipeline.shape.state > 0
+    for context in (first, last):
+        everything = context.full_bytes + context.state_bytes
+        assert context.kept_fraction_with_state == (context.bytes + context.state_bytes) / everything
+        assert context.kept_fraction <= context.kept_fraction_with_state <= 1
+
+    # The states that variants share are those of the prefill, whatever was written since.
+    again = results_of(pipeline, CONTEXTS[:1], QUESTIONS[:1], VARIANTS[:1], keep_caches=True)[0].context
+    for before, after in zip(first.states, again.states, strict=True):
+        assert (before is None) == (after is None)
+        if before is not None:
+            assert all(torch.equal(before.tensors[key], after.tensors[key]) for key in before.tensors)
+
+    shape, request = pipeline.shape, Request(CONTEXTS[0], QUESTIONS[:1], VARIANTS)
+    counted = pipeline.plan(request)
+    pipeline.shape = replace(shape, state=0)
+    without = pipeline.plan(request)
+    pipeline.shape = shape
+    assert counted.full_cache - without.full_cache == shape.state
+    assert counted.decoding - without.decoding >= 2 * shape.state * len(VARIANTS)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_fidelity_and_offloading(name: str) -> None:
+    options = PipelineOptions(fidelity=True, offload="always")
+    other = CompressingPipeline(model_of(name), byte_tokenizer(), options=options)
+    other.eos_ids = []
+    questions = [replace(question, reference="the fox") for question in QUESTIONS[:2]]
+    measured = results_of(other, CONTEXTS[:1], questions, VARIANTS[:3])
+    plain = results_of(pipeline_of(name), CONTEXTS[:1], questions, VARIANTS[:3])
+    assert tokens_of(measured) == tokens_of(plain)
+    for at, result in enumerate(measured):
+        fidelity = result.answer.fidelity
+        if result.variant.is_full:
+            assert (fidelity["answer_kl"], fidelity["answer_agreement"]) == (0, 1)
+        alone = results_of(other, CONTEXTS[:1], [questions[at % 2]], [result.variant])[0].answer.fidelity
+        assert fidelity["reference_nll"] == pytest.approx(alone["reference_nll"], rel=1e-4)
+
+
+@NAMED
+def test_generate_inside_a_press_goes_on_from_the_compressed_cache(name: str) -> None:
+    pipeline = pipeline_of(name)
+    model, ids = pipeline.model, torch.arange(240).view(2, 120) % 200 + 10
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        plain = model.generate(ids, **options)
+        with NonePress()(model):
+            assert torch.equal(model.generate(ids, **options), plain)
+        with SnapKVPress(0.5, window_size=16)(model):
+            together = model.generate(ids, **options)
+            each = [model.generate(ids[row : row + 1], **options) for row in range(2)]
+    assert torch.equal(together, torch.cat(each))
 
 
 @NAMED
