@@ -20,7 +20,8 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from kvcache.cache import CompressedLayer, PaddedPrefill
-from kvcache.modules import attention_modules, cache_keyword, decoder_of, window_of
+from kvcache.layer_state import LayerState, cache_layer
+from kvcache.modules import cache_keyword, decoder_of, windows_of
 from kvcache.storage import KVView
 
 MADE_ANEW = ("attention_mask", "cache_position")
@@ -191,14 +192,15 @@ class _PaddedBatch:
         """Put what each row's cache holds into the cache of the batch."""
         if self.cache is None:
             return
-        windows = [window_of(module) for module in attention_modules(self.model)]
+        windows = windows_of(self.model)
         tokens = [len(columns) for columns in self.rows]
         self.cache.layers[:] = [
-            _layer_of_rows([cache.layers[index] for cache in self.caches], tokens, window)
+            _layer_of_rows([cache.layers[index] for cache in self.caches], tokens, window, self.mask)
             for index, window in enumerate(windows)
         ]
         for layer in self.cache.layers:
-            layer.padded_prefill = PaddedPrefill(self.mask, layer.start)
+            if isinstance(layer, CompressedLayer):
+                layer.padded_prefill = PaddedPrefill(self.mask, layer.start)
 
     def joined(self, outputs: Sequence[Any]) -> Any:
         """The rows' outputs, each a batch of one, as that of the whole batch.
@@ -287,13 +289,14 @@ def _is_per_token(value: Any, shape: Sequence[int]) -> bool:
     return isinstance(value, Tensor) and tuple(value.shape[:2]) == tuple(shape)
 
 
-def _layer_of_rows(layers: Sequence[Any], tokens: Sequence[int], window: int | None) -> CompressedLayer:
+def _layer_of_rows(layers: Sequence[Any], tokens: Sequence[int], window: int | None, like: Tensor) -> Any:
     """One layer of the rows' caches, compressed or full, as one of the cache of the batch.
 
     Args:
         layers: of each row, a batch of one.
         tokens: of each row's context.
         window: the layer's sliding window or None.
+        like: tells the device where nothing grows.
     """
     kept: list[KVView] = []
     starts: list[int] = []
@@ -304,10 +307,10 @@ def _layer_of_rows(layers: Sequence[Any], tokens: Sequence[int], window: int | N
             starts += layer.start.tolist()
             decode_hooks += layer.decode_hooks
         else:
-            kept.append(KVView.of_full_layer(layer.keys[0], layer.values[0], length, window))
+            kept.append(KVView.of_cache_layer(layer, length, window, like))
             starts.append(length)
             decode_hooks.append(None)
-    return CompressedLayer(kept, starts, decode_hooks=decode_hooks)
+    return cache_layer(kept, [LayerState.of_row(layer) for layer in layers], starts, 0, decode_hooks)
 
 
 def _continued(layer: CompressedLayer, given: dict[str, Any]) -> dict[str, Any]:

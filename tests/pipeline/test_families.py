@@ -231,7 +231,13 @@ def test_generate_inside_a_press_goes_on_from_the_compressed_cache(name: str) ->
         with SnapKVPress(0.5, window_size=16)(model):
             together = model.generate(ids, **options)
             each = [model.generate(ids[row : row + 1], **options) for row in range(2)]
+            mask = torch.ones_like(ids)
+            mask[1, :17] = 0
+            padded = model.generate(ids, attention_mask=mask, **options)
+            shorter = model.generate(ids[1:, 17:], **options)
     assert torch.equal(together, torch.cat(each))
+    assert torch.equal(padded[0], each[0][0])
+    assert torch.equal(padded[1, 17:], shorter[0])
 
 
 @NAMED
