@@ -5,6 +5,7 @@ import torch
 
 from kvcache.attention import attending
 from kvcache.budget import Budget
+from kvcache.compress import Target
 from kvcache.cache import CompressedCache, CompressedLayer
 from kvcache.modules import cache_keyword
 from longpress import CompressingPipeline
@@ -98,7 +99,9 @@ def test_errors_on_a_real_model(smollm2: LoadedModel) -> None:
 
     with torch.no_grad(), observer(model):
         model.model(input_ids=ids[:, :512], **{keyword: DynamicCache(config=model.config)})
-    contexts = PrefilledContext(observer, 0.0).compress(NonePress(), [0.0] * 5, bits=bits)
+    contexts = PrefilledContext(observer, 0.0).compress(
+        NonePress(), [Target(Budget(ratio=0.0), of_number) for of_number in bits]
+    )
     layers = [
         CompressedLayer([context.layers[at] for context in contexts], 512)
         for at in range(len(contexts[0].layers))

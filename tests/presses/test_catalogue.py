@@ -127,10 +127,9 @@ def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None
     for path in (
         "benchmarks",
         "conf",
-        "evaluation",
         "hydra_plugins",
         "kvcache",
-        "pipeline",
+        "longpress",
         "presses",
         "tests",
     ):
@@ -153,7 +152,7 @@ def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "one_file" in python("-m", "longpress.catalogue")
+    assert "one_file" in python("-m", "longpress", "ls", "presses")
     assert "one_file" in python("evaluate.py", "--help")
     laws = python(
         "-m", "pytest", "-q", "tests/presses/test_laws.py", "-k", "one_file", "-p", "no:cacheprovider"
