@@ -208,6 +208,7 @@ def test_processes_started_elsewhere_do_not_look_into_their_folder_first(
     assert cli.os.environ["PYTHONSAFEPATH"] == "1"
 
 
+@pytest.mark.slow
 def test_several_jobs_run_from_any_folder(model_folder: Path, tmp_path: Path) -> None:
     """The installed command, as it is typed: an editable install has no folder of plugins on the path."""
     given = multirun_command(model_folder, tmp_path / "results", "-m", "press=knorm,snapkv", "limit=1")[2:]

@@ -78,6 +78,7 @@ def own_folder(folder: Path, name: str, text: str = "raise RuntimeError('a modul
     (folder / name / "__init__.py").write_text(text)
 
 
+@pytest.mark.slow
 def test_folders_of_a_user_are_not_in_the_way_of_all_that_a_star_brings(tmp_path: Path) -> None:
     for name in ("models", "pipeline", "evaluation", "analysis", "benchmarks", "conf", "hydra_plugins"):
         own_folder(tmp_path, name)

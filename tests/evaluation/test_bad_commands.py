@@ -98,7 +98,7 @@ def test_weights_that_cannot_be_read_fail_the_answers_of_their_press_alone(
         "configuration: a press that there is not",
         "configuration: a ratio of 1.0",
         "configuration: a flag that there is not",
-        "model: pickled weights",
+        pytest.param("model: pickled weights", marks=pytest.mark.slow),
     ],
 )
 def test_as_a_user_starts_it(title: str, places: dict[str, str], tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from presses import (
 )
 from presses.base import BasePress
 from tests.support.catalogue_presses import ACTIVE, NAMES, busy_press_named, has_no_ratio, press_named
+from tests.support.each_family import each_family
 from tests.support.padded_batches import LENGTHS, contexts, forced_logits, logits_one_by_one, padded
 from tests.support.prefilled_contexts import model_of
-from tests.support.tiny_models import EOS, FAMILIES, PAD, fill, tiny_ids, tiny_model
+from tests.support.tiny_models import EOS, PAD, fill, tiny_ids, tiny_model
 
 ADAKV = AdaKVPress(SnapKVPress(window_size=16), 0.5)
 FORCED = tiny_ids(4, batch=3, seed=5)
@@ -57,7 +58,7 @@ def test_presses_that_act_while_decoding_act_on_each_row_alone(name: str) -> Non
 
 
 @pytest.mark.parametrize("press", [NonePress(), ADAKV, KVzipPress(0.5)], ids=lambda press: press.name)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_every_family_reads_padded_batches(family: str, press: BasePress) -> None:
     model = model_of(family)
     if family == "gemma3":  # one row outgrows the window of the layers that slide

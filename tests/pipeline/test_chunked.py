@@ -27,8 +27,9 @@ from presses import (
 )
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.catalogue_presses import has_no_ratio
+from tests.support.each_family import each_family
 from tests.support.learned_weights import with_weights
-from tests.support.tiny_models import FAMILIES, KV_HEADS, LAYERS, tiny_ids, tiny_model
+from tests.support.tiny_models import KV_HEADS, LAYERS, tiny_ids, tiny_model
 
 TOKENS, SIZE = 203, 64
 CHUNKS = [64, 64, 64, 11]
@@ -76,7 +77,7 @@ def test_every_press_meets_its_budget_chunk_by_chunk_or_is_refused_with_a_senten
     assert bool(logits_on(pipeline_of().model, kept, torch.tensor([[7, 8, 9]])).isfinite().all())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_at_ratio_0_chunks_change_nothing(family: str) -> None:
     options = {"sliding_window": 48} if family == "gemma3" else {}
     model = pipeline_of(family, SIZE, **options).model
@@ -89,7 +90,7 @@ def test_at_ratio_0_chunks_change_nothing(family: str) -> None:
     torch.testing.assert_close(logits_on(model, kept, after), whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_the_first_chunk_is_kept_as_a_context_of_its_own_and_later_ones_are_read_on_what_is_left(
     family: str,
 ) -> None:

@@ -33,6 +33,7 @@ def measured(tokens: int, variants: int, *options: str, timeout: int = 900) -> d
     return found
 
 
+@pytest.mark.slow
 def test_a_sweep_of_64_variants_stays_within_its_plan_at_1k() -> None:
     assert measured(1024, 64)["answers"] == 2 * 64
 

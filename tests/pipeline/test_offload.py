@@ -71,7 +71,7 @@ def parts(storage: KVStorage) -> list[torch.Tensor]:
     [
         ("llama", COPIES, {"fidelity": True}),
         ("llama", MANY, {"fidelity": True}),
-        ("gemma3", SLIDING, {"fidelity": True}),
+        pytest.param("gemma3", SLIDING, {"fidelity": True}, marks=pytest.mark.slow),
         ("llama", COPIES, CHUNKS),
         ("llama", MANY[:4], {"query_aware": True}),
         ("llama", KnormPress(0.5), {}),

@@ -17,7 +17,8 @@ from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.prompt import Prompt
 from presses import AdaKVPress, KeyRerotationPress, KnormPress, NonePress, PyramidKVPress, SnapKVPress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
-from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
+from tests.support.each_family import each_family
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 CONTEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 4
 QUESTIONS = ["Who jumps?", "Over what does the fox jump, and why does it do so?"]
@@ -99,7 +100,7 @@ def test_eight_presses_at_four_ratios_read_the_context_once(monkeypatch: pytest.
         ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_the_full_cache_answers_as_generate(family: str) -> None:
     pipeline = make_pipeline(family)
     prompt = pipeline._prompt(True)
@@ -156,7 +157,7 @@ def read_whole(family: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_a_prefill_in_chunks_fills_the_same_cache(family: str, size: int) -> None:
     model, ids = tiny_model(family, **({"sliding_window": 50} if family == "gemma3" else {})), tiny_ids(150)
     whole, parts = DynamicCache(config=model.config), DynamicCache(config=model.config)
@@ -382,7 +383,7 @@ def answered_alone(at: int) -> list[str]:
     return [text for row in alone["answers"] for text in row]
 
 
-@pytest.mark.parametrize("budget", [1, 400_000, 2**30])
+@pytest.mark.parametrize("budget", [pytest.param(1, marks=pytest.mark.slow), 400_000, 2**30])
 def test_contexts_decoded_together_answer_as_alone(budget: int) -> None:
     together = list(make_pipeline(max_batch_gb=budget / 2**30).stream(THREE))
     assert len(together) == 3

@@ -5,8 +5,8 @@ import torch
 
 from kvcache.attention import attending
 from kvcache.budget import Budget
-from kvcache.compress import Target
 from kvcache.cache import CompressedCache, CompressedLayer
+from kvcache.compress import Target
 from kvcache.modules import cache_keyword
 from longpress import CompressingPipeline
 from longpress.models.loading import LoadedModel
@@ -41,12 +41,12 @@ def make_pipeline(**options) -> CompressingPipeline:
 
 def test_the_second_question_does_not_see_the_first() -> None:
     pipeline = make_pipeline()
-    both = pipeline(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=20)
+    both = pipeline(CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=8)
     for at, question in enumerate(QUESTIONS):
-        alone = pipeline(CONTEXT, questions=[question], press=VARIANTS, max_new_tokens=20)
+        alone = pipeline(CONTEXT, questions=[question], press=VARIANTS, max_new_tokens=8)
         assert [answers[at] for answers in both["answers"]] == [answers[0] for answers in alone["answers"]]
     one_by_one = make_pipeline(max_batch_gb=1 / 2**30)(
-        CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=20
+        CONTEXT, questions=QUESTIONS, press=VARIANTS, max_new_tokens=8
     )
     assert one_by_one["answers"] == both["answers"]
     assert len({tuple(answers) for answers in both["answers"]}) > 3

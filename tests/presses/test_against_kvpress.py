@@ -14,17 +14,18 @@ from kvcache.modules import cache_keyword
 from kvcache.selection import Selection
 from longpress.models.loading import LoadedModel
 from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
+from tests.support.each_family import each_family
 from tests.support.peer.goldens import SMOLLM2, Case, Goldens, load_goldens
 from tests.support.prefilled_contexts import model_of, read_context
 from tests.support.recorded_presses import WINDOW, recorded_press
-from tests.support.tiny_models import FAMILIES, smollm2_ids
+from tests.support.tiny_models import smollm2_ids
 
 GOLDENS = load_goldens()
 LABELS = sorted({case.label for case in GOLDENS})
 
 
 @pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     press = recorded_press(GOLDENS.metadata["presses"][label])
     cases = [case for case in GOLDENS.cases(label) if case.family == family]

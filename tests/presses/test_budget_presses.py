@@ -34,11 +34,12 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.lukv import head_budgets
+from tests.support.each_family import each_family
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import Case, load_goldens
 from tests.support.prefilled_contexts import model_of, observed_layer, read_context
 from tests.support.recorded_presses import WINDOW, recorded_press
-from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 WRONG = ("Chunk(SnapKV",)
@@ -69,7 +70,7 @@ def golden_press(label: str) -> BasePress:
 
 
 @pytest.mark.parametrize("label", [label for label in LABELS if not label.startswith(WRONG)])
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     press = golden_press(label)
     cases = [case for case in GOLDENS.cases(label) if case.family == family]
@@ -109,7 +110,7 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
 # Chunks see their own rotations (kvpress: the end of the context's).
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_chunks_are_scored_with_their_own_positions(family: str) -> None:
     layer = observed_layer(family, 701)
     press = ChunkPress(SnapKVPress(window_size=16), chunk_length=256)
@@ -126,7 +127,7 @@ def test_chunks_are_scored_with_their_own_positions(family: str) -> None:
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_the_last_chunk_equals_kvpress_the_others_do_not(family: str) -> None:
     label, last, differing = "Chunk(SnapKV, chunk_length=256)", 512, 0
     press = golden_press(label)

@@ -19,15 +19,13 @@ def test_a_budget_in_tokens_keeps_exactly_that_many(tokens: int) -> None:
         assert budget.entries(tokens) == min(tokens, kept), (tokens, kept)
         assert budget.entries_together(6, tokens) == 6 * min(tokens, kept)
         assert budget.kept_share(tokens) + budget.removed_share(tokens) == 1
-        for size in (1, 7, 64, tokens):
+        for size in (1, 7, 64, tokens) if tokens < 2000 else (64,):
             chunks = [min(size, tokens - start) for start in range(0, tokens, size)]
             dealt = [
                 of_chunk.entries(n)
                 for of_chunk, n in zip(budget.for_chunks(tokens, size), chunks, strict=True)
             ]
             assert sum(dealt) == max(min(tokens, kept), len(chunks)), "every chunk keeps an entry"
-            if tokens > 2000:
-                break
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 100, 202, TOKENS, 1024])

@@ -4,10 +4,10 @@ import numpy
 import pytest
 import torch
 
+from tests.support.each_family import each_family
 from tests.support.peer import weights
 from tests.support.peer.goldens import FIRST, MORE, SMOLLM2, Case, Goldens, load_goldens, save_goldens
 from tests.support.tiny_models import (
-    FAMILIES,
     HEAD_DIM,
     HEADS,
     KV_HEADS,
@@ -40,7 +40,7 @@ def test_no_case_is_both_recorded_and_failed() -> None:
         }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_tiny_models_are_those_of_the_recording(family: str) -> None:
     with torch.no_grad():
         hidden = tiny_model(family).model(input_ids=tiny_ids(701), use_cache=False).last_hidden_state[0, -1]

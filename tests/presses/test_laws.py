@@ -13,6 +13,7 @@ from kvcache.modules import cache_keyword
 from longpress.catalogue import presses
 from presses.scorer import ScorerPress
 from tests.support.catalogue_presses import NAMES, has_no_ratio, press_named
+from tests.support.each_family import each_family
 from tests.support.prefilled_contexts import (
     RATIOS,
     TOKENS,
@@ -21,7 +22,7 @@ from tests.support.prefilled_contexts import (
     observations,
     read_context,
 )
-from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 SCORERS = [
     name
@@ -32,7 +33,7 @@ SCORERS = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_budget_is_met_or_refused_with_a_sentence(name: str, family: str) -> None:
     press = press_named(name)
     prefilled = read_context(model_of(family), [press])
@@ -145,7 +146,7 @@ def test_short_contexts_and_every_dtype_stay_finite(name: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_sweep_and_standalone_give_equal_logits(name: str, family: str) -> None:
     from kvcache.attention import attending
     from kvcache.cache import CompressedCache, CompressedLayer

@@ -19,10 +19,11 @@ from presses import KeyRerotationPress, KVComposePress, KVgradPress, KVzipPress
 from presses.base import BasePress
 from presses.support.repetition import chunks
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.each_family import each_family
 from tests.support.peer.goldens import MORE, load_goldens
 from tests.support.prefilled_contexts import RATIOS, model_of, read_context
 from tests.support.recorded_presses import recorded_press
-from tests.support.tiny_models import FAMILIES, KV_HEADS, tiny_ids, tiny_model
+from tests.support.tiny_models import KV_HEADS, tiny_ids, tiny_model
 
 GOLDENS = load_goldens(MORE)
 LABELS = [
@@ -62,7 +63,7 @@ def probed(prefilled: PrefilledContext, press: BasePress):
 
 
 @pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma3"])
+@each_family(but="gemma3")
 def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     press = build(label)
     prompt_tokens = FRAMINGS[GOLDENS.metadata["recipes"].get(label, {}).get("tokenizer")]

@@ -8,8 +8,9 @@ from kvcache.compress import Target
 from presses import AdaKVPress, KnormPress, SnapKVPress, ThinKPress
 from tests.support.catalogue_presses import ACTIVE, NAMES, busy_press_named, has_no_ratio, press_named
 from tests.support.decoded_rows import decode_forced
+from tests.support.each_family import each_family
 from tests.support.prefilled_contexts import TOKENS, model_of, read_context
-from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 PER_NUMBER = {8: 8 + 4, 4: 4 + 4, 2: 2 + 4}
 """Bits of a number with its share of scales, at most: groups are a head's 16 channels, or half filled."""
@@ -48,7 +49,7 @@ def test_what_is_read_does_not_depend_on_other_variants(press) -> None:
         assert torch.equal(mine.storage.values, theirs.storage.values)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_fewer_bits_err_more(family: str) -> None:
     model, press = tiny_model(family), KnormPress()
     contexts = read_context(model, [press], TOKENS).compress(press, targets([0.25] * 5, [None, 16, 8, 4, 2]))

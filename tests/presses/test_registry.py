@@ -48,11 +48,12 @@ from presses import (
 from presses.base import BasePress
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.catalogue_presses import has_no_ratio
+from tests.support.each_family import each_family
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import FIRST, MORE, REST, Case, load_goldens
 from tests.support.prefilled_contexts import model_of, read_context
 from tests.support.recorded_presses import padded_attention, their_sketches
-from tests.support.tiny_models import FAMILIES, KV_HEADS, LAYERS
+from tests.support.tiny_models import KV_HEADS, LAYERS
 
 EA = ExpectedAttentionPress(epsilon=1e-2)
 REGISTRY: dict[str, tuple[BasePress, str]] = {
@@ -207,7 +208,7 @@ def plain_framing() -> PromptTokens:
 
 
 @pytest.mark.parametrize("name", PREFILLED)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_kept_positions_equal_kvpress(name: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     their_sketches(monkeypatch)
     monkeypatch.setattr("presses.non_causal_attention.attention_within_chunks", padded_attention)

@@ -21,11 +21,11 @@ from presses import (
 )
 from presses.base import BasePress
 from presses.non_causal_attention import attention_within_chunks
+from tests.support.each_family import each_family
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import Case, load_goldens
 from tests.support.prefilled_contexts import model_of, observed_layer, read_context
 from tests.support.recorded_presses import WINDOW, padded_attention, recorded_press, their_sketches
-from tests.support.tiny_models import FAMILIES
 
 GOLDENS = load_goldens("kvpress_kept_more.npz")
 SAME = [
@@ -89,7 +89,7 @@ def same_choice(case: Case, scores: torch.Tensor, ours: torch.Tensor, theirs: to
 
 
 @pytest.mark.parametrize("label", SAME)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_kept_positions_equal_kvpress(label: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     their_sketches(monkeypatch)
     compare(label, family)
@@ -98,7 +98,7 @@ def test_kept_positions_equal_kvpress(label: str, family: str, monkeypatch: pyte
 @pytest.mark.parametrize(
     "label", ["NonCausalAttn", "NonCausalAttn(chunk_size=64)", "Compactor", "Compactor(blending=0.35)"]
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_non_causal_scores_equal_kvpress_but_for_its_padding(
     label: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

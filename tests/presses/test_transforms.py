@@ -24,9 +24,10 @@ from presses import (
 )
 from presses.base import BasePress
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.each_family import each_family
 from tests.support.peer.goldens import MORE, Case, load_goldens
 from tests.support.prefilled_contexts import read_context
-from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 GOLDENS = load_goldens(MORE)
 QUESTION = 20
@@ -62,7 +63,7 @@ CHANNELS = [label for label in GOLDENS.metadata["presses"] if label.startswith((
 
 
 @pytest.mark.parametrize("label", PLAIN)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
     for case in (case for case in GOLDENS.cases(label) if case.family == family):
         press = from_kvpress(label, case.ratio)
@@ -80,7 +81,7 @@ def test_kept_positions_equal_kvpress(label: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("label", CHANNELS)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_remaining_channels_equal_kvpress(label: str, family: str) -> None:
     for case in (case for case in GOLDENS.cases(f"{label} channels") if case.family == family):
         if int(case.length * (1 - case.ratio)) < 64 and label.startswith("Composed"):

@@ -32,10 +32,11 @@ from presses.base import BasePress
 from presses.cam import coins
 from tests.support.catalogue_presses import ACTIVE, busy_press_named, has_no_ratio
 from tests.support.decoded_rows import decode_forced
+from tests.support.each_family import each_family
 from tests.support.learned_weights import with_weights
 from tests.support.peer.goldens import MORE, REST, Goldens, load_goldens
 from tests.support.prefilled_contexts import read_context
-from tests.support.tiny_models import FAMILIES, tiny_ids, tiny_model
+from tests.support.tiny_models import tiny_ids, tiny_model
 
 FILES = [load_goldens(name) for name in (MORE, REST)]
 
@@ -128,7 +129,7 @@ def likely(chance: torch.Tensor, layer: object, seed: int) -> torch.Tensor:
     return (chance >= 0.5).to(chance.dtype)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma3"])
+@each_family(but="gemma3")
 @pytest.mark.parametrize("label", RECORDED)
 def test_kept_positions_equal_kvpress(label: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("presses.cam.coins", likely)
@@ -231,7 +232,7 @@ def test_a_target_below_the_window_keeps_the_most_recent() -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVE)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_rows_beside_each_other_are_as_rows_alone_and_as_standalone(name: str, family: str) -> None:
     model, press, full = tiny_model(family), busy_press_named(name), KnormPress()
     read = read_context(model, [press, full], 60)
@@ -271,7 +272,7 @@ class _KeepAll(DecodeHook):
         return keys.clone(), values.clone()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family()
 def test_moving_a_row_to_storage_of_its_own_changes_nothing(family: str) -> None:
     model, full = tiny_model(family), KnormPress()
     plain, knorm = read_context(model, [full], 60).compress(full, [0.0, 0.5])

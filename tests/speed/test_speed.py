@@ -104,7 +104,7 @@ def test_shapes_have_the_size_of_the_models_they_are_named_after() -> None:
     assert sizes == {"llama-3.1-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_shape_is_measured_like_the_embedded_model(dtype: str) -> None:
     loaded = MeasuredModel("tiny", TINY, dtype).load()
     again = MeasuredModel("tiny", TINY, dtype).load()
@@ -210,6 +210,7 @@ def test_an_engine_finds_our_packages_alone(monkeypatch: pytest.MonkeyPatch, tmp
         measure("longpress.speed.nothing", workload)
 
 
+@pytest.mark.slow
 def test_what_the_peer_runs_imports_nothing_of_ours_that_is_not_put_beside_it() -> None:
     code = (
         "import sys\n"
