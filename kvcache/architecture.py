@@ -17,6 +17,7 @@ from kvcache.attention import attending
 from kvcache.cache import CompressedCache
 from kvcache.hooks.prefill import observing
 from kvcache.layer_state import cache_layer, states_of
+from kvcache.linear import device_of
 from kvcache.modules import (
     attention_modules,
     cache_keyword,
@@ -141,10 +142,12 @@ def _try(model: nn.Module) -> None:
     Raises:
         ValueError: it differs, or nothing could be computed.
     """
+    config: Any = model.config
     name, decoder = type(model).__name__, decoder_of(model)
-    embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(embedding.num_embeddings, (1, TRIED), generator=generator).to(embedding.weight.device)
+    vocabulary = config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, TRIED), generator=generator).to(device_of(embedding))
     training = model.training
     try:
         model.eval()

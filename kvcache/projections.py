@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kvcache.linear import part_of, weight_of
+
 
 def head_size(module: Any) -> int:
     """Size d of one head. Configurations of Qwen2 and Phi3 do not name it, their attention modules do."""
@@ -43,9 +45,7 @@ def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:
         if flat.shape[-1] == 2 * n_heads * size:  # Qwen3-Next: of every head its queries, then its gate
             flat = flat.unflatten(-1, (n_heads, 2, size))[..., 0, :].flatten(-2)
     elif hasattr(module, "qkv_proj"):  # Phi3: queries, keys, values fused in this order
-        stop = n_heads * size
-        bias = _slice(module.qkv_proj.bias, 0, stop)
-        flat = nn.functional.linear(hidden, module.qkv_proj.weight[:stop], bias)
+        flat = part_of(module.qkv_proj, hidden, 0, n_heads * size)
     else:
         raise ValueError(_unknown(module, "q_proj or qkv_proj"))
     return _heads(flat, size, _norm(module, "q"))
@@ -58,25 +58,31 @@ def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
         flat = module.k_proj(hidden)
     elif hasattr(module, "qkv_proj"):
         start = query_heads(module) * size
-        stop = start + n_heads * size
-        bias = _slice(module.qkv_proj.bias, start, stop)
-        flat = nn.functional.linear(hidden, module.qkv_proj.weight[start:stop], bias)
+        flat = part_of(module.qkv_proj, hidden, start, start + n_heads * size)
     else:
         raise ValueError(_unknown(module, "k_proj or qkv_proj"))
     keys = _heads(flat, size, _norm(module, "k"))
     return keys * getattr(module, "key_multiplier", 1.0)  # of Falcon-H1
 
 
-def output_weight(module: Any) -> Tensor:
+def output_weight(module: Any, like: Tensor | None = None) -> Tensor:
     """(H * G, d, D): the slice of the output projection that each query head's result passes through.
 
     A gate on the result (Qwen3-Next, Qwen3.5) is not in it: it differs from token to token.
+
+    Args:
+        module: an attention module.
+        like: in the type and on the device of the heads' results; None: float32 on the CPU.
+
+    Raises:
+        ValueError: there is no output projection, or it tells no weights (`weight_of`).
     """
     names = ("o_proj", "dense", "out_proj")  # Phi has a `dense`, LFM2 an `out_proj`
     projection = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if projection is None:
         raise ValueError(_unknown(module, "o_proj or dense", "output"))
-    return projection.weight.T.reshape(query_heads(module), head_size(module), -1)
+    heads, size = query_heads(module), head_size(module)
+    return weight_of(projection, heads * size, like).T.reshape(heads, size, -1)
 
 
 def _norm(module: Any, of: str) -> nn.Module | None:
@@ -94,10 +100,6 @@ def _heads(flat: Tensor, size: int, norm: nn.Module | None) -> Tensor:
         flat, norm = norm(flat), None
     split = flat.unflatten(-1, (-1, size))
     return (norm(split) if norm is not None else split).transpose(1, 2)
-
-
-def _slice(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
-    return None if bias is None else bias[start:stop]
 
 
 def _unknown(module: Any, projections: str, what: str = "queries and keys") -> str:

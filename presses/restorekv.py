@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from kvcache.budget import Budget
 from kvcache.hooks.prefill import Prefill
 from kvcache.hooks.replay import replay
+from kvcache.linear import device_of
 from kvcache.modules import attention_modules, has_state
 from kvcache.observation import LayerObservation
 from kvcache.selection import Selection, gather
@@ -137,9 +138,10 @@ class RestoreKVPress(KVzipPress):
             ValueError: there are none, or they are another model's.
         """
         table: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
+        first = table(torch.zeros(1, 1, dtype=torch.long, device=device_of(table)))  # (1, 1, D)
         module = attention_modules(prefill.model)[0]
-        embeddings, source, description = self._embeddings(module, table.weight.shape[1])
-        return embeddings.to(table.weight)[None], read_adapter(source, self.revision, description)
+        embeddings, source, description = self._embeddings(module, first.shape[-1])
+        return embeddings.to(first)[None], read_adapter(source, self.revision, description)
 
     def _embeddings(self, module: nn.Module, size: int) -> LearnedTokens:
         """The learned tokens for the model of an attention module, whose hidden size is `size`."""

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from kvcache.attention import attending
 from kvcache.hooks.prefill import Prefill
 from kvcache.layer_state import EmptyLayer, LayerState, StateLayer
+from kvcache.linear import checking_gradients
 from kvcache.modules import attention_module, cache_keyword, decoder_of
 from kvcache.observation import AttentionInputs, LayerObservation
 from kvcache.rotary import rope_of
@@ -136,9 +137,10 @@ def sensitivity(
         final_outputs.append(output[0] if isinstance(output, tuple) else output)
 
     # One forward and one backward pass, from Φ to what each attention has added.
-    last_layer: Any = decoder_of(prefill.model).layers[-1]  # type: ignore[union-attr, index]
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(prefill.model):
-        hook = last_layer.register_forward_hook(on_last_layer)
+    decoder: Any = decoder_of(prefill.model)
+    grads = checking_gradients(decoder.layers)
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(prefill.model), grads:
+        hook = decoder.layers[-1].register_forward_hook(on_last_layer)
         try:
             _run(prefill, token_ids.clone(), on_attention, with_gradient=True)
         finally:

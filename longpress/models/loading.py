@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from kvcache.architecture import TESTED, check_structure
+from kvcache.linear import device_of
 from longpress.models.configs import ModelConfig, check_model, is_own, one_sentence, quiet
 from longpress.models.gguf_file import GGUFFile
 from longpress.models.gguf_tokenizer import gguf_tokenizer
@@ -123,7 +124,7 @@ class KnownModel:
             name=self.name,
             revision=self.revision,
             dtype=str(model.dtype).removeprefix("torch."),
-            device=model.get_input_embeddings().weight.device,
+            device=device_of(model.get_input_embeddings()),
             window=self.window,
         )
 

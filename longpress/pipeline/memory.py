@@ -11,6 +11,7 @@ Where a context does not fit a GPU beside the weights, what variants keep of it 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import nn
 from kvcache.budget import Budget
 from kvcache.hooks.replay import PIECE
 from kvcache.layer_state import state_bytes_of
+from kvcache.linear import computing_type
 from kvcache.modules import attention_modules, decoder_of
 from kvcache.observation import LOGITS, QUERY_BLOCK
 from kvcache.projections import head_size, kv_heads, query_heads
@@ -80,7 +82,7 @@ class Shape:
         inner = max(
             int(max(given) if isinstance(given, list | tuple) else given), 1
         )  # Gemma 3n names one per layer
-        parameters = {id(one): one for one in model.parameters()}
+        stored = {id(one): one for one in itertools.chain(model.parameters(), model.buffers())}
         return cls(
             len(modules),
             max(kv_heads(module) for module in modules),
@@ -89,8 +91,8 @@ class Shape:
             int(text.hidden_size),
             inner,
             int(text.vocab_size),
-            next(decoder_of(model).parameters()).element_size(),
-            sum(one.numel() * one.element_size() for one in parameters.values()),
+            computing_type(decoder_of(model)).itemsize,
+            sum(one.numel() * one.element_size() for one in stored.values()),
             state_bytes_of(model),
         )
 

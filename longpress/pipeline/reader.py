@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from kvcache.budget import Budget
 from kvcache.compress import Target
 from kvcache.hooks.prefill import PromptTokens
+from kvcache.linear import device_of
 from longpress.pipeline.clock import now
 from longpress.pipeline.compress_while_reading import read_and_compress
 from longpress.pipeline.compressed_context import CompressedContext
@@ -103,7 +104,7 @@ class Reader:
         questions = list(request.questions) if at is None else [request.questions[at]]
         prompted = self._prompted(prompt, request, questions, query_aware=at is not None)
         self._check_length(len(prompted.ids), prompted.question_ids, questions)
-        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator]
+        device = device_of(self.model.get_input_embeddings())  # type: ignore[operator]
         context_ids = torch.tensor([prompted.ids], device=device)
         prompt_tokens = prompt.prompt_tokens(min(len(prompted.ids), prompted.n_question))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kvcache.linear import device_of, size_of
 from presses.support.weights import read
 
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -87,15 +88,15 @@ def adapted(model: nn.Module, adapter: Adapter) -> Iterator[None]:
     with ExitStack() as stack:
         for name, (down, up) in adapter.pairs.items():
             module: Any = modules.get(name)
-            weight = getattr(module, "weight", None)
+            of_module = None if module is None else size_of(module)
             size = (up.shape[0], down.shape[1])
-            if not isinstance(weight, Tensor) or weight.shape != size:
-                has = "no such module" if weight is None else f"one with weights {tuple(weight.shape)}"
+            if module is None or of_module not in (None, size):  # packed ones do not tell
+                has = "no such module" if module is None else f"one with weights {of_module}"
                 raise ValueError(
                     f"{adapter.description}: made for a module {name} with weights {size}, but the model has "
                     f"{has}"
                 )
-            parts = down.float().to(weight.device), up.float().to(weight.device)
+            parts = down.float().to(device_of(module)), up.float().to(device_of(module))
             stack.callback(module.register_forward_hook(partial(_add, *parts, adapter.scales[name])).remove)
         yield
 

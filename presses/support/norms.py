@@ -17,7 +17,7 @@ def output_norms(layer: LayerObservation, values: Tensor) -> Tensor:
 
     A value adds something through the output projection of every query head of its group.
     """
-    weight = output_weight(layer.module).float()  # (H * G, d, D)
+    weight = output_weight(layer.module, like=values).float()  # (H * G, d, D)
     gram = (weight @ weight.transpose(1, 2)).unflatten(0, (-1, layer.group))  # (H, G, d, d)
     spread = values.float()[:, :, None]  # (B, H, 1, C, d)
     return ((spread @ gram) * spread).sum(-1).clamp(min=0).sqrt()
@@ -30,7 +30,8 @@ def projected_value_norms(layer: LayerObservation) -> Tensor:
     """
 
     def compute() -> Tensor:
-        weights = output_weight(layer.module).unflatten(0, (-1, layer.group))  # (H, G, d, D)
+        weights = output_weight(layer.module, like=layer.values)
+        weights = weights.unflatten(0, (-1, layer.group))  # (H, G, d, D)
         blocks = []
         for values in layer.values.split(TOKEN_BLOCK, dim=2):
             per_head = [
