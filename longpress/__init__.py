@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors read; a test holds it equal to `PUBLIC`
     from kvcache.budget import Budget as Budget
+    from longpress.integrations.transformers_pipeline import register_pipelines as register_pipelines
     from longpress.models.loading import load_model as load_model
     from longpress.pipeline.facade import CompressingPipeline as CompressingPipeline
     from longpress.pipeline.options import PipelineOptions as PipelineOptions
@@ -32,6 +33,7 @@ PUBLIC = {
     "Request": "longpress.pipeline.results",
     "Variant": "longpress.pipeline.variants",
     "load_model": "longpress.models.loading",
+    "register_pipelines": "longpress.integrations.transformers_pipeline",
 }
 """Public names beside the presses, and the modules that hold them."""
 

@@ -41,6 +41,10 @@ ALLOWED = {
         *("longpress.analysis", "longpress.pipeline", "longpress.models"),
         *("benchmarks", "presses", "kvcache", *GROUND),
     },
+    "longpress.integrations": {
+        *("longpress.evaluation", "longpress.pipeline", "longpress.models"),
+        *("presses", "kvcache", *GROUND),
+    },
     "longpress.speed": {
         *(
             "longpress",
@@ -53,7 +57,10 @@ ALLOWED = {
     },
     "longpress.cli": {"longpress", *GROUND},
     "longpress.__main__": {"longpress.cli"},
-    "longpress": {"longpress.pipeline", "longpress.models", "presses", "kvcache"},
+    "longpress": {
+        *("longpress.integrations", "longpress.pipeline", "longpress.models"),
+        *("presses", "kvcache"),
+    },
 }
 """The parts of the house and what each may import; a module belongs to the longest part of its name."""
 COMMANDS = {"longpress.evaluation", "longpress.analysis", "longpress.speed", "benchmarks"}

@@ -102,6 +102,8 @@ class CompressingPipeline:
         Raises:
             ValueError: no question, an empty context, a prompt beyond the window, a budget that was not met.
         """
+        if not isinstance(context, str):
+            raise ValueError(f"give one context as a text, no {type(context).__name__}; call once for each")
         if (question is None) == (questions is None):
             raise ValueError("give either question= or questions=")
         given = [question] if questions is None else questions

@@ -248,8 +248,12 @@ def variants_of(press: BasePress | Sequence[Variant | tuple[BasePress, float]] |
     """The variants of a request: those given, or a press at its own budget.
 
     Raises:
-        ValueError: the list is empty.
+        ValueError: the list is empty, or what is given is no press.
     """
+    if isinstance(press, str):
+        raise ValueError(f"press={press!r} is a name; give a press such as SnapKVPress(0.5)")
+    if not isinstance(press, Sequence | BasePress | None):
+        raise ValueError(f"press={press!r} is no press; give one such as SnapKVPress(0.5)")
     if not isinstance(press, Sequence):
         press = press or NonePress()
         return [Variant(press, press.budget)]
