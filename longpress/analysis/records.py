@@ -156,6 +156,11 @@ class Record:
     """The most of them at any step of decoding, after what the press dropped in that step."""
     mean_cache_bytes: float | None = None
     """Their mean over the steps."""
+    joint_tokens: int = 0
+    """Last tokens of the context that were read with the question, uncompressed.
+
+    That is where one token of the whole prompt stands across the joint of the two.
+    """
     prefill: str = "shared"
     """How the context was read.
 

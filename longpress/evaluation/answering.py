@@ -119,10 +119,10 @@ class Answering:
             if not kept:
                 continue
             text = samples[0].context + (samples[0].question if query_aware else "")
-            try:
-                spans = self.pipeline.token_spans(text, samples[0].chat_template)
-            except NotImplementedError:  # a tokenizer that does not know where its tokens stand
+            spans = self.pipeline.token_spans(text, samples[0].chat_template)
+            if spans is None:  # it cannot be told where tokens stand
                 return
+            spans = spans[: next(iter(kept.values())).tokens]
             kept_by_key = {
                 keys[sample.id][variant]: variant_keeps
                 for variant, variant_keeps in kept.items()

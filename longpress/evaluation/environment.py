@@ -87,6 +87,7 @@ def write_description(
     folder: Path,
     settings: Settings,
     made_with: Mapping[str, Any],
+    prompts: Mapping[str, Any],
     sample_ids: Sequence[str],
     samples: Sequence[Sample],
 ) -> None:
@@ -96,11 +97,13 @@ def write_description(
         folder: of the results; exists.
         settings: what is run.
         made_with: the environment; with several workers, that of one of them.
+        prompts: what stands around contexts and questions, see `RecordBuilder.described`.
         sample_ids: of all samples of the run, done or not.
         samples: those that are answered now.
     """
     made = {
         **made_with,
+        "prompts": dict(prompts),
         "workers": settings.options.workers,
         "n_samples": len(sample_ids),
         "sample_ids_sha256": _sha256(sorted(sample_ids)),

@@ -164,7 +164,7 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     """
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if any(get_origin(one) is tuple for one in kinds):
-        return _one_or_several(name, value)
+        return _one_or_several(name, value, "text" if str in kinds else "number")
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
         return checked(kind, value, f"{name}.")
     if not any(one in KINDS and type(value) in KINDS[one].types for one in kinds):
@@ -173,7 +173,7 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def _one_or_several(name: str, value: Any) -> Any:
+def _one_or_several(name: str, value: Any, word: str) -> Any:
     """One value, or a tuple of the values of a list; what each may be is checked where it is declared.
 
     Raises:
@@ -181,5 +181,5 @@ def _one_or_several(name: str, value: Any) -> Any:
     """
     several = isinstance(value, list | tuple)
     if any(isinstance(one, list | tuple | dict) for one in (value if several else [value])):
-        raise ValueError(f"{name}={value!r} must be one number or a list of numbers")
+        raise ValueError(f"{name}={value!r} must be one {word} or a list of {word}s")
     return tuple(value) if several else value

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean as mean
 from typing import Any
@@ -16,8 +16,9 @@ from benchmarks.base import Sample
 from longpress.analysis.records import Record, record_key
 from longpress.evaluation.config import Settings
 from longpress.evaluation.environment import redacted, without_secrets
-from longpress.models.loading import KnownModel, LoadedModel
+from longpress.models.loading import KnownModel, LoadedModel, added_ends
 from longpress.pipeline.options import PipelineOptions
+from longpress.pipeline.prompt import Prompt
 from longpress.pipeline.results import Failure, Result
 from longpress.pipeline.variants import Variant
 
@@ -33,26 +34,69 @@ class RecordBuilder:
     """
 
     def __init__(self, settings: Settings, model: KnownModel | LoadedModel) -> None:
-        """Of the answers of `model` in a run with these settings."""
+        """Of the answers of `model` in a run with these settings.
+
+        Raises:
+            ValueError: an end token that the model's tokenizer does not have.
+        """
         self.failed = 0
         self._settings, self._model = settings, model
+        self._prompts: dict[bool, Prompt] = {}
+        named = set(model.named_ends)
+        self._ends = [
+            token for token in added_ends(model.tokenizer, settings.options.ends()) if token not in named
+        ]
 
     def keys(self, sample: Sample) -> list[str]:
-        """The key of a sample's record under each variant: a hash of everything that can change an answer."""
+        """The key of a sample's record under each variant: a hash of everything that can change an answer.
+
+        Raises:
+            ValueError: the model's chat template cannot be used.
+        """
         model, benchmark, options = self._model, self._settings.benchmark, self._settings.options
         what_is_asked = {
             "model": [model.name, model.revision, model.dtype],
             "benchmark": [benchmark.name, benchmark.version, sample.task, sample.id],
-            "prompt": prompt_hash(sample),
+            "prompt": self.prompt_hash(sample),
             "references": sample.references,
             "query_aware": options.query_aware,
         }
         if options.compress_every is not None:  # else nothing, as in the keys of the first records
             what_is_asked["prefill"] = prefill_name(options)
+        if self._ends:
+            what_is_asked["ends"] = sorted(self._ends)
         return [
             record_key({**what_is_asked, "press": key_of_variant(line.variant)})
             for line in self._settings.variants
         ]
+
+    def prompt_hash(self, sample: Sample) -> str:
+        """Content hash of everything the model reads, and of when its answer ends."""
+        limits = [sample.max_new_tokens, sample.min_new_tokens, *sample.stop, sample.chat_template]
+        beyond = self._prompt(sample.chat_template).beyond_first(sample.context, sample.question)
+        text = json.dumps(
+            [sample.context, sample.question, sample.answer_prefix, *limits, *([beyond] if beyond else [])]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def described(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What stands around the prompts of samples, and what ends their answers, for people to read."""
+        tokenizer, ends = self._model.tokenizer, {*self._model.named_ends, *self._ends}
+        prompts = {
+            "chat" if chat_template else "bare": self._prompt(chat_template).described()
+            for chat_template in sorted({sample.chat_template for sample in samples})
+        }
+        return {
+            **prompts,
+            "date": self._settings.options.date,
+            "end_tokens": tokenizer.convert_ids_to_tokens(sorted(ends)),
+        }
+
+    def _prompt(self, chat_template: bool) -> Prompt:
+        if chat_template not in self._prompts:
+            options = self._settings.options
+            self._prompts[chat_template] = Prompt.under(options, self._model.tokenizer, chat_template)
+        return self._prompts[chat_template]
 
     def record(self, sample: Sample, variant: int, result: Result | Failure, key: str) -> Record:
         """Score an answer and make its record; a failure is counted, and the first is told on stderr.
@@ -96,7 +140,7 @@ class RecordBuilder:
             task=sample.task,
             sample_id=sample.id,
             context_id=sample.context_id,
-            prompt_hash=prompt_hash(sample),
+            prompt_hash=self.prompt_hash(sample),
             # under which variant
             press=label,
             press_parameters=variant.press.parameters(),
@@ -147,13 +191,6 @@ def prefill_name(options: PipelineOptions) -> str:
     return "shared" if options.compress_every is None else f"chunked/{options.compress_every}"
 
 
-def prompt_hash(sample: Sample) -> str:
-    """Content hash of everything the model reads, and of when its answer ends."""
-    limits = [sample.max_new_tokens, sample.min_new_tokens, *sample.stop, sample.chat_template]
-    text = json.dumps([sample.context, sample.question, sample.answer_prefix, *limits])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def scored(settings: Settings, sample: Sample, result: Result | Failure) -> dict[str, float] | Exception:
     """Metrics of an answer, or why there are none: it could not be written, or the scorer gave no score."""
     if result.error is not None:
@@ -197,6 +234,7 @@ def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
         "context_tokens": kept.tokens,
         "peak_entries": kept.full_entries if kept.peak_entries is None else kept.peak_entries,
         "truncated": sample.truncated or result.truncated,
+        "joint_tokens": result.joint_tokens,
         "prefill_seconds": result.prefill_seconds,
         "observe_seconds": result.observe_seconds,
         "compress_seconds": kept.seconds,

@@ -162,7 +162,8 @@ class EvaluationRunner:
 
         def write_made_with(made_with: Mapping[str, Any]) -> None:
             answered = [sample for context in work for sample in context.samples]
-            write_description(plan.folder, self.settings, made_with, list(plan.keys), answered)
+            prompts = RecordBuilder(self.settings, plan.known).described(answered)
+            write_description(plan.folder, self.settings, made_with, prompts, list(plan.keys), answered)
 
         if workers is not None:
             yield from self._run_workers(plan, work, workers, known, write_made_with)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationConfig,
     LlamaForCausalLM,
 )
 
 from kvcache.architecture import TESTED, check_structure
 from kvcache.linear import device_of
+from longpress.models.chat_template import turn_end
 from longpress.models.configs import ModelConfig, check_model, is_own, one_sentence, quiet
 from longpress.models.gguf_file import GGUFFile
 from longpress.models.gguf_tokenizer import gguf_tokenizer
@@ -57,6 +60,7 @@ class LoadedModel:
         dtype: of the weights, e.g. "float32".
         device: of the embeddings.
         window: longest prompt with answer, in tokens.
+        named_ends: tokens that the checkpoint names as end of a text.
     """
 
     model: nn.Module = field(repr=False)
@@ -66,6 +70,7 @@ class LoadedModel:
     dtype: str
     device: torch.device
     window: int
+    named_ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,7 @@ class KnownModel:
         revision: as of `LoadedModel`.
         dtype: that the weights will have, as far as the checkpoint's configuration tells.
         window: longest prompt with answer, in tokens.
+        named_ends: tokens that the checkpoint names as end of a text.
     """
 
     config: ModelConfig
@@ -89,6 +95,7 @@ class KnownModel:
     revision: str
     dtype: str
     window: int
+    named_ends: tuple[int, ...]
     _architecture: Any = field(repr=False)
     _own: GGUFFile | None = field(repr=False)
 
@@ -126,6 +133,7 @@ class KnownModel:
             dtype=str(model.dtype).removeprefix("torch."),
             device=device_of(model.get_input_embeddings()),
             window=self.window,
+            named_ends=self.named_ends,
         )
 
 
@@ -147,6 +155,7 @@ def find_model(config: ModelConfig) -> KnownModel:
         tokenizer: Any = (
             gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
         )
+        generation_config = _generation_config(config, architecture, gguf)
     settle_chat_template(tokenizer, config)
 
     # What exactly it is.
@@ -165,6 +174,7 @@ def find_model(config: ModelConfig) -> KnownModel:
         revision=revision + _changes(config),
         dtype=str(stored or "float32").removeprefix("torch.") if config.dtype == "auto" else config.dtype,
         window=config.window or window,
+        named_ends=tuple(sorted(_named_ends(generation_config, tokenizer))),
         _architecture=architecture,
         _own=own,
     )
@@ -207,14 +217,63 @@ def auto_class_of(architecture: Any) -> Any:
     raise ValueError(f"transformers has no model of type {architecture.model_type} that writes text")
 
 
-def eos_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
-    """All ids that end an answer, ascending: those of the generation config and the tokenizer's own."""
-    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+def eos_token_ids(model: nn.Module, tokenizer: Any, more: Sequence[str] = ()) -> list[int]:
+    """All ids that end an answer, ascending.
+
+    They are those of the generation config, the tokenizer's own, the one with which the chat template ends a
+    turn, and `more`, texts of tokens.
+
+    Raises:
+        ValueError: a text of `more` is not one token.
+    """
+    named = _named_ends(getattr(model, "generation_config", None), tokenizer)
+    return sorted({*named, *added_ends(tokenizer, more)})
+
+
+def added_ends(tokenizer: Any, more: Sequence[str] = ()) -> list[int]:
+    """The token with which the chat template ends a turn, and those whose texts are given.
+
+    Raises:
+        ValueError: a text is not one token.
+    """
+    end = turn_end(tokenizer)
+    ids = [] if end is None else [end]
+    for text in more:
+        known = tokenizer.convert_tokens_to_ids(text)
+        of_text: list[int] = (
+            [known]
+            if known is not None and tokenizer.convert_ids_to_tokens(known) == text
+            else tokenizer(text, add_special_tokens=False).input_ids
+        )
+        if len(of_text) != 1:
+            raise ValueError(
+                f"end_tokens: {text!r} is {len(of_text)} tokens of this model's tokenizer; give texts of "
+                "single tokens, as its tokenizer_config.json lists them"
+            )
+        ids += of_text
+    return ids
+
+
+def _named_ends(config: Any, tokenizer: Any) -> set[int]:
+    """The ids that a configuration and the tokenizer name as end of a text."""
+    listed = getattr(config, "eos_token_id", None)
     ids = {
         *(listed if isinstance(listed, list | tuple) else [listed]),
         getattr(tokenizer, "eos_token_id", None),
     }
-    return sorted(token for token in ids if token is not None)
+    return {token for token in ids if token is not None}
+
+
+def _generation_config(config: ModelConfig, architecture: Any, gguf: GGUFFile | None) -> Any:
+    """What the loaded model will have as generation config: the checkpoint's, else its architecture's."""
+    text = architecture.get_text_config()
+    if gguf is None and not config.gguf_file:
+        source = config.source()
+        with suppress(OSError):
+            return GenerationConfig.from_pretrained(
+                source["pretrained_model_name_or_path"], revision=source["revision"]
+            )
+    return text if getattr(text, "eos_token_id", None) is not None else architecture
 
 
 def fingerprint(folder: Path) -> str:

@@ -56,14 +56,14 @@ class CompressingPipeline:
             options: see `PipelineOptions`.
 
         Raises:
-            ValueError: a model that would be compressed wrongly.
+            ValueError: a model that would be compressed wrongly, or an end token that does not exist.
         """
         check_model(model)
         config: Any = model.config
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options or PipelineOptions()
         self.max_length = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
         self.room = room(model, self.options.offload)
-        self.eos_ids = eos_token_ids(model, tokenizer)
+        self.eos_ids = eos_token_ids(model, tokenizer, self.options.ends())
         self.shape = Shape.of(model)
         self._prompts: dict[bool, Prompt] = {}
 
@@ -153,10 +153,10 @@ class CompressingPipeline:
         ]
         return answers
 
-    def token_spans(self, context: str, chat_template: bool = True) -> list[tuple[int, int]]:
+    def token_spans(self, context: str, chat_template: bool = True) -> list[tuple[int, int]] | None:
         """Characters [start, end) of `context` that each position of its cache stands for.
 
-        Negative within the chat template.
+        Negative within the chat template. None where it cannot be told.
         """
         return self._prompt(chat_template).token_spans(context)
 
@@ -190,8 +190,8 @@ class CompressingPipeline:
         for it alone: contexts are held together only as far as they fit.
         """
         prompt, questions = self._prompt(request.chat_template), request.questions
-        tokens = len(prompt.context_ids(request.context))
-        tails = [len(prompt.question_ids(one.text, one.answer_prefix)) for one in questions]
+        ids = prompt.ids(request.context, [(one.text, one.answer_prefix) for one in questions])
+        tokens, tails = len(ids.context), list(map(len, ids.questions))
         if request.query_aware:
             tokens += max(tails)
         bound = partial(
@@ -222,7 +222,7 @@ class CompressingPipeline:
 
     def _prompt(self, chat_template: bool) -> Prompt:
         if chat_template not in self._prompts:
-            self._prompts[chat_template] = Prompt(self.tokenizer, chat_template)
+            self._prompts[chat_template] = Prompt.under(self.options, self.tokenizer, chat_template)
         return self._prompts[chat_template]
 
 

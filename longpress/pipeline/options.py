@@ -6,6 +6,7 @@ Importing this module needs no torch. Every field is an option of a run as well 
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,15 @@ class PipelineOptions:
         "auto",
         "caches lie in host memory: auto: where a context does not fit the GPU (slow, exact); always; never",
     )
+    date: str = option(
+        "2024-07-26",
+        "today's date as chat templates print it (YYYY-MM-DD), so that prompts do not change overnight",
+    )
+    end_tokens: str | tuple[str, ...] = option(
+        (),
+        "tokens that end an answer besides those that the checkpoint names and the one with which its chat "
+        "template ends a turn, e.g. ['<|im_end|>']",
+    )
     fidelity: bool = option(
         False, "measure how far each press moves the model along known answers, too (fidelity.csv)"
     )
@@ -59,8 +69,20 @@ class PipelineOptions:
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
                 raise ValueError(f"{name}={size!r} must be a positive number of GiB")
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError as error:
+            raise ValueError(f"date={self.date!r} must be a day as YYYY-MM-DD, e.g. 2024-07-26") from error
+        if not all(isinstance(token, str) and token for token in self.ends()):
+            raise ValueError(
+                f"end_tokens={self.end_tokens!r} must be texts of tokens, e.g. ['<|im_end|>'], or [] for none"
+            )
         if self.offload not in OFFLOAD:
             raise ValueError(
                 f"offload={self.offload!r} must be 'auto' (caches lie in host memory where a context does "
                 "not fit the GPU), 'always' or 'never'"
             )
+
+    def ends(self) -> tuple[str, ...]:
+        """`end_tokens` as a tuple."""
+        return (self.end_tokens,) if isinstance(self.end_tokens, str) else tuple(self.end_tokens)

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from kvcache.hooks.prefill import PromptTokens
+from longpress.models.chat_template import FIRST_DATE, ChatTemplate
+from longpress.pipeline.options import PipelineOptions
+
+LEFT = 64
+"""Characters in front of a continuation that can decide how it is split into tokens."""
+
+WORDS = ("Who", "the", "A")
+"""Beginnings of texts, by which it is seen whether a tokenizer marks the beginning of a text."""
+
+ANCHORS = ("\n", ".", ")", "1")
+"""Texts after which a word may follow without a space; a continuation is encoded behind one of them."""
 
 
 @dataclass(frozen=True)
@@ -37,37 +49,92 @@ class Question:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
 
 
+class PromptIds(NamedTuple):
+    """The token ids of a context and of what follows it for each question.
+
+    Attributes:
+        context: with what the template puts in front.
+        questions: per question, with what the template puts behind, and the answer prefix.
+        joint: how many of the context's last tokens are read with the questions, since one token of the whole
+            prompt stands across the joint; 0 as a rule.
+    """
+
+    context: list[int]
+    questions: list[list[int]]
+    joint: int
+
+
+class _Joint(NamedTuple):
+    """A continuation: how many of the last tokens before it belong to it, and the ids from the joint on."""
+
+    n_before: int
+    ids: list[int]
+
+
 class Prompt:
     """The text around a context: chat template or none.
 
-    Contexts and questions are tokenised apart, so that their joint is the same for all.
+    Contexts and questions are tokenised apart, so that their joint is the same for all. Where a tokenizer
+    marks the beginning of a text (SentencePiece puts a "▁" there), what follows a context is encoded as its
+    continuation, and both together are the ids of the whole prompt.
 
     Attributes:
+        tokenizer: of transformers.
+        template: what the chat template puts around a message; None for the bare prompt.
+        front: special tokens that the tokenizer puts in front of a bare prompt; what it puts behind one ends
+            a text, and is left out.
         before: text in front of the context.
         after: text between the question and the answer prefix.
+        marks_beginning: whether the tokenizer marks the beginning of a text.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: bool = True) -> None:
-        """Render the tokenizer's template around a placeholder.
+    def __init__(self, tokenizer: Any, chat_template: bool = True, *, date: str = FIRST_DATE) -> None:
+        """Render the tokenizer's template around a message, or ask what it puts in front of a bare prompt.
 
         Args:
             tokenizer: of transformers.
-            chat_template: False for the bare prompt, behind the beginning-of-sequence token if the tokenizer
-                adds one. A tokenizer without a template always gives the bare prompt.
+            chat_template: False for the bare prompt. A tokenizer without a template always gives it.
+            date: that templates print as today's, as YYYY-MM-DD.
+
+        Raises:
+            ValueError: a template that cannot be used.
         """
         self.tokenizer = tokenizer
+        self.template: ChatTemplate | None = None
+        self.front: list[int] = []
         self.before, self.after = "", ""
         if chat_template and getattr(tokenizer, "chat_template", None):
-            mark = "\x1elongpress context\x1e".replace("\x1e", "~~~~~")
-            rendered = tokenizer.apply_chat_template(
-                [{"role": "user", "content": mark}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-            self.before, self.after = rendered.split(mark)
-        elif tokenizer.bos_token and tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]:
-            self.before = tokenizer.bos_token
+            self.template = ChatTemplate.of(tokenizer, date=date)
+            self.before, self.after = self.template.before, self.template.after
+        else:
+            self.front = self._special_tokens_in_front()
+        self.marks_beginning = not any(self._begins_anywhere(*pair) for pair in product(ANCHORS[1:], WORDS))
+        self._anchor = next((anchor for anchor in ANCHORS if self._stays(anchor)), ANCHORS[0])
+
+    @classmethod
+    def under(cls, options: PipelineOptions, tokenizer: Any, chat_template: bool) -> Prompt:
+        """The prompt as the options of a pipeline ask for it."""
+        return cls(tokenizer, chat_template, date=options.date)
+
+    # -- ids --
+
+    def ids(self, context: str, questions: Sequence[tuple[str, str]]) -> PromptIds:
+        """Token ids of a context and of the questions, given with their answer prefixes, that follow it.
+
+        Raises:
+            ValueError: there is nothing to read, or nothing to answer from.
+        """
+        ids = self.context_ids(context)
+        if not self.marks_beginning:
+            return PromptIds(ids, [self.question_ids(*question) for question in questions], 0)
+
+        # Each question as the continuation of this context.
+        left = self.before + self._message(context, "")[0]
+        joints = [self._joint(left, ids, self._following(*question)) for question in questions]
+        n_joint = max((joint.n_before for joint in joints), default=0)
+        end = len(ids) - n_joint
+        behind = [[*ids[end : len(ids) - joint.n_before], *joint.ids] for joint in joints]
+        return PromptIds(ids[:end], behind, n_joint)
 
     def context_ids(self, context: str) -> list[int]:
         """Token ids of the context with what the template puts in front.
@@ -75,52 +142,34 @@ class Prompt:
         Raises:
             ValueError: there is nothing to read.
         """
-        ids = self._encode(self.before + context)
+        ids = [*self.front, *self._encode(self.before + self._message(context, "")[0])]
         if not ids:
             raise ValueError("the context is empty, so there is nothing to compress; give at least one token")
         return ids
 
     def question_ids(self, question: str, answer_prefix: str) -> list[int]:
-        """Token ids of what follows the context.
+        """Token ids of what follows a context that ends with a token of its own.
 
         Raises:
             ValueError: neither question nor template nor answer prefix gives a token to answer from.
         """
-        ids = self._encode(question + self.after + answer_prefix)
-        if not ids:
-            raise ValueError("question, chat template and answer prefix are all empty; give a question")
-        return ids
+        return self._continuation(self._following(question, answer_prefix))
 
     def reference_ids(self, question: str, answer_prefix: str, reference: str) -> list[int]:
         """Token ids of an answer behind its question, a space between words; empty without one."""
         before, answer = question + self.after + answer_prefix, reference.strip()
-        return self._encode(answer if not before or before[-1].isspace() else f" {answer}") if answer else []
+        if not answer:
+            return []
+        return self._continuation(answer if not before or before[-1].isspace() else f" {answer}")
 
     def prompt_tokens(self, question: int = 0) -> PromptTokens:
         """What a press may know of the prompt; the last `question` tokens of the context are a question."""
-        return PromptTokens(len(self._encode(self.before)), self._encode(self.after), self._encode, question)
-
-    def question_tokens(self, context: str, characters: int) -> list[int]:
-        """Positions of the tokens that overlap the last `characters` of the context."""
-        return (
-            self.evidence_tokens(context, [(len(context) - characters, len(context))]) if characters else []
+        before = self._encode(self.before)
+        if self.marks_beginning:  # its last token may be part of the context's first word
+            before = before[: _shared(before, self._encode(self.before + WORDS[0]))]
+        return PromptTokens(
+            len(self.front) + len(before), self._continuation(self.after), self._continuation, question
         )
-
-    def evidence_tokens(self, context: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Positions of the context's tokens (template included) that overlap the character spans."""
-        return [
-            position
-            for position, (first, last) in enumerate(self.token_spans(context))
-            if any(first < end and start < last for start, end in spans)
-        ]
-
-    def token_spans(self, context: str) -> list[tuple[int, int]]:
-        """Characters [start, end) of `context` that each token stands for; negative within the template."""
-        encoded = self.tokenizer(
-            self.before + context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        shift = len(self.before)
-        return [(first - shift, last - shift) for first, last in encoded["offset_mapping"]]
 
     def last_id(self, text: str) -> int:
         """The last token of a stop string, which a row that may not end yet must not write."""
@@ -131,6 +180,177 @@ class Prompt:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    # -- where tokens stand --
+
+    def question_tokens(self, context: str, characters: int) -> list[int]:
+        """Positions of the tokens that overlap the last `characters` of the context."""
+        if not characters:
+            return []
+        found = self.evidence_tokens(context, [(len(context) - characters, len(context))])
+        if found is None:  # those that are not the same without the question
+            ids = self.context_ids(context)
+            found = list(range(_shared(ids, self.context_ids(context[:-characters])), len(ids)))
+        return found
+
+    def evidence_tokens(self, context: str, spans: Sequence[tuple[int, int]]) -> list[int] | None:
+        """Positions of the context's tokens (template included) that overlap the character spans.
+
+        None where it cannot be told where tokens stand.
+        """
+        of_tokens = self.token_spans(context)
+        if of_tokens is None:
+            return None
+        return [
+            position
+            for position, (first, last) in enumerate(of_tokens)
+            if any(first < end and start < last for start, end in spans)
+        ]
+
+    def token_spans(self, context: str) -> list[tuple[int, int]] | None:
+        """Characters [start, end) of `context` that each token stands for; negative within the template.
+
+        None where the tokenizer gives no offsets, and its tokens, decoded one after the other, do not give
+        the text back either.
+        """
+        message = self._message(context, "")[0]
+        text = self.before + message
+        spans = self._offsets(text)
+        if spans is None:
+            spans = self._spans_by_decoding(text)
+        if spans is None:
+            return None
+        shift = len(self.before) - (len(context) - len(message))
+        return [*[(-1, 0)] * len(self.front), *((first - shift, last - shift) for first, last in spans)]
+
+    def _offsets(self, text: str) -> list[tuple[int, int]] | None:
+        """Characters of each token, if the tokenizer says so."""
+        try:
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            return [(first, last) for first, last in encoded["offset_mapping"]]
+        except Exception:  # slow tokenizers refuse, others do not know the word
+            return None
+
+    def _spans_by_decoding(self, text: str) -> list[tuple[int, int]] | None:
+        """The same from the text that a growing number of tokens gives; None where it is not this text."""
+        ids = self._encode(text)
+        spans: list[tuple[int, int]] = []
+        start = at = 0  # the first token of the piece that is decoded, and where the piece begins in the text
+        for end in range(1, len(ids) + 1):
+            piece: str = self.tokenizer.decode(
+                ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            if not piece or piece.endswith("\ufffd"):  # part of a character, or white space alone
+                continue
+            rest = text[at : at + LEFT]
+            dropped = len(rest) - len(rest.lstrip())  # white space in front may not be given back
+            found = text.find(piece, at, at + dropped + len(piece))
+            if found < 0:
+                return None
+            stop = found + len(piece)
+            spans += [(at, stop)] * (end - start)
+            start, at = end, stop
+        if text[at:].strip():
+            return None
+        return [*spans, *[(at, len(text))] * (len(ids) - start)]
+
+    # -- what makes the key of a record --
+
+    def beyond_first(self, context: str, question: str) -> dict[str, Any]:
+        """What the first version of longpress would not have read, as plain values; empty as a rule.
+
+        Whatever a template, a tokenizer or an option adds to a prompt beside its own text is in here unless
+        the first version added the same, so that answers to other prompts have other keys.
+        """
+        beyond: dict[str, Any] = {}
+        if self.template is not None and not self.template.is_first:
+            beyond["template"] = [self.before, self.after]
+        if self._message(context, question) != (context, question):
+            beyond["stripped"] = True
+        if self.front and self.front != [self.tokenizer.bos_token_id]:
+            beyond["front"] = self.front
+        if self.marks_beginning:
+            beyond["joint"] = "continued"
+        return beyond
+
+    def described(self) -> dict[str, Any]:
+        """What stands around a context and its question, for the description of a run."""
+        joint = "continued" if self.marks_beginning else "tokenised apart"
+        return {
+            "before": self.before,
+            "after": self.after,
+            "special_tokens_in_front": self.tokenizer.convert_ids_to_tokens(self.front),
+            "context_and_question": joint,
+        }
+
+    # -- encoding --
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
+
+    def _message(self, context: str, question: str) -> tuple[str, str]:
+        """Context and question as the template shows them."""
+        return (context, question) if self.template is None else self.template.stripped(context, question)
+
+    def _following(self, question: str, answer_prefix: str) -> str:
+        """The text behind a context.
+
+        Raises:
+            ValueError: it is empty.
+        """
+        text = self._message("", question)[1] + self.after + answer_prefix
+        if not self._encode(text):
+            raise ValueError("question, chat template and answer prefix are all empty; give a question")
+        return text
+
+    def _continuation(self, text: str) -> list[int]:
+        """Ids of a text that follows another which ends with a token of its own."""
+        if not self.marks_beginning:
+            return self._encode(text)
+        anchor = self._encode(self._anchor)
+        ids = self._encode(self._anchor + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
+
+    def _joint(self, left: str, left_ids: Sequence[int], text: str) -> _Joint:
+        """The continuation of a text, cut on a token boundary of both together.
+
+        Args:
+            left: the text in front.
+            left_ids: its ids.
+            text: that follows.
+        """
+        near = left[-LEFT:]
+        alone, together = self._encode(near), self._encode(near + text)
+        shared = _shared(alone, together)
+        n_before = len(alone) - shared
+        if n_before >= len(left_ids) or list(left_ids[len(left_ids) - n_before :]) != alone[shared:]:
+            return _Joint(0, self._continuation(text))
+        return _Joint(n_before, together[shared:])
+
+    def _special_tokens_in_front(self) -> list[int]:
+        """Special tokens that the tokenizer puts in front of a text."""
+        probe = " ".join(WORDS)
+        alone = self._encode(probe)
+        ids: list[int] = self.tokenizer(probe, verbose=False).input_ids
+        starts = (at for at in range(len(ids)) if ids[at : at + len(alone)] == alone)
+        return ids[: next(starts, 0)]
+
+    def _begins_anywhere(self, anchor: str, word: str) -> bool:
+        """Whether a word has the tokens behind `anchor` that it has at the beginning of a text."""
+        ids = self._encode(word)
+        return self._encode(anchor + word)[-len(ids) :] == ids
+
+    def _stays(self, anchor: str) -> bool:
+        """Whether an anchor keeps its tokens, and these alone, whatever follows it."""
+        alone = self._encode(anchor)
+        return bool(alone) and all(
+            self._encode(anchor + word)[: len(alone)] == alone for word in (*WORDS, "\n", " ", " A")
+        )
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning of two sequences of ids."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))

@@ -42,6 +42,7 @@ class Reading:
         kept: what it keeps, or why it keeps nothing.
         rows: one per question.
         truncated: whether the context was cut to `max_context_tokens`.
+        joint: tokens at the context's end that are read with the questions, see `PromptIds`.
         seconds: of the forward pass over the context, observing included.
         observe_seconds: share of it that this press spent observing.
     """
@@ -50,6 +51,7 @@ class Reading:
     kept: CompressedContext | Exception
     rows: Sequence[Row] = ()
     truncated: bool = False
+    joint: int = 0
     seconds: float = 0.0
     observe_seconds: float = 0.0
 
@@ -69,8 +71,10 @@ class _Prompted(NamedTuple):
         ids: of the context, and of the question where it is seen while compressing.
         n_question: how many of them are the question.
         question_ids: per question, the ids read behind the context.
-        watched: per question, positions of the context whose survival is measured.
+        watched: per question, positions of the context whose survival is measured; empty where no survival
+            is, since no question has evidence or it cannot be told where tokens stand.
         truncated: whether the context was cut.
+        joint: tokens at the context's end that are read with the questions, see `PromptIds`.
     """
 
     ids: list[int]
@@ -78,6 +82,7 @@ class _Prompted(NamedTuple):
     question_ids: list[list[int]]
     watched: list[list[int]]
     truncated: bool
+    joint: int
 
 
 class Reader:
@@ -128,7 +133,9 @@ class Reader:
                     Row(context, ids, question, variant.for_context(context.tokens))
                     for ids, question in zip(prompted.question_ids, questions, strict=True)
                 ]
-            readings.append(Reading(variant, context, rows, prompted.truncated, seconds, observing))
+            readings.append(
+                Reading(variant, context, rows, prompted.truncated, prompted.joint, seconds, observing)
+            )
         return readings
 
     def _prompted(
@@ -136,8 +143,13 @@ class Reader:
     ) -> _Prompted:
         seen = questions[0].text if query_aware else ""
         context = request.context + seen
-        ids = prompt.context_ids(context)
+        read = prompt.ids(
+            context,
+            [("" if query_aware else question.text, question.answer_prefix) for question in questions],
+        )
+        ids, joint = read.context, read.joint
         n_question = len(prompt.question_tokens(context, len(seen)))
+        n_question = max(0, n_question - joint)
 
         # A context that is cut keeps its beginning, and the question behind it.
         limit = request.max_context_tokens
@@ -146,17 +158,16 @@ class Reader:
             end = ids[-n_question:] if n_question else []
             ids = ids[: max(1, limit - n_question)] + end
 
-        watched = []
+        watched: list[list[int]] = []
         for question in questions:
             positions = (
                 prompt.evidence_tokens(request.context, question.evidence) if question.evidence else []
             )
+            if positions is None:
+                watched = []
+                break
             watched.append([position for position in positions if position < len(ids) - n_question])
-        behind = [
-            prompt.question_ids("" if query_aware else question.text, question.answer_prefix)
-            for question in questions
-        ]
-        return _Prompted(ids, n_question, behind, watched, truncated)
+        return _Prompted(ids, n_question, read.questions, watched, truncated, joint)
 
     def _check_length(
         self, context: int, question_ids: Sequence[Sequence[int]], questions: Sequence[Question]
@@ -168,7 +179,8 @@ class Reader:
         if self.max_length is not None and needed > self.max_length:
             raise ValueError(
                 f"context, question and answer need {needed} tokens ({context} of them context), but the "
-                f"model's window is {self.max_length}; give max_context_tokens to cut the context"
+                f"model's window is {self.max_length}; shorten the context (in Python, max_context_tokens=… "
+                "cuts it), or take a model with a longer window"
             )
 
     # -- one prefill, many variants --

@@ -29,6 +29,8 @@ class Result:
         truncated: whether the context was cut to `max_context_tokens`.
         prefill_seconds: of the one forward pass over the context, shared by all variants.
         observe_seconds: share of it that this press spent observing.
+        joint_tokens: tokens at the end of the context that are read with the question, not compressed, since
+            one token of the whole prompt stands across the joint.
     """
 
     variant: Variant
@@ -38,6 +40,7 @@ class Result:
     truncated: bool
     prefill_seconds: float
     observe_seconds: float
+    joint_tokens: int = 0
 
     @property
     def error(self) -> Exception | None:

@@ -179,6 +179,7 @@ class Scheduler:
                 reading.truncated,
                 reading.seconds,
                 reading.observe_seconds,
+                reading.joint,
             )
             for question, answer in zip(questions, answers, strict=True)
         ]

@@ -13,8 +13,11 @@ import pytest
 from benchmarks.base import Sample
 from longpress.evaluation.config import composed, register, settings
 from longpress.evaluation.record_builder import RecordBuilder
+from tests.support.byte_tokenizer import byte_tokenizer
 
-MODEL = SimpleNamespace(name="tiny", revision="abc", dtype="float32")
+MODEL = SimpleNamespace(
+    name="tiny", revision="abc", dtype="float32", tokenizer=byte_tokenizer(), named_ends=(1,)
+)
 SAMPLE = Sample(
     id="vt/0",
     task="vt",
