@@ -24,7 +24,10 @@ TEXTS = (
     "prediction",
     "stop_reason",
 )
-COUNTS = ("cache_bytes", "full_cache_bytes", "context_tokens", "question_tokens", "new_tokens")
+COUNTS = (
+    *("cache_bytes", "full_cache_bytes"),
+    *("context_tokens", "question_tokens", "joint_tokens", "new_tokens"),
+)
 SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "decode_seconds")
 BAD = {
     **{
