@@ -1,4 +1,4 @@
-"""Greedy decoding of many rows at once: all variants and questions, in as few batches as memory allows.
+"""Decoding of many rows at once: all variants and questions, in as few batches as memory allows.
 
 Rows keep contexts of different lengths per layer and head. A row that ends leaves its batch at once. The
 answer of a row does not depend on the rows beside it (in float32: token for token; in bfloat16 within
@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from random import Random
 from typing import Any
 
 import torch
@@ -28,9 +29,12 @@ from kvcache.projections import query_heads
 from longpress.models.host_memory import return_freed_memory
 from longpress.pipeline.clock import now
 from longpress.pipeline.compressed_context import CompressedContext
+from longpress.pipeline.logits import logits_of
 from longpress.pipeline.memory import attention_bytes, logits_bytes
+from longpress.pipeline.options import SamplingOptions
 from longpress.pipeline.prompt import Prompt
 from longpress.pipeline.rows import AfterQuestion, Answer, Row
+from longpress.pipeline.sampling import drawn
 
 NAN = (
     "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
@@ -48,12 +52,30 @@ Not by a model with states of fixed size, from which padding could not be forgot
 
 @dataclass(eq=False)
 class _Writing:
-    """A row in the queue or in the batch: its answer, the bytes it takes, and the prompt that decodes ids."""
+    """A row in the queue or in the batch.
+
+    Attributes:
+        row: what is answered.
+        prompt: decodes ids.
+        bytes: that the row takes.
+        answer: what is written.
+        random: draws its tokens, where they are drawn.
+    """
 
     row: Row
     prompt: Prompt
     bytes: int
     answer: Answer
+    random: Random = field(default_factory=Random)
+
+    def __post_init__(self) -> None:
+        """Begin with the first number."""
+        self.random.seed(self.row.question.seed)
+
+    def restart(self) -> None:
+        """Forget what was written, to write the same again."""
+        self.answer.restart()
+        self.random.seed(self.row.question.seed)
 
 
 class Decoder:
@@ -64,7 +86,12 @@ class Decoder:
     """
 
     def __init__(
-        self, model: nn.Module, eos_ids: Sequence[int], max_batch_bytes: int, keep_questions: bool = False
+        self,
+        model: nn.Module,
+        eos_ids: Sequence[int],
+        max_batch_bytes: int,
+        keep_questions: bool = False,
+        sampling: SamplingOptions | None = None,
     ) -> None:
         """An empty queue.
 
@@ -74,9 +101,13 @@ class Decoder:
             max_batch_bytes: bound on the tails and work space of the rows decoded together; a single row may
                 exceed it.
             keep_questions: whether answers keep their row as it was after the question, for `read_answer`.
+            sampling: how the next token is chosen; None: greedily.
         """
         self.model, self.max_bytes, self.keep_questions = model, max_batch_bytes, keep_questions
-        self.decoder, self.head = decoder_of(model), model.get_output_embeddings()  # type: ignore[operator]
+        self.sampling = sampling or SamplingOptions()
+        self.decoder = decoder_of(model)
+        # which token is most likely does not depend on what is done to logits
+        self.logits = model.get_output_embeddings() if self.sampling.is_greedy else logits_of(model)  # type: ignore[operator]
         self.query_heads = query_heads(attention_modules(model)[0])
         self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
         self.question_step = 1 if has_state(model) else QUESTION_STEP
@@ -135,7 +166,7 @@ class Decoder:
         if len(unfinished) == 1:
             unfinished.pop().answer.fail(error)
         for writing in reversed(unfinished):
-            writing.answer.restart()
+            writing.restart()
             self.waiting.appendleft(writing)
         self.most_rows = max(1, len(unfinished) // 2)
 
@@ -304,8 +335,8 @@ class Decoder:
         return [torch.cat(of_row) for of_row in hidden]
 
     def _next_tokens(self) -> Tensor:
-        """(R,) the most likely token of each row; what ends an answer only where the row may end."""
-        logits = self.head(self.hidden).float()
+        """(R,) the next token of each row; what ends an answer only where the row may end."""
+        logits = self.logits(self.hidden).float()
         for at, writing in enumerate(self.alive):
             if len(writing.answer.token_ids) < writing.row.question.min_new_tokens:
                 ends = self.eos_ids | {writing.prompt.last_id(stop) for stop in writing.row.question.stop}
@@ -313,7 +344,10 @@ class Decoder:
         tokens: Tensor = logits.argmax(-1)  # of a row with NaN: a NaN
         for at in logits.gather(-1, tokens[:, None])[:, 0].isnan().nonzero().flatten().tolist():
             self.alive[at].answer.fail(ValueError(NAN))
-        return tokens
+        if self.sampling.is_greedy:
+            return tokens
+        logits = logits.nan_to_num(0.0, neginf=float("-inf"))
+        return drawn(logits, self.sampling, [writing.random for writing in self.alive])
 
     def _take(self, writing: _Writing, token: int) -> None:
         """Take a token into the row's answer, and end the answer where it ends."""

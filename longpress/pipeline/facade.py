@@ -179,7 +179,13 @@ class CompressingPipeline:
         """
         reader = Reader(self.model, self.max_length, self.options, self._forward)
         max_bytes = int(self.options.max_batch_gb * 2**30)
-        decoder = Decoder(self.model, self.eos_ids, max_bytes, keep_questions=self.options.fidelity)
+        decoder = Decoder(
+            self.model,
+            self.eos_ids,
+            max_bytes,
+            keep_questions=self.options.fidelity,
+            sampling=self.options,
+        )
         scheduler = Scheduler(reader, decoder, self.options, self.plan, self._prompt, self.room)
         return scheduler.stream(requests)
 

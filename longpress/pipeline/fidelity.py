@@ -8,15 +8,14 @@ samples tell two presses apart.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longpress.pipeline.clock import now
 from longpress.pipeline.decode import Decoder
+from longpress.pipeline.logits import logits_of
 from longpress.pipeline.rows import Answer
 
 TOKENS = 64
@@ -93,18 +92,3 @@ def compare(
                 sums[what, first : first + many] += part.double().sum(-1).cpu()
     means = (sums / n).clamp_(min=0)  # rounding can bring a divergence of nothing below 0
     return [{"nll": nll, "kl": kl, "agreement": agreement} for nll, kl, agreement in means.T.tolist()]
-
-
-def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model's logits of hidden states; what scales or caps them matters here."""
-    config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    cap = getattr(config, "final_logit_softcapping", None) or math.inf
-    factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-
-    def logits(hidden: Tensor) -> Tensor:
-        found: Tensor = head(hidden)
-        found = found if factor == 1 else found * factor
-        return found if math.isinf(cap) else torch.tanh(found / cap) * cap
-
-    return logits

@@ -21,7 +21,48 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineOptions:
+class SamplingOptions:
+    """How the next token is chosen.
+
+    Raises:
+        ValueError: an option has a value that is not allowed; says which are.
+    """
+
+    temperature: float = option(
+        0.0, "divides the logits before a token is drawn; 0: always the most likely token (greedy)"
+    )
+    top_p: float = option(
+        1.0, "draw from the most likely tokens that have this probability together; 1: from all"
+    )
+    top_k: int = option(0, "draw from so many of the most likely tokens; 0: from all")
+    min_p: float = option(
+        0.0, "draw from tokens at least so likely as this share of the most likely one; 0: from all"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what is not allowed."""
+        for name, allowed, fits in (
+            ("temperature", "a number from 0 (greedy) on", 0 <= _number(self.temperature) < math.inf),
+            ("top_p", "a number above 0 and at most 1", 0 < _number(self.top_p) <= 1),
+            ("min_p", "a number from 0 to below 1", 0 <= _number(self.min_p) < 1),
+            ("top_k", "a number of tokens, or 0 for all", type(self.top_k) is int and self.top_k >= 0),
+        ):
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is always the most likely one."""
+        return self.temperature == 0
+
+
+def _number(value: Any) -> float:
+    """A number as it is given; NaN, which lies in no range, of anything else."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions(SamplingOptions):
     """How a pipeline reads contexts and decodes answers.
 
     Raises:
@@ -61,6 +102,7 @@ class PipelineOptions:
 
     def __post_init__(self) -> None:
         """Refuse what is not allowed."""
+        super().__post_init__()
         for name in ("prefill_chunk", "compress_every"):
             size = getattr(self, name)
             if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):

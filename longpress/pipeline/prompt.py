@@ -33,6 +33,7 @@ class Question:
         stop: strings that end the answer and are not part of it.
         evidence: character spans [start, end) of the context whose survival is measured.
         reference: an answer as it should be written, whose likelihood is measured where fidelity is.
+        seed: of the numbers with which tokens are drawn, where they are.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Question:
     stop: tuple[str, ...] = ()
     evidence: tuple[tuple[int, int], ...] = ()
     reference: str = ""
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse an answer of no tokens."""
