@@ -32,6 +32,13 @@ class Tokenizer(Protocol):
         """Text of `token_ids`."""
 
 
+class Draw(NamedTuple):
+    """One of several answers that are drawn: the seed, and its number under that seed, from 0."""
+
+    seed: int
+    number: int
+
+
 @dataclass(frozen=True)
 class Sample:
     """One question about one context."""
@@ -64,6 +71,8 @@ class Sample:
     """Weight of this sample in its task's mean (micro averages, e.g. the number of masks of a cloze row)."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the scorer or the report wants to know besides; JSON values."""
+    draw: Draw | None = None
+    """Which of several drawn answers is asked for: set by a run that draws, never by a suite."""
 
     @cached_property
     def context_id(self) -> str:
@@ -72,6 +81,11 @@ class Sample:
         Samples with the same id share a prefill, and are one cluster for error bars.
         """
         return hashlib.sha256(self.context.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @property
+    def answer_id(self) -> str:
+        """Unique within a run: the id, and which of several drawn answers is asked for."""
+        return self.id if self.draw is None else f"{self.id} seed {self.draw.seed} draw {self.draw.number}"
 
 
 class PromptParts(NamedTuple):

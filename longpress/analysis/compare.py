@@ -21,6 +21,7 @@ from longpress.analysis.result_io import read
 from longpress.analysis.stats.significance import SIGNIFICANT
 from longpress.analysis.tables.comparison import MARGIN, compare, compare_all
 from longpress.analysis.tables.grid import MISSING
+from longpress.analysis.tables.row_keys import parameters_text
 
 ALL = "all"
 """Given in place of a press to compare with, this means every other one."""
@@ -58,10 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     # one by one, table by table
     width = max(24, frame["row"].str.len().max())
-    named = ["model", "benchmark", "benchmark_parameters", "query_aware", "prefill"]
-    for (model, benchmark, _, query_aware, prefill), part in frame.groupby(named, sort=False):
+    named = ["model", "benchmark", "benchmark_parameters", "generation_parameters", "query_aware", "prefill"]
+    for (model, benchmark, _, generation, query_aware, prefill), part in frame.groupby(named, sort=False):
         mode = " (query-aware)" if query_aware else ""
-        print(f"\n{benchmark} on {model}{mode}{'' if prefill == 'shared' else f' (prefill {prefill})'}")
+        mode += "" if prefill == "shared" else f" (prefill {prefill})"
+        mode += "" if generation == "{}" else f" ({', '.join(parameters_text(generation))})"
+        print(f"\n{benchmark} on {model}{mode}")
         for entry in part.to_dict("records"):
             print(_sentence(entry, width, arguments.margin))
         _print_fidelity(part, width, everyone)

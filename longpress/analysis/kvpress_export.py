@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from benchmarks.base import Benchmark, LeaderboardRun
 from longpress.analysis.records import BASELINE, Record
 from longpress.analysis.result_io import read
-from longpress.analysis.tables.row_keys import RowKey, TableKey
+from longpress.analysis.tables.row_keys import RowKey, TableKey, parameters_text
 from longpress.catalogue import benchmarks, find
 
 NO_PRESS = "no_press"
@@ -109,13 +109,18 @@ def _folders(records: Sequence[Record], names: Mapping[str, str]) -> list[_Folde
     """What kvpress would have run to get one row of a table.
 
     Raises:
-        ValueError: failed samples.
+        ValueError: failed samples, or answers that are not greedy.
     """
     failed = [record for record in records if record.score is None]
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(records)} samples of press {records[0].press} failed, such as "
             f"{failed[0].sample_id}; run the same command again, which redoes them, then export"
+        )
+    if records[0].generation_parameters:
+        raise ValueError(
+            "the kvpress leaderboard takes greedy answers alone, and these were generated with "
+            f"{', '.join(parameters_text(records[0].generation_text))}"
         )
     config, folders = _config(records, names), []
     for leaderboard_run in _runs(records):

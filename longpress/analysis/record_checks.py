@@ -80,7 +80,7 @@ def _rule(name: str, types: Sequence[type], largest: int) -> Rule | None:
             return _are_shares
         case "kept_entries":
             return partial(_are_counts, largest)
-        case "threshold" | "seed":
+        case "threshold" | "seed" | "sampling_seed":
             return lambda value: value is None or -largest < value < largest
         case "schema":
             return lambda value: bool(value >= 1)

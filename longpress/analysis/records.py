@@ -47,7 +47,7 @@ Those that do are agreement (higher is closer); the others are nats (lower is cl
 
 NAMES = (
     *("model", "revision", "dtype", "benchmark", "benchmark_version", "task", "sample_id", "press", "metric"),
-    *("press_parameters", "benchmark_parameters"),
+    *("press_parameters", "benchmark_parameters", "generation_parameters"),
 )
 """Fields whose text stands in tables."""
 
@@ -192,6 +192,15 @@ class Record:
 
     Records of different ones stand in different tables.
     """
+    generation_parameters: dict[str, Any] = field(default_factory=dict)
+    """How answers were generated, where not greedily and as in the suite: sampling, thinking, system prompt.
+
+    Records of different ones stand in different tables.
+    """
+    sampling_seed: int | None = None
+    """Of the numbers with which the answer was drawn; None of a greedy one."""
+    draw: int | None = None
+    """Which of the answers to this question, drawn with this seed, it is; from 0."""
     schema: int = SCHEMA
 
     @cached_property
@@ -203,6 +212,16 @@ class Record:
     def benchmark_text(self) -> str:
         """`benchmark_parameters` as JSON with sorted keys."""
         return json.dumps(self.benchmark_parameters, sort_keys=True) if self.benchmark_parameters else "{}"
+
+    @cached_property
+    def generation_text(self) -> str:
+        """`generation_parameters` as JSON with sorted keys."""
+        return json.dumps(self.generation_parameters, sort_keys=True) if self.generation_parameters else "{}"
+
+    @property
+    def drawn(self) -> str:
+        """Which of several answers to a question this is, as text; empty of a greedy one."""
+        return "" if self.draw is None else f"seed {self.sampling_seed}, draw {self.draw}"
 
     def to_json(self) -> str:
         """One line without a line break; NaN and infinity are refused (a NaN is an error, never a score).
@@ -246,7 +265,11 @@ class Record:
 
 def columns(*names: str) -> Callable[[Record], tuple[Any, ...]]:
     """Reads these fields of a record in order, as tables hold them: options are JSON with sorted keys."""
-    texts = {"press_parameters": "press_text", "benchmark_parameters": "benchmark_text"}
+    texts = {
+        "press_parameters": "press_text",
+        "benchmark_parameters": "benchmark_text",
+        "generation_parameters": "generation_text",
+    }
     return attrgetter(*(texts.get(name, name) for name in names))
 
 

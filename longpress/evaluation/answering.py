@@ -5,6 +5,8 @@ A run answers in its own process, or in each of several worker processes (see `w
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.base import Sample
+from benchmarks.base import Draw, Sample
 from longpress.analysis.kept_maps import append
 from longpress.analysis.records import RecordWriter
 from longpress.evaluation.config import Settings
@@ -85,10 +87,10 @@ class Answering:
 
     def _write(self, context: Work, results: Sequence[Result | Failure]) -> None:
         """Append the records of a context that are missing, and its kept map where one is asked for."""
-        keys = {sample.id: self.records.keys(sample) for sample in context.samples}
+        keys = {sample.answer_id: self.records.keys(sample) for sample in context.samples}
         for variant, result in _with_variants(context, results):
             sample = context.samples[result.question]
-            key = keys[sample.id][variant]
+            key = keys[sample.answer_id][variant]
             is_written = bool(result.answer.stop_reason)  # a signal leaves others without one
             if is_written and key not in self._known.done:
                 self._writer.append(self.records.record(sample, variant, result, key))
@@ -124,7 +126,7 @@ class Answering:
                 return
             spans = spans[: next(iter(kept.values())).tokens]
             kept_by_key = {
-                keys[sample.id][variant]: variant_keeps
+                keys[sample.answer_id][variant]: variant_keeps
                 for variant, variant_keeps in kept.items()
                 for sample in samples
             }
@@ -167,7 +169,17 @@ def question_of(sample: Sample) -> Question:
         sample.min_new_tokens,
         sample.stop,
         sample.evidence,
+        seed=0 if sample.draw is None else seed_of(sample.id, sample.draw),
     )
+
+
+def seed_of(sample_id: str, draw: Draw) -> int:
+    """The seed of one drawn answer: another one for every sample, seed of the run, and number.
+
+    It is the same under every press, so that presses are compared on the same luck.
+    """
+    text = json.dumps([sample_id, *draw])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _with_variants(

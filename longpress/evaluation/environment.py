@@ -45,8 +45,8 @@ _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 _GUARANTEE = {
-    "float32": "greedy answers do not depend on which rows are decoded together; the same command gives the "
-    "same records",
+    "float32": "answers, greedy or drawn, do not depend on which rows are decoded together; the same "
+    "command gives the same records",
     "other": "the same command with the same batch bound on the same machine gives the same records; "
     "other batches round differently and may change answers",
 }
@@ -98,7 +98,7 @@ def write_description(
         settings: what is run.
         made_with: the environment; with several workers, that of one of them.
         prompts: what stands around contexts and questions, see `RecordBuilder.described`.
-        sample_ids: of all samples of the run, done or not.
+        sample_ids: `Sample.answer_id` of all samples of the run, done or not.
         samples: those that are answered now.
     """
     made = {

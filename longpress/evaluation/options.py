@@ -81,6 +81,14 @@ class RunOptions(PipelineOptions):
 
     limit: int | None = option(SAMPLES, None, "samples per task; null: all")
     seed: int = option(SAMPLES, 42, "of generated samples, and of presses that draw")
+    samples_per_question: int = option(
+        SAMPLES,
+        1,
+        "answers drawn to each question under each sampling_seed; tables then hold their mean, and pass@k",
+    )
+    sampling_seed: Axis = option(
+        SAMPLES, None, "of the numbers with which answers are drawn, or a list; null: that of the run (seed)"
+    )
     query_aware: bool = option(
         SAMPLES,
         False,
@@ -116,6 +124,16 @@ class RunOptions(PipelineOptions):
             raise ValueError(f"limit={self.limit} must be at least 1 sample per task, or null for all")
         if not -LARGEST < self.seed < LARGEST:
             raise ValueError(f"seed={self.seed} is too large; it must lie within 64 bits")
+        if self.samples_per_question < 1:
+            raise ValueError(
+                f"samples_per_question={self.samples_per_question} must be at least 1 answer to each question"
+            )
+        if self.is_greedy and (self.samples_per_question > 1 or self.sampling_seed is not None):
+            raise ValueError(
+                f"samples_per_question={self.samples_per_question} and sampling_seed={self.sampling_seed} "
+                "with temperature=0, which always gives the same answer: set a temperature, or leave them out"
+            )
+        self.sampling_seeds()
         if self.kept_maps < 0:
             raise ValueError(
                 f"kept_maps={self.kept_maps} must be a number of samples per task, or 0 for none"
@@ -137,6 +155,21 @@ class RunOptions(PipelineOptions):
             *(Budget(threshold=score) for score in _values(self, "threshold")),
         ]
         return list(dict.fromkeys(budgets)) or [Budget(ratio=0.5)]
+
+    def sampling_seeds(self) -> list[int]:
+        """The seeds under which answers are drawn, each once.
+
+        Raises:
+            ValueError: a value is no such seed, or the list is empty.
+        """
+        if self.sampling_seed == ():
+            raise ValueError("sampling_seed=[] names no seed; give at least one, or null")
+        seeds = _values(self, "sampling_seed") or [self.seed]
+        for seed in seeds:
+            is_whole = type(seed) in (int, float) and float(seed).is_integer()
+            if not is_whole or not -LARGEST < seed < LARGEST:
+                raise ValueError(f"sampling_seed={seed!r} must be a whole number within 64 bits, or a list")
+        return list(dict.fromkeys(int(seed) for seed in seeds))
 
     def bits(self) -> list[int | None]:
         """The sizes of a stored number that are asked for, each once; None: as the model computes it."""

@@ -38,7 +38,7 @@ class Plan:
         n_variants: lines of its table.
         query_aware: whether every question needs a prefill of its own.
         groups: all its samples, those of one context together.
-        keys: per sample id, the key of the record under each variant.
+        keys: per `Sample.answer_id`, the key of the record under each variant.
         done: keys that have a record.
         mapped: ids of the contexts whose kept tokens are recorded.
         reads_per_variant: whether every variant reads the context by itself.
@@ -57,13 +57,13 @@ class Plan:
 
     @property
     def answers(self) -> int:
-        """All answers: samples × variants."""
+        """All answers: samples × variants; every drawn answer is a sample."""
         return sum(map(len, self.groups)) * self.n_variants
 
     @property
     def left(self) -> int:
         """Answers that have no record."""
-        keys = (key for group in self.groups for sample in group for key in self.keys[sample.id])
+        keys = (key for group in self.groups for sample in group for key in self.keys[sample.answer_id])
         return sum(key not in self.done for key in keys)
 
     @property
@@ -98,7 +98,7 @@ class Plan:
         return replace(self, groups=self.groups[index::count])
 
     def _is_missing(self, sample: Sample, variant: int) -> bool:
-        return self.keys[sample.id][variant] not in self.done
+        return self.keys[sample.answer_id][variant] not in self.done
 
     def __str__(self) -> str:
         """One line for people."""

@@ -61,6 +61,10 @@ class RecordBuilder:
             "references": sample.references,
             "query_aware": options.query_aware,
         }
+        if generation := generation_parameters(options):  # greedy answers keep the keys of the first records
+            what_is_asked["generation"] = generation
+        if sample.draw is not None:
+            what_is_asked["draw"] = list(sample.draw)
         if options.compress_every is not None:  # else nothing, as in the keys of the first records
             what_is_asked["prefill"] = prefill_name(options)
         if self._ends:
@@ -165,6 +169,9 @@ class RecordBuilder:
             # what the scorer and the tables want to know besides
             data=dict(sample.metadata),
             seed=settings.options.seed,
+            generation_parameters=generation_parameters(settings.options),
+            sampling_seed=None if sample.draw is None else sample.draw.seed,
+            draw=None if sample.draw is None else sample.draw.number,
             benchmark_parameters=without_secrets(
                 {name: value for name, value in benchmark_options.items() if name not in COUNTING}
             ),
@@ -184,6 +191,18 @@ def key_of_variant(variant: Variant) -> list[Any]:
         amount = press.compression_ratio if budget.is_fixed else budget.ratio
     bits = [] if variant.cache_bits is None else [{"cache_bits": variant.cache_bits}]
     return [press.name, press.parameters(), amount, *bits]
+
+
+def generation_parameters(options: PipelineOptions) -> dict[str, Any]:
+    """How answers are generated, where not greedily; what does not change an answer is left out."""
+    if options.is_greedy:
+        return {}
+    sampling: dict[str, Any] = {"temperature": float(options.temperature)}
+    for name, off in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
+        value = getattr(options, name)
+        if value != off:
+            sampling[name] = type(off)(value)
+    return sampling
 
 
 def prefill_name(options: PipelineOptions) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from benchmarks.base import Sample, group_by_context
+from benchmarks.base import Draw, Sample, group_by_context
 from longpress.analysis.records import RecordWriter, read_records
 from longpress.evaluation.answering import Answering, Known, pipeline_of, request_of
 from longpress.evaluation.config import Settings, model_config
@@ -116,7 +117,7 @@ class EvaluationRunner:
             n_variants=len(settings.variants),
             query_aware=options.query_aware,
             groups=list(group_by_context(samples)),
-            keys={sample.id: builder.keys(sample) for sample in samples},
+            keys={sample.answer_id: builder.keys(sample) for sample in samples},
             done={record.key for record in stored if record.error is None},
             mapped=first_contexts(samples, options.kept_maps),
             reads_per_variant=options.compress_every is not None,
@@ -124,7 +125,7 @@ class EvaluationRunner:
         return plan.shard(options.shard.index, options.shard.count)
 
     def _samples(self, known: KnownModel) -> list[Sample]:
-        """All samples of the benchmark.
+        """All samples of the benchmark, each as often as answers to it are drawn.
 
         Raises:
             ValueError: there are none, or their data cannot be read.
@@ -142,7 +143,18 @@ class EvaluationRunner:
             ) from error
         if not samples:
             raise ValueError(f"benchmark {benchmark.name} gives no sample with these options")
-        return samples
+        return [one for sample in samples for one in self._drawn(sample)]
+
+    def _drawn(self, sample: Sample) -> list[Sample]:
+        """A sample once for every answer to it: the greedy one, or all that are drawn."""
+        options = self.settings.options
+        if options.is_greedy:
+            return [sample]
+        return [
+            replace(sample, draw=Draw(seed, number))
+            for seed in options.sampling_seeds()
+            for number in range(options.samples_per_question)
+        ]
 
     def _answer_all(self, plan: Plan, work: Sequence[Work], workers: Workers | None) -> None:
         """Answer what is missing, and show how far it is."""
@@ -196,7 +208,7 @@ class EvaluationRunner:
                 for number in context.variants:
                     variant = self.settings.variants[number].variant
                     for question, sample in enumerate(context.samples):
-                        key = plan.keys[sample.id][number]
+                        key = plan.keys[sample.answer_id][number]
                         if key not in plan.done:
                             failure = Failure(variant, question, RuntimeError(why))
                             writer.append(builder.record(sample, number, failure, key))
@@ -237,12 +249,10 @@ class EvaluationRunner:
 
 def first_contexts(samples: Sequence[Sample], per_task: int) -> set[str]:
     """Ids of the contexts of the first so many samples of every task."""
-    n_samples, contexts = Counter[str](), set[str]()
+    of_task: dict[str, dict[str, str]] = defaultdict(dict)
     for sample in samples:
-        n_samples[sample.task] += 1
-        if n_samples[sample.task] <= per_task:
-            contexts.add(sample.context_id)
-    return contexts
+        of_task[sample.task][sample.id] = sample.context_id
+    return {context for ids in of_task.values() for context in list(ids.values())[:per_task]}
 
 
 def check_writable(folder: Path) -> None:

@@ -39,11 +39,21 @@ BAD = {
         key: [None, "5", True, -0.1, float("nan"), float("inf"), 10**400, [1]]
         for key in (*SECONDS, "weight", "kept_fraction")
     },
-    **{key: [None, "x", 5, [1]] for key in ("press_parameters", "benchmark_parameters", "data")},
+    **{
+        key: [None, "x", 5, [1]]
+        for key in ("press_parameters", "benchmark_parameters", "generation_parameters", "data")
+    },
     **{key: [None, 0, "yes", []] for key in ("query_aware", "truncated")},
     **{
         key: ["5", True, -1, 1.5, [1]]
-        for key in ("final_cache_bytes", "peak_cache_bytes", "budget_tokens", "cache_bits", "peak_entries")
+        for key in (
+            "final_cache_bytes",
+            "peak_cache_bytes",
+            "budget_tokens",
+            "cache_bits",
+            "peak_entries",
+            "draw",
+        )
     },
     "compression_ratio": ["0.5", True, -0.1, 1.0, float("nan"), [0.5]],
     "score": ["0.5", True, -0.1, 1.1, float("nan"), [0.5]],
@@ -60,6 +70,7 @@ BAD = {
     },
     **{key: ["x", True, -0.1, 1.1, float("nan")] for key in ("reference_agreement", "answer_agreement")},
     "seed": [None, "x", True, 1.5, 2**70],
+    "sampling_seed": ["x", True, 1.5, 2**70],
     "schema": [None, "1", True, 1.0, 0, -1],
 }
 CASES = [(name, value) for name, values in BAD.items() for value in values]

@@ -19,7 +19,7 @@ from longpress.analysis.stats.clusters import cluster
 from longpress.analysis.stats.significance import p_values
 from longpress.analysis.tables.averages import averages
 from longpress.analysis.tables.row_keys import differing
-from longpress.analysis.tables.scores import COLUMNS, scores
+from longpress.analysis.tables.scores import COLUMNS, GENERATED, scores
 from tests.support.made_up_records import line, record
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def cell(frame: pd.DataFrame, **names: Any) -> Any:
 
 def test_a_cell_by_hand() -> None:
     frame = scores([*line("a", [1.0, 0.5, 0.0, 0.5]), *line("a", [0.5, 0.5, 0.0, 0.0], "knorm", 0.25)])
-    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame.columns) == [*COLUMNS, *GENERATED]
     full, press = cell(frame, press="none", task="a"), cell(frame, press="knorm", task="a")
     assert full["score"] == 50
     assert full["se"] == pytest.approx(100 * math.sqrt(0.5 / 3) / 2)

@@ -6,11 +6,12 @@ stood beside a budget of the press's own and meant nothing was left out: per_lay
 with a head ratio, simlayerkv and dms with a threshold.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.base import Sample
+from benchmarks.base import Draw, Sample
 from longpress.evaluation.config import composed, register, settings
 from longpress.evaluation.record_builder import RecordBuilder
 from tests.support.byte_tokenizer import byte_tokenizer
@@ -175,6 +176,43 @@ def test_keys_are_those_of_earlier_versions(name: str) -> None:
         (line.label, *budget, key) for line, budget, key in zip(run.variants, budgets, keys, strict=True)
     ]
     assert found == lines
+
+
+def keys_of(*overrides: str, sample: Sample = SAMPLE) -> list[str]:
+    """Of the full cache and one press."""
+    register()
+    run = settings(composed(["press=knorm", *overrides]))
+    return RecordBuilder(run, MODEL).keys(sample)
+
+
+GENERATION = {
+    "greedy": [],
+    "temperature": ["temperature=0.6"],
+    "another temperature": ["temperature=1"],
+    "top_p": ["temperature=0.6", "top_p=0.95"],
+    "top_k": ["temperature=0.6", "top_k=20"],
+    "min_p": ["temperature=0.6", "min_p=0.05"],
+}
+"""Runs whose answers differ."""
+
+
+def test_what_changes_how_an_answer_is_generated_changes_its_key() -> None:
+    keys = [key for overrides in GENERATION.values() for key in keys_of(*overrides)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_drawn_answer_has_a_key_of_its_own() -> None:
+    drawn = [replace(SAMPLE, draw=Draw(seed, number)) for seed in (0, 1) for number in (0, 1)]
+    keys = [key for sample in drawn for key in keys_of("temperature=0.6", sample=sample)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_changes_no_answer_changes_no_key() -> None:
+    assert keys_of("temperature=0", "top_p=0.9", "top_k=5", "min_p=0.1") == keys_of()
+    drawn = replace(SAMPLE, draw=Draw(3, 0))
+    assert keys_of("temperature=1", "samples_per_question=8", sample=drawn) == keys_of(
+        "temperature=1.0", "sampling_seed=[3,4]", "top_p=1", sample=drawn
+    )
 
 
 def test_keys_tell_everything_apart_that_changes_an_answer() -> None:

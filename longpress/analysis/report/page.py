@@ -26,7 +26,7 @@ from longpress.analysis.records import Record
 from longpress.analysis.report.overview import finite, overview
 from longpress.analysis.report.samples import samples
 from longpress.analysis.result_io import read, write_whole
-from longpress.analysis.tables import costs, fidelity
+from longpress.analysis.tables import costs, fidelity, pass_at_k
 from longpress.analysis.tables.grid import MISSING, Grid
 from longpress.analysis.tables.layout import LayoutRow, TableLayout, layouts
 from longpress.analysis.tables.markdown import difference_cell, score_cell
@@ -75,6 +75,7 @@ def page(
     folders: Sequence[Path],
     spent: pd.DataFrame,
     moved: pd.DataFrame,
+    passed: pd.DataFrame | None = None,
 ) -> str:
     """The whole page.
 
@@ -84,11 +85,14 @@ def page(
         folders: searched for kept maps.
         spent: of `costs`.
         moved: of `fidelity`; empty where it was not measured.
+        passed: of `pass_at_k`; by default that of the records.
     """
     # what the page's script reads
     tables = layouts(frame)
     held, contexts, note = samples(tables, records, read_kept_maps(folders))
+    passed = pass_at_k.pass_at_k(records) if passed is None else passed
     beside = (
+        _Grids("pass@k", pass_at_k.pass_at_k_grids(passed), pass_at_k.NOTE),
         _Grids("fidelity to the full cache", fidelity.fidelity_grids(moved), fidelity.NOTE),
         _Grids("cost", costs.cost_grids(spent), costs.NOTE),
     )

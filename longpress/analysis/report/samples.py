@@ -81,7 +81,7 @@ def samples(
 
     result, n_answers = [], 0
     for sample in sorted(chosen, key=lambda key: (key.table, tables[key.table].columns.index(key.task))):
-        answers = sorted(answers_to[sample], key=lambda answer: answer.row)
+        answers = sorted(answers_to[sample], key=lambda answer: (answer.row, answer.record.drawn))
         references = answers[0].record.references
         result.append(
             {
@@ -158,6 +158,7 @@ def _shown(answer: _Answer, place: int | None) -> dict[str, Any]:
     record, failed = answer.record, answer.record.error is not None
     score = "failed" if failed else MISSING if record.score is None else f"{100 * record.score:.1f}"
     text = (record.error or "").strip().rsplit("\n", 1)[-1] if failed else record.prediction
+    text = f"({record.drawn}) {text}" if record.drawn else text
     return {
         "line": answer.row,
         "score": score,

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from longpress.analysis.records import FIDELITY, Record, columns
+from longpress.analysis.stats.draws import Questions
 from longpress.analysis.stats.estimates import Paired, Samples
 from longpress.analysis.tables.row_keys import ROW, TABLE, CellKey, Column, RowKey, TableKey, baseline_of
 
@@ -43,7 +44,7 @@ class TaskCell(NamedTuple):
 def answers_of(records: Iterable[Record], measure: str) -> pd.DataFrame:
     """An entry per record with what tables need of it; measured values of failed samples are NaN."""
     names = [
-        *(*TABLE, *ROW, "task", "metric", "sample_id", "context_id", "prompt_hash"),
+        *(*TABLE, *ROW, "task", "metric", "sample_id", "drawn", "context_id", "prompt_hash"),
         *("score", "weight", "truncated", *MEANS),
     ]
     read, entries = columns(*(measure if name == "score" else name for name in names)), []
@@ -99,7 +100,7 @@ def _with_rows(answers: pd.DataFrame) -> tuple[pd.DataFrame, list[RowKey]]:
     keys = sorted(set(of_answer), key=lambda key: key.order)
     number = {key: row for row, key in enumerate(keys)}
     numbered = answers.assign(row=[number[key] for key in of_answer], failed=answers["failed"].astype(int))
-    return numbered.sort_values(["row", "task", "sample_id"]), keys
+    return numbered.sort_values(["row", "task", "sample_id", "drawn"]), keys
 
 
 def _split(answers: pd.DataFrame) -> Iterator[tuple[CellKey, dict[str, Any]]]:
@@ -113,14 +114,16 @@ def _split(answers: pd.DataFrame) -> Iterator[tuple[CellKey, dict[str, Any]]]:
 
 
 def _samples(part: Mapping[str, Any], label: str, bounded: bool) -> Samples:
-    """The samples of a cell that did not fail.
+    """The samples of a cell that did not fail; of several answers to one, their mean.
 
     Raises:
-        ValueError: a sample stands there twice, or scores are of different metrics.
+        ValueError: an answer stands there twice, or scores are of different metrics.
     """
     good = part["failed"] == 0
     ids, metrics = part["sample_id"].astype(str), set(part["metric"][good])
-    repeated = np.flatnonzero(ids[1:] == ids[:-1])
+    same = ids[1:] == ids[:-1]
+    twice = (part["drawn"][1:] == part["drawn"][:-1]) | (part["prompt_hash"][1:] != part["prompt_hash"][:-1])
+    repeated = np.flatnonzero(same & twice)
     if len(repeated):
         raise ValueError(
             f"{label}: sample '{ids[repeated[0]]}' was answered twice with different prompts or references; "
@@ -131,13 +134,14 @@ def _samples(part: Mapping[str, Any], label: str, bounded: bool) -> Samples:
             f"{label}: scores of different metrics ({', '.join(sorted(metrics))}) cannot be averaged; "
             "rescore the records"
         )
+    questions = Questions.of(ids[good])
     return Samples(
         label,
-        ids=ids[good],
-        hashes=part["prompt_hash"][good].astype(str),
-        values=part["score"][good],
-        weights=part["weight"][good],
-        contexts=part["context_id"][good].astype(str),
+        ids=ids[good][questions.first],
+        hashes=part["prompt_hash"][good].astype(str)[questions.first],
+        values=questions.means(part["score"][good]),
+        weights=part["weight"][good][questions.first],
+        contexts=part["context_id"][good].astype(str)[questions.first],
         bounded=bounded,
     )
 
@@ -145,13 +149,16 @@ def _samples(part: Mapping[str, Any], label: str, bounded: bool) -> Samples:
 def _measured(part: Mapping[str, Any]) -> dict[str, Any]:
     """The measured columns of a cell, and its counts of samples."""
     good = part["failed"] == 0
+    questions = Questions.of(part["sample_id"][good])
     means = {}
     for name in MEANS:
         known = part[name][good & ~np.isnan(part[name])]
         means[name] = float(known.mean()) if len(known) else math.nan
     return {
         "metric": str(part["metric"][good][0] if good.any() else part["metric"][0]),
-        "n": int(good.sum()),
+        "n": len(questions.first),
+        "answers_least": int(min(questions.answers, default=0)),
+        "answers_most": int(max(questions.answers, default=0)),
         "n_failed": int((~good).sum()),
         "n_empty": int(part["empty"].sum()),
         "n_truncated": int(part["truncated"].sum()),

@@ -14,6 +14,7 @@ import pandas as pd
 from longpress.analysis.records import BASELINE, FIDELITY, Record
 from longpress.analysis.stats import clusters, multiple_testing, significance
 from longpress.analysis.stats.clusters import Clusters
+from longpress.analysis.stats.draws import Questions
 from longpress.analysis.stats.estimates import (
     Estimate,
     Paired,
@@ -35,8 +36,8 @@ NEEDED = tuple(f"needed_{measure}" for measure in ("score", *FIDELITY))
 MOVED = tuple(f"{what}_{measure}" for measure in FIDELITY for what in ("delta", "p", "p_holm"))
 """Columns of differences in fidelity, their p-values, and those adjusted by Holm."""
 
-Answers = dict["Place", dict[str, Record]]
-"""What one press answered: per place, the records by sample id."""
+Answers = dict["Place", dict[str, list[Record]]]
+"""What one press answered: per place and sample id, the records, several where several answers were drawn."""
 
 
 class Place(NamedTuple):
@@ -159,13 +160,14 @@ def _answers(records: Iterable[Record]) -> Answers:
     Raises:
         ValueError: a sample was answered with several sets of parameters at one budget.
     """
-    answers: Answers = defaultdict(dict)
+    answers: Answers = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.score is None:
             continue
         place = Place.of(record)
-        known = answers[place].setdefault(record.sample_id, record)
-        if known.press_parameters != record.press_parameters:
+        known = answers[place][record.sample_id]
+        known.append(record)
+        if known[0].press_parameters != record.press_parameters:
             raise ValueError(
                 f"press '{record.press}' has several sets of parameters at {place.budget}; "
                 "give folders with one of them"
@@ -202,10 +204,12 @@ def _compared(answers: Answers, others: Answers, margin: float) -> pd.DataFrame 
     return _judged(frame)
 
 
-def _pair(place: Place, answers: Mapping[str, Record], others: Mapping[str, Record]) -> _Pair:
+def _pair(
+    place: Place, answers: Mapping[str, Sequence[Record]], others: Mapping[str, Sequence[Record]]
+) -> _Pair:
     """Two presses on the samples that both answered."""
     ids = sorted(answers.keys() & others.keys())
-    ours, theirs = [answers[name] for name in ids], [others[name] for name in ids]
+    ours, theirs = ([record for name in ids for record in of_press[name]] for of_press in (answers, others))
     paired = _samples(ours, "score").minus(_samples(theirs, "score"))
     _, (task,) = task_estimates([], [paired.summed])
     changes = {"score": paired.summed}
@@ -215,22 +219,33 @@ def _pair(place: Place, answers: Mapping[str, Record], others: Mapping[str, Reco
         place,
         paired,
         task.estimate,
-        kept=sum(record.kept_fraction for record in ours) / len(ids),
-        kept_other=sum(record.kept_fraction for record in theirs) / len(ids),
+        kept=sum(record.kept_fraction for record in ours) / len(ours),
+        kept_other=sum(record.kept_fraction for record in theirs) / len(theirs),
         changes={measure: change for measure, change in changes.items() if change.n > 1},
     )
 
 
 def _samples(records: Sequence[Record], measure: str) -> Samples:
-    """What was measured of those records that have it."""
+    """What was measured of those records that have it; of several answers to a sample, their mean.
+
+    Raises:
+        ValueError: answers to one sample had different prompts.
+    """
     known = [record for record in records if getattr(record, measure) is not None]
+    label = f"{records[0].benchmark}/{records[0].task}, press {records[0].press}"
+    questions = Questions.of([record.sample_id for record in known])
+    if not questions.agree(np.array([record.prompt_hash for record in known], dtype=str)):
+        raise ValueError(
+            f"{label}: a sample was answered with different prompts; keep one results folder for each"
+        )
+    first = [known[at] for at in questions.first]
     return Samples(
-        f"{records[0].benchmark}/{records[0].task}, press {records[0].press}",
-        ids=np.array([record.sample_id for record in known], dtype=str),
-        hashes=np.array([record.prompt_hash for record in known], dtype=str),
-        values=np.array([getattr(record, measure) for record in known], dtype=float),
-        weights=np.array([record.weight for record in known], dtype=float),
-        contexts=np.array([record.context_id for record in known], dtype=str),
+        label,
+        ids=np.array([record.sample_id for record in first], dtype=str),
+        hashes=np.array([record.prompt_hash for record in first], dtype=str),
+        values=questions.means(np.array([getattr(record, measure) for record in known], dtype=float)),
+        weights=np.array([record.weight for record in first], dtype=float),
+        contexts=np.array([record.context_id for record in first], dtype=str),
         bounded=measure == "score",
     )
 

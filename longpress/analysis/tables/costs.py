@@ -41,7 +41,7 @@ COLUMNS = (
     *("model", "benchmark", "press", "press_parameters", "compression_ratio", "budget_tokens", "threshold"),
     *("query_aware", "prefill", "n", "context_tokens", *SECONDS),
     *("full_cache_bytes", "cache_bytes", "peak_cache_bytes"),
-    *("benchmark_version", "dtype", "revision", "benchmark_parameters"),
+    *("benchmark_version", "dtype", "revision", "benchmark_parameters", "generation_parameters"),
 )
 """Columns of the frame, per sample; `overhead` is (observe_seconds + compress_seconds) / prefill_seconds."""
 ORDER = ("press_parameters", "query_aware", "prefill", "compression_ratio", "budget_tokens", "threshold")

@@ -25,7 +25,7 @@ COLUMNS = (
     *("compression_ratio", "budget_tokens", "threshold", "prefill", "kept_fraction", "query_aware"),
     *("measure", "n", "n_contexts", "value", "se", "ci_low", "ci_high"),
     *("delta", "delta_se", "delta_ci_low", "delta_ci_high", "p_value", "p_holm", "n_common"),
-    *("dtype", "revision", "benchmark_parameters"),
+    *("dtype", "revision", "benchmark_parameters", "generation_parameters"),
 )
 """Columns of the frame, as in `scores`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,10 +14,12 @@ from longpress.analysis.tables.row_keys import (
     RowKey,
     TableKey,
     is_ratio,
+    parameters_text,
     rows_in,
     tables_in,
     tells_mode,
 )
+from longpress.analysis.tables.scores import ANSWERS
 
 
 class LayoutRow(NamedTuple):
@@ -27,7 +29,7 @@ class LayoutRow(NamedTuple):
         press: label of the press, with parameters where they tell it from others.
         budget: as text; empty for the full cache.
         kept: measured kept fraction in percent.
-        samples: per task, or their range.
+        samples: per task, or their range; where several answers to each were drawn, times their number.
         cells: entries of the frame by column name.
         key: what the row is.
     """
@@ -105,15 +107,22 @@ def _row(key: RowKey, entries: Sequence[Mapping[str, Any]], tell_mode: bool) -> 
     cells = {entry["task"]: entry for entry in entries if entry["aggregate"]}
     cells |= {entry["task"]: entry for entry in single}
     known = [entry["kept_fraction"] for entry in single if not math.isnan(entry["kept_fraction"])]
-    counts = sorted({int(entry["n"]) for entry in single})
+    samples = _range(int(entry["n"]) for entry in single)
+    answers = _range(int(entry[name]) for entry in single for name in ANSWERS if entry["n"])
     return LayoutRow(
         press=key.label(tell_mode),
         budget=key.budget,
         kept=f"{100 * sum(known) / len(known):.1f} %" if known else MISSING,
-        samples="–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
+        samples=samples if answers in ("", "1") else f"{samples} × {answers}",
         cells=cells,
         key=key,
     )
+
+
+def _range(counts: Iterable[int]) -> str:
+    """The least and the most of them; one number where they are equal."""
+    held = sorted(counts)
+    return "–".join(str(count) for count in dict.fromkeys((held[0], held[-1]))) if held else ""
 
 
 def _title(key: TableKey, frame: pd.DataFrame, modes: set[bool]) -> str:
@@ -123,6 +132,7 @@ def _title(key: TableKey, frame: pd.DataFrame, modes: set[bool]) -> str:
         details.append(f"revision {key.revision[:12]}")
     if frame["benchmark_parameters"].nunique() > 1:
         details.append(key.benchmark_parameters)
+    details += parameters_text(key.generation_parameters)
     if modes == {True}:
         details.append("query-aware")
     return f"{key.benchmark} on {key.model} ({', '.join(details)})"

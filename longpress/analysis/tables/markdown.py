@@ -14,6 +14,7 @@ from longpress.analysis.stats.significance import SIGNIFICANT
 from longpress.analysis.tables.costs import NOTE
 from longpress.analysis.tables.grid import MISSING, Grid, markdown_table
 from longpress.analysis.tables.layout import LayoutRow, TableLayout, layouts
+from longpress.analysis.tables.pass_at_k import NOTE as PASSES
 from longpress.analysis.tables.row_keys import TableKey, exceeds
 
 MARGIN = 1.0
@@ -28,10 +29,17 @@ Entry = Mapping[str, Any]
 
 
 def markdown(
-    frame: pd.DataFrame, costs: Mapping[TableKey, Grid] | None = None, margin: float = MARGIN
+    frame: pd.DataFrame,
+    costs: Mapping[TableKey, Grid] | None = None,
+    margin: float = MARGIN,
+    passes: Mapping[TableKey, Grid] | None = None,
 ) -> str:
-    """`table.md`: per table the scores, the paired differences to the full cache, notes, and what it cost."""
-    return "\n\n".join(_sections(table, costs or {}, margin) for table in layouts(frame)) + "\n"
+    """`table.md`: per table the scores, the paired differences to the full cache, notes, and what it cost.
+
+    Where several answers to a question were drawn, also pass@k.
+    """
+    tables = (_sections(table, costs or {}, passes or {}, margin) for table in layouts(frame))
+    return "\n\n".join(tables) + "\n"
 
 
 def terminal(frame: pd.DataFrame, width: int = 120, margin: float = MARGIN) -> str:
@@ -81,7 +89,9 @@ def difference_cell(entry: Entry | None) -> str:
     return f"{entry['delta']:+.1f} [{entry['delta_ci_low']:+.1f}, {entry['delta_ci_high']:+.1f}]{mark}"
 
 
-def _sections(table: TableLayout, costs: Mapping[TableKey, Grid], margin: float) -> str:
+def _sections(
+    table: TableLayout, costs: Mapping[TableKey, Grid], passes: Mapping[TableKey, Grid], margin: float
+) -> str:
     """One table of `table.md` under its heading."""
     sections = [f"## {table.title}"]
     best = _best_first(table)
@@ -95,6 +105,8 @@ def _sections(table: TableLayout, costs: Mapping[TableKey, Grid], margin: float)
         heading = "### Difference to the full cache on the same samples [95 % interval]"
         sections.append(f"{heading}\n\n{differences}")
     sections += _notes(table, margin)
+    if table.key in passes:
+        sections += [f"### pass@k (0 to 100)\n\n{markdown_table(passes[table.key])}", PASSES]
     if table.key in costs:
         sections += [f"### Cost\n\n{markdown_table(costs[table.key])}", NOTE]
     return "\n\n".join(sections)
@@ -209,6 +221,14 @@ def _notes(table: TableLayout, margin: float) -> list[str]:
         "n: samples per task; kept: measured share of the full cache; brackets: 95 % interval; "
         "*: p < 0.05 (Holm)."
     )
+
+    # several answers to a question
+    most = max((entry["answers_most"] for _, entry in single), default=1)
+    if most > 1:
+        notes.append(
+            f"Up to {most} answers to each question were drawn (n: questions × answers). A score is the mean "
+            f"over questions of the mean over their answers (avg@{most}); errors are clustered by question."
+        )
 
     # what the differences to the full cache say
     compared = [entry for _, entry in single if not math.isnan(entry["p_holm"])]

@@ -1,9 +1,9 @@
 """What names a table and its rows: the columns of their keys, the order of rows, and how they are called.
 
 A table is what one reading of a benchmark gave on one model: same model, revision, dtype, benchmark, version
-and options. Its rows are presses with their parameters and budget. Frames hold the fields of both keys as
-columns; there, `press_parameters` is the compact label of `parameter_labels`, and a budget that a row does
-not have is missing (None, NaN or NA).
+and options, and answers generated in the same way. Its rows are presses with their parameters and budget.
+Frames hold the fields of both keys as columns; there, `press_parameters` is the compact label of
+`parameter_labels`, and a budget that a row does not have is missing (None, NaN or NA).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ That is rounding, and whole layers or heads of short contexts.
 
 
 class TableKey(NamedTuple):
-    """What one table holds; `benchmark_parameters` is JSON with sorted keys."""
+    """What one table holds; the parameters of benchmark and generation are JSON with sorted keys."""
 
     model: str
     revision: str
@@ -35,6 +35,7 @@ class TableKey(NamedTuple):
     benchmark: str
     benchmark_version: str
     benchmark_parameters: str
+    generation_parameters: str
 
     @classmethod
     def of(cls, record: Record) -> TableKey:
@@ -185,6 +186,11 @@ def parameter_labels(presses: Iterable[tuple[str, str]]) -> dict[tuple[str, str]
         for text, label in zip(texts, differing([json.loads(text) for text in texts]), strict=True):
             labels[press, text] = label
     return labels
+
+
+def parameters_text(parameters: str) -> list[str]:
+    """Parameters (JSON with sorted keys) for headings, e.g. ["temperature=0.6", "top_p=0.95"]."""
+    return [f"{name}={value}" for name, value in json.loads(parameters).items()]
 
 
 def differing(parameters: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -22,7 +22,12 @@ from longpress.analysis.tables.p_values import fill_differences, fill_leads
 from longpress.analysis.tables.row_keys import CellKey, Column, TableKey, parameter_labels, tables_in
 
 COUNTS = ("n", "n_contexts", "n_failed", "n_empty", "n_truncated", "n_common", "wins", "ties", "losses")
-"""Numbers of samples: `n` are those with a score, `n_common` those compared with the full cache."""
+"""Numbers of samples: `n` are those with a score, `n_common` those compared with the full cache.
+
+Where several answers to a sample were drawn, `n_failed`, `n_empty` and `n_truncated` count answers.
+"""
+ANSWERS = ("answers_least", "answers_most")
+"""How many answers to a sample have a score, at least and at most; the mean over them is its score."""
 SCORES = ("score", "se", "ci_low", "ci_high")
 """The mean score, its clustered standard error, and its 95 % interval."""
 DELTAS = ("delta", "delta_se", "delta_ci_low", "delta_ci_high")
@@ -44,6 +49,8 @@ averages; `p_lead`, of the best press of one budget against the second best, lik
 a press against the best one of its budget on the first average (or the only task), by Holm over the presses
 of the budget; `aggregate` marks averages, over `n_tasks`.
 """
+GENERATED = ("generation_parameters", *ANSWERS)
+"""Columns of the frame behind `COLUMNS`; files leave them out where all answers are greedy ones."""
 ROWS_AT_ONCE = 32
 """The bootstrap means of so many rows are held in memory at a time."""
 
@@ -56,7 +63,7 @@ class _Estimates(NamedTuple):
 
 
 def scores(records: Iterable[Record], seed: int = 0, measure: str = "score") -> pd.DataFrame:
-    """The tidy frame with `COLUMNS`, in the order of tables.
+    """The tidy frame with `COLUMNS` and `GENERATED`, in the order of tables.
 
     The full cache comes first, then presses by name and budget; tasks stand in the suite's order.
 
@@ -73,11 +80,11 @@ def scores(records: Iterable[Record], seed: int = 0, measure: str = "score") -> 
     entries: list[dict[str, Any]] = []
     for table, part in tables_in(answers, sort=True):
         entries += _table(table, part, seed, bounded)
-    frame = pd.DataFrame(entries).reindex(columns=list(COLUMNS))
+    frame = pd.DataFrame(entries).reindex(columns=[*COLUMNS, *GENERATED])
 
     # rounded as the CSV holds them, so that all tables round alike
     frame[list(POINTS)] = (frame[list(POINTS)].astype(float) * 100).round(8)
-    whole = dict.fromkeys((*COUNTS, "n_tasks"), "int64")
+    whole = dict.fromkeys((*COUNTS, *ANSWERS, "n_tasks"), "int64")
     return frame.astype({**whole, "budget_tokens": "Int64", "compression_ratio": float, "threshold": float})
 
 
@@ -169,6 +176,8 @@ def _average_entries(
         entry: dict[str, Any] = {"task": column.name, "aggregate": True, "n_tasks": len(share)}
         entry["metric"] = ", ".join(dict.fromkeys(str(task["metric"]) for task in tasks))
         entry |= {count: sum(task[count] for task in tasks) for count in COUNTS}
+        entry["answers_least"] = min(task["answers_least"] for task in tasks)
+        entry["answers_most"] = max(task["answers_most"] for task in tasks)
         for name in MEANS:
             entry[name] = float(weight @ np.array([task[name] for task in tasks]) / weight.sum())
         of_scores = [estimated[cell].score for cell in cells]

@@ -1,7 +1,8 @@
 """Rebuild tables, plots and the report from the records of one or several runs.
 
 Writes `scores.csv`, `scores.parquet`, `costs.csv`, `table.md`, `table.tex` and `report.html`, where fidelity
-was measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, and prints the tables. Where
+was measured also `fidelity.csv`, `fidelity.parquet` and `fidelity.md`, where several answers to a question
+were drawn also `pass_at_k.csv`, and prints the tables. Where
 matplotlib is installed, plots too: `ranking`, `curves`, `pareto`, `fidelity` and `heatmap` as .png and .pdf.
 One folder is rebuilt in place, or into another one (`--out`); several are merged, a record that stands in
 more than one counts once, and none is changed.
@@ -29,7 +30,8 @@ from longpress.analysis.tables.costs import cost_grids, costs
 from longpress.analysis.tables.latex import latex
 from longpress.analysis.tables.layout import layouts
 from longpress.analysis.tables.markdown import MARGIN, markdown, terminal
-from longpress.analysis.tables.scores import scores
+from longpress.analysis.tables.pass_at_k import pass_at_k, pass_at_k_grids
+from longpress.analysis.tables.scores import GENERATED, scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +67,7 @@ def write_tables(
         plots: whether to draw as well, if matplotlib is installed.
 
     Returns:
-        The frame of `scores`.
+        The frame of `scores`, as it is written.
 
     Raises:
         ValueError: a folder has no records, or cannot be read or written; several folders and no `out`; or
@@ -76,8 +78,11 @@ def write_tables(
 
     # everything is made before anything is written
     frame, spent, moved = scores(records), costs(records), fidelity.fidelity(records)
-    report = page(frame, records, folders, spent, moved)
-    files = {**_score_files(frame, spent, report, margin), **_fidelity_files(moved)}
+    passed = pass_at_k(records)
+    report = page(frame, records, folders, spent, moved, passed)
+    files = {**_score_files(frame, spent, passed, report, margin), **_fidelity_files(moved)}
+    if len(passed):
+        files["pass_at_k.csv"] = lambda path: _write_csv(passed, path, "%.10g")
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, write in files.items():
@@ -87,19 +92,19 @@ def write_tables(
     except OSError as error:
         raise ValueError(f"the tables cannot be written to {target}: {error.strerror}") from error
     print(terminal(frame, shutil.get_terminal_size((120, 24)).columns, margin))
-    return frame
+    return _told(frame)
 
 
 def _score_files(
-    frame: pd.DataFrame, spent: pd.DataFrame, report: str, margin: float
+    frame: pd.DataFrame, spent: pd.DataFrame, passed: pd.DataFrame, report: str, margin: float
 ) -> dict[str, Callable[[Path], Any]]:
     """What writes each file, by its name."""
-    grids = cost_grids(spent)
+    grids, passes = cost_grids(spent), pass_at_k_grids(passed)
     return {
         "scores.csv": lambda path: _write_csv(frame, path, "%.10g"),
         "costs.csv": lambda path: _write_csv(spent, path, "%.6g"),
-        "scores.parquet": lambda path: frame.to_parquet(path, index=False),
-        "table.md": lambda path: path.write_text(markdown(frame, grids, margin), encoding="utf-8"),
+        "scores.parquet": lambda path: _told(frame).to_parquet(path, index=False),
+        "table.md": lambda path: path.write_text(markdown(frame, grids, margin, passes), encoding="utf-8"),
         "table.tex": lambda path: path.write_text(latex(layouts(frame), grids), encoding="utf-8"),
         "report.html": lambda path: path.write_text(report, encoding="utf-8"),
     }
@@ -111,13 +116,19 @@ def _fidelity_files(moved: pd.DataFrame) -> dict[str, Callable[[Path], Any]]:
         return {}
     return {
         "fidelity.csv": lambda path: _write_csv(moved, path, "%.10g"),
-        "fidelity.parquet": lambda path: moved.to_parquet(path, index=False),
+        "fidelity.parquet": lambda path: _told(moved).to_parquet(path, index=False),
         "fidelity.md": lambda path: path.write_text(fidelity.markdown(moved), encoding="utf-8"),
     }
 
 
 def _write_csv(frame: pd.DataFrame, path: Path, numbers: str) -> None:
-    frame.to_csv(path, index=False, float_format=numbers, lineterminator="\n", encoding="utf-8")
+    _told(frame).to_csv(path, index=False, float_format=numbers, lineterminator="\n", encoding="utf-8")
+
+
+def _told(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without columns of generated answers where all are greedy ones, which have nothing to tell there."""
+    greedy = bool((frame["generation_parameters"] == "{}").all())
+    return frame.drop(columns=list(GENERATED), errors="ignore") if greedy else frame
 
 
 @contextmanager

@@ -1,0 +1,51 @@
+"""Runs that draw several answers to a question: reproducible whatever order, workers and resume."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from longpress.evaluation.config import composed, register, settings
+from tests.support.running import content, records, run, table
+
+DRAWN = (
+    *("benchmark.tasks=[niah_single_1]", "benchmark.length=600", "limit=2", "press=knorm"),
+    *("compression_ratio=0.5", "temperature=1.0", "top_p=0.9"),
+)
+
+
+def test_answers_do_not_depend_on_order_workers_and_resume(model_folder: Path, tmp_path: Path) -> None:
+    run(model_folder, tmp_path / "whole", *DRAWN, "samples_per_question=2", "sampling_seed=[1,2]")
+    found = records(tmp_path / "whole")
+    assert len(found) == 2 * 2 * 2 * 2  # questions, seeds, answers, the full cache and a press
+    assert len({record["key"] for record in found}) == len(found)
+    assert len({record["prediction"] for record in found}) > 8
+
+    # some of them first, then the rest by two workers, the seeds the other way round
+    run(model_folder, tmp_path / "parts", *DRAWN, "sampling_seed=2", "limit=1")
+    rest = ("samples_per_question=2", "sampling_seed=[2,1]", "workers=2", "max_batch_gb=1e-9")
+    run(model_folder, tmp_path / "parts", *DRAWN, *rest)
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+
+    # the table tells questions from answers
+    assert set(pd.read_csv(tmp_path / "whole" / "scores.csv")["n"]) == {2}
+    assert "2 × 4" in table(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["samples_per_question=8"], "temperature=0, which always gives the same answer"),
+        (["sampling_seed=3"], "temperature=0, which always gives the same answer"),
+        (["temperature=1", "samples_per_question=0"], "at least 1 answer"),
+        (["temperature=1", "sampling_seed=[]"], "names no seed"),
+        (["temperature=1", "sampling_seed=1.5"], "must be a whole number"),
+        (["temperature=1", "sampling_seed=[1,many]"], "sampling_seed='many' must be a whole number"),
+        (["temperature=hot"], "temperature='hot' must be a number"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(overrides: list[str], said: str) -> None:
+    register()
+    with pytest.raises(ValueError, match=said):
+        settings(composed(overrides))
