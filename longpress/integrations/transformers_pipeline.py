@@ -84,8 +84,8 @@ class CompressingTextGeneration(Pipeline):  # type: ignore[misc]
                 `press_options`; all else as `CompressingPipeline` is called.
 
         Returns:
-            `{"answer": text}` for a question, `{"answers": [text, …]}` for questions; of a list of contexts, a
-            list of these.
+            `{"answer": text}` for a question, `{"answers": [text, …]}` for questions; of a list of contexts,
+            a list of these.
 
         Raises:
             ValueError: an argument that does not exist, or anything that the pipeline or the press refuses.
