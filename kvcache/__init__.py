@@ -8,6 +8,7 @@ What is inside, from the facts about a model to what an answer reads:
 - `modules`: where the attention modules of a model are, and what each attends to
 - `projections`: queries and keys before rotary embedding, for each family of models
 - `rotary`: how a model turns queries and keys by position
+- `rope_frequencies`: by which frequencies, where these depend on the length of the prompt
 - `logits`: caps and sinks of attention logits
 - `matmul`: products in float32 by the fastest library at hand
 - `architecture`: which models can be compressed; the others are refused

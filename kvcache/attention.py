@@ -8,7 +8,7 @@ in one softmax.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from kvcache.matmul import fast, product, queries_at_once
 from kvcache.modules import attention_modules, decoder_of, window_of
 from kvcache.observation import AttentionInputs, AttentionProbe
 from kvcache.prefill_attention import causal_attention
+from kvcache.rope_frequencies import cache_of, frequencies_by_row, rope_lengths_of
 from kvcache.row_blocks import RowBlock
 from kvcache.storage import KVStorage
 
@@ -99,15 +100,15 @@ AttentionInterface.register(NAME, attention_forward)
 def attending(model: nn.Module) -> Iterator[None]:
     """Inside, `model` reads `CompressedLayer`s; on ordinary caches it computes plain causal attention.
 
-    The model is restored afterwards.
+    Rotary frequencies that depend on the length of the text are those of each row's own prompt. The model is
+    restored afterwards.
     """
     modules = attention_modules(model)
     config: Any = modules[0].config
     before = config._attn_implementation
 
     def offer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        cache = kwargs.get("cache") if kwargs.get("cache") is not None else kwargs.get("past_key_values")
-        layers = getattr(cache, "layers", ())
+        layers = getattr(cache_of(kwargs), "layers", ())
         index: int = module.layer_idx  # type: ignore[assignment]
         if index < len(layers) and isinstance(layers[index], CompressedLayer):
             layers[index].armed = True
@@ -118,18 +119,20 @@ def attending(model: nn.Module) -> Iterator[None]:
         layer = kwargs.get("ragged")
         if layer is not None and any(layer.decode_hooks):
             inputs = AttentionInputs.of_call(module, args, kwargs)
-            run_decode_hooks(layer, ForwardPass(decoder, module, inputs))
+            lengths = rope_lengths_of(cache_of(kwargs))
+            run_decode_hooks(layer, ForwardPass(decoder, module, inputs, lengths))
 
     decoder = decoder_of(model)
-    hooks = [module.register_forward_pre_hook(offer, with_kwargs=True) for module in modules]
-    hooks += [module.register_forward_hook(act, with_kwargs=True) for module in modules]
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack:
+        stack.enter_context(frequencies_by_row(model))
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(offer, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(act, with_kwargs=True).remove)
+        config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
 
 
 def _ragged(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from kvcache.rope_frequencies import join_rope_lengths
 from kvcache.row_blocks import RowBlock, blocks_of
 from kvcache.storage import KVView
 
@@ -349,9 +350,13 @@ class CompressedLayer(CacheLayerMixin):
 class CompressedCache(Cache):
     """A transformers cache whose layers, `CompressedLayer`s for the most part, are over the same rows."""
 
-    def __init__(self, layers: Sequence[Any]) -> None:
-        """From one layer per model layer; see `kvcache.layer_state` for those without keys and values."""
+    def __init__(self, layers: Sequence[Any], rope_lengths: Sequence[int] | None = None) -> None:
+        """From one layer per model layer, and the RoPE length of each row.
+
+        See `kvcache.layer_state` for layers without keys and values, `kvcache.rope_frequencies` for lengths.
+        """
         super().__init__(layers=list(layers))
+        self.rope_lengths = None if rope_lengths is None else list(rope_lengths)
 
     @property
     def growing(self) -> list[CompressedLayer]:
@@ -367,8 +372,11 @@ class CompressedCache(Cache):
         """See `CompressedLayer.keep_rows`."""
         for layer in self.layers:
             layer.keep_rows(rows)
+        if self.rope_lengths is not None:
+            self.rope_lengths = [self.rope_lengths[row] for row in rows]
 
     def join(self, other: CompressedCache) -> None:
         """See `CompressedLayer.join`."""
         for layer, more in zip(self.layers, other.layers, strict=True):
             layer.join(more)
+        join_rope_lengths(self, [self, other])

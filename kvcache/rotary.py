@@ -5,7 +5,7 @@ Models differ in this and none says how, so it is found by trying.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.modules import kind_of
+from kvcache.rope_frequencies import turn
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,12 @@ def _no_turn(module: Any, like: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def rope_of(
-    decoder: nn.Module, module: nn.Module, like: Tensor, start: int = 0
+    decoder: nn.Module,
+    module: nn.Module,
+    like: Tensor,
+    *,
+    start: int = 0,
+    rope_lengths: Sequence[int] | None = None,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The model's own rotary embedding, for any positions; Gemma3 and OLMo3 keep one per kind of layer.
 
@@ -160,6 +166,8 @@ def rope_of(
         module: the attention module of the layer.
         like: (B, n, D) hidden states, for dtype and device.
         start: position from which the given ones are counted.
+        rope_lengths: of the rows that are looked at, all of one length (see `rope_frequencies`); None where
+            frequencies do not depend on the length of the text.
 
     Returns:
         Positions (n,) to (cos, sin), each (1, n, *).
@@ -175,7 +183,10 @@ def rope_of(
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         at = (positions + start)[None].to(sample.device)  # layers may lie on other devices than the embedding
-        cos, sin = embedding(sample, at, kind) if per_kind else embedding(sample, at)
+        if rope_lengths is not None:
+            cos, sin = turn(embedding, sample, at, rope_lengths[:1], kind if per_kind else None)
+        else:
+            cos, sin = embedding(sample, at, kind) if per_kind else embedding(sample, at)
         return cos.to(positions.device), sin.to(positions.device)
 
     return rope

@@ -29,6 +29,7 @@ def chunked_forward(
     tokens: int,
     question: int,
     on_layer: Callable[[LayerObservation], None],
+    rope_length: int = 0,
 ) -> tuple[list[tuple[Tensor, Tensor]], list[LayerState | None]]:
     """Let the model read a chunk of a context whose earlier tokens are compressed.
 
@@ -43,6 +44,7 @@ def chunked_forward(
         question: number of tokens at the end of the chunk that are a question.
         on_layer: called after each attention with an observation of the chunk alone: its own hidden states,
             keys, values and rotary factors, `rope` counting from its first token.
+        rope_length: of the prompt, see `kvcache.rope_frequencies`.
 
     Returns:
         Per layer the chunk's own keys and values, (1, H, n, d) each, without heads in a layer that caches
@@ -50,7 +52,8 @@ def chunked_forward(
     """
     decoder, n = decoder_of(model), token_ids.shape[1]
     cache = CompressedCache(
-        [cache_layer([kept], [state], start, n) for kept, state in zip(layers, states, strict=True)]
+        [cache_layer([kept], [state], start, n) for kept, state in zip(layers, states, strict=True)],
+        [rope_length],
     )
     known: dict[str, Any] = {
         "fingerprints": (zlib.crc32(token_ids[0].cpu().float().numpy().tobytes(), start),),
@@ -69,7 +72,7 @@ def chunked_forward(
             return
         index: Any = module.layer_idx
         inputs = AttentionInputs.of_call(module, args, kwargs)
-        rope = rope_of(decoder, module, inputs.hidden, start)
+        rope = rope_of(decoder, module, inputs.hidden, start=start, rope_lengths=[rope_length])
         on_layer(LayerObservation.build(module, inputs, *of_chunk(index), rope, **known))
 
     with ExitStack() as stack:

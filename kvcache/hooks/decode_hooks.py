@@ -6,6 +6,7 @@ A decode hook sees its row's entries and new tokens in one layer, and may drop o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
@@ -138,18 +139,22 @@ class ForwardPass(NamedTuple):
         decoder: of the model.
         module: the layer's attention module.
         inputs: what the module was called with.
+        rope_lengths: of the rows, where rotary frequencies depend on it.
     """
 
     decoder: nn.Module
     module: nn.Module
     inputs: AttentionInputs
+    rope_lengths: Sequence[int] | None = None
 
     def of_row(self, row: int) -> ForwardPass:
         """The part of one row, as a batch of one."""
         of_row = slice(row, row + 1)
         hidden, cos, sin = self.inputs
         rotary = (factors[of_row] if len(factors) > 1 else factors for factors in (cos, sin))
-        return self._replace(inputs=AttentionInputs(hidden[of_row], *rotary))
+        lengths = self.rope_lengths
+        lengths = lengths[of_row] if lengths is not None and len(lengths) > 1 else lengths
+        return self._replace(inputs=AttentionInputs(hidden[of_row], *rotary), rope_lengths=lengths)
 
 
 def run_decode_hooks(layer: CompressedLayer, forward: ForwardPass) -> None:
@@ -190,7 +195,7 @@ def _run(layer: CompressedLayer, row: int, hook: DecodeHook, forward: ForwardPas
         forward.inputs,
         keys,
         values,
-        rope_of(forward.decoder, forward.module, forward.inputs.hidden),
+        rope_of(forward.decoder, forward.module, forward.inputs.hidden, rope_lengths=forward.rope_lengths),
         fingerprints=(next_position,),
         valid=valid,
         next_position=next_position,

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from kvcache.cache import CompressedLayer, PaddedPrefill
 from kvcache.layer_state import LayerState, cache_layer
 from kvcache.modules import cache_keyword, decoder_of, windows_of
+from kvcache.rope_frequencies import join_rope_lengths
 from kvcache.storage import KVView
 
 MADE_ANEW = ("attention_mask", "cache_position")
@@ -201,6 +202,7 @@ class _PaddedBatch:
         for layer in self.cache.layers:
             if isinstance(layer, CompressedLayer):
                 layer.padded_prefill = PaddedPrefill(self.mask, layer.start)
+        join_rope_lengths(self.cache, self.caches)
 
     def joined(self, outputs: Sequence[Any]) -> Any:
         """The rows' outputs, each a batch of one, as that of the whole batch.

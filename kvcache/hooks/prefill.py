@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kvcache.modules import attention_modules, decoder_of, is_left_whole
 from kvcache.observation import AttentionInputs, LayerObservation
+from kvcache.rope_frequencies import cache_of, frequencies_by_row, rope_lengths_of
 from kvcache.rotary import rope_of
 
 
@@ -108,7 +109,7 @@ def observing(
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forget()
-        cache = _cache(kwargs)
+        cache = cache_of(kwargs)
         inputs = args[0] if args else kwargs.get("input_ids")
         inputs = kwargs["inputs_embeds"] if inputs is None else inputs
         mask = kwargs.get("attention_mask")
@@ -121,7 +122,7 @@ def observing(
             started.append(_Started.of(inputs))
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        cache = _cache(kwargs)
+        cache = cache_of(kwargs)
         if not started or cache is None:
             return
         (prefill,) = started
@@ -151,7 +152,7 @@ def observing(
                 inputs,
                 cached.keys,
                 cached.values,
-                rope_of(decoder, module, inputs.hidden),
+                rope_of(decoder, module, inputs.hidden, rope_lengths=rope_lengths_of(cache)),
                 fingerprints=prefill.fingerprints,
                 token_ids=prefill.token_ids,
                 attention_probe=probe,
@@ -165,6 +166,7 @@ def observing(
         forget()
 
     with ExitStack() as stack:
+        stack.enter_context(frequencies_by_row(model))
         hooks = [
             decoder.register_forward_pre_hook(begin, with_kwargs=True),
             decoder.register_forward_hook(end, with_kwargs=True),
@@ -173,11 +175,6 @@ def observing(
         for hook in hooks:
             stack.callback(hook.remove)
         yield
-
-
-def _cache(kwargs: dict[str, Any]) -> Any:
-    cache = kwargs.get("cache")
-    return kwargs.get("past_key_values") if cache is None else cache
 
 
 @contextmanager

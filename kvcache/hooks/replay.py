@@ -19,6 +19,7 @@ from kvcache.layer_state import EmptyLayer, LayerState, StateLayer
 from kvcache.linear import checking_gradients
 from kvcache.modules import attention_module, cache_keyword, decoder_of
 from kvcache.observation import AttentionInputs, LayerObservation
+from kvcache.rope_frequencies import rope_lengths_of
 from kvcache.rotary import rope_of
 
 LARGEST = 1e20
@@ -173,13 +174,14 @@ def _run(
     # A cache on top of the full one, which stays as it is.
     start = prefill.cache.get_seq_length()
     layers = [_on_top_of(layer, start) for layer in prefill.cache.layers]
-    cache = Cache(layers=layers)
+    cache: Any = Cache(layers=layers)
+    cache.rope_lengths = rope_lengths_of(prefill.cache)
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         index: Any = module.layer_idx
         inputs = AttentionInputs(*(part.detach() for part in AttentionInputs.of_call(module, args, kwargs)))
         keys, values = layers[index].own_keys.detach(), layers[index].own_values.detach()
-        rope = rope_of(decoder, module, inputs.hidden)
+        rope = rope_of(decoder, module, inputs.hidden, rope_lengths=cache.rope_lengths)
         observation = LayerObservation.build(
             module, inputs, keys, values, rope, fingerprints=(), token_ids=ids
         )

@@ -121,6 +121,11 @@ class Record:
     """Weight of the sample in its task's mean."""
     truncated: bool = False
     """Whether the context was cut to fit."""
+    outgrew_rope: bool = False
+    """Whether the answer took the text beyond the original window of a model with LongRoPE.
+
+    It was written on with the rotary frequencies of its prompt, where `generate` may read everything again.
+    """
     dtype: str = "float32"
     revision: str = ""
     """Revision or content hash of the model."""

@@ -107,11 +107,17 @@ class Answering:
     ) -> None:
         """Record which tokens of a context each variant keeps.
 
-        In query-aware mode each question was read with a context of its own, and has a map of its own.
+        Each reading of the context has a map of its own: in query-aware mode there is one per question, else
+        one per set of rotary frequencies that the questions need.
         """
-        questions = list(range(len(context.samples)))
         query_aware = self.settings.options.query_aware
-        for part in [[question] for question in questions] if query_aware else [questions]:
+        parts: dict[int, list[int]] = {}
+        for result in results:
+            if isinstance(result, Result):
+                reading = result.question if query_aware else result.context.rope_length
+                if result.question not in parts.setdefault(reading, []):
+                    parts[reading].append(result.question)
+        for part in parts.values():
             samples = [context.samples[question] for question in part]
             kept = {
                 variant: result.context

@@ -254,6 +254,7 @@ def measured(result: Result | Failure, sample: Sample) -> dict[str, Any]:
         "peak_entries": kept.full_entries if kept.peak_entries is None else kept.peak_entries,
         "truncated": sample.truncated or result.truncated,
         "joint_tokens": result.joint_tokens,
+        "outgrew_rope": result.answer.outgrew_rope,
         "prefill_seconds": result.prefill_seconds,
         "observe_seconds": result.observe_seconds,
         "compress_seconds": kept.seconds,

@@ -26,6 +26,7 @@ from transformers import (
 
 from kvcache.architecture import TESTED, check_structure
 from kvcache.linear import device_of
+from kvcache.rope_frequencies import length_dependent
 from longpress.models.chat_template import turn_end
 from longpress.models.configs import ModelConfig, check_model, is_own, one_sentence, quiet
 from longpress.models.gguf_file import GGUFFile
@@ -171,7 +172,7 @@ def find_model(config: ModelConfig) -> KnownModel:
         config=config,
         tokenizer=tokenizer,
         name=config.name or str(config.path),
-        revision=revision + _changes(config),
+        revision=revision + _changes(config, architecture),
         dtype=str(stored or "float32").removeprefix("torch.") if config.dtype == "auto" else config.dtype,
         window=config.window or window,
         named_ends=tuple(sorted(_named_ends(generation_config, tokenizer))),
@@ -385,9 +386,13 @@ def settle_chat_template(tokenizer: Any, config: ModelConfig) -> None:
             )
 
 
-def _changes(config: ModelConfig) -> str:
-    """What of a configuration changes answers, as a suffix of the revision."""
-    text = ""
+def _changes(config: ModelConfig, architecture: Any) -> str:
+    """What changes answers beside the checkpoint, as a suffix of the revision: a configuration, and a rule.
+
+    The rule is that rotary frequencies which depend on a length are those of each row's own prompt. Results
+    of such models from before it are not mixed with new ones.
+    """
+    text = "+rope-by-prompt" if length_dependent(architecture) else ""
     if config.rope_scaling:
         canonical = json.dumps(dict(config.rope_scaling), sort_keys=True, default=list)
         text += f"+rope-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"

@@ -83,10 +83,11 @@ def read_and_compress(
     token_ids: Tensor,
     variant: Variant,
     size: int,
-    prefill: Callable[[Tensor, SweepObserver, PromptTokens], Any],
+    prefill: Callable[[Tensor, SweepObserver, PromptTokens, int], Any],
     prompt_tokens: PromptTokens,
     watched: Sequence[Sequence[int]] = (),
     count_kept: bool = False,
+    rope_length: int = 0,
 ) -> tuple[CompressedContext, float]:
     """What a variant keeps of a context that is read and compressed `size` tokens at a time.
 
@@ -96,10 +97,11 @@ def read_and_compress(
         variant: press and budget; every chunk of n tokens keeps what the press states for a context of n
             tokens.
         size: tokens per chunk.
-        prefill: the ordinary prefill (ids, observer, prompt), which reads the first chunk.
+        prefill: the ordinary prefill (ids, observer, prompt, RoPE length), which reads the first chunk.
         prompt_tokens: the prompt around the context.
         watched: sets of positions whose survival is to be measured.
         count_kept: whether to count the heads that keep each token.
+        rope_length: of the whole prompt: see `kvcache.rope_frequencies`.
 
     Returns:
         What is kept, and the seconds spent observing.
@@ -119,7 +121,7 @@ def read_and_compress(
     stop = min(size, tokens)
     observer = SweepObserver([press])
     question = _question_within(prompt_tokens.question, 0, stop, tokens)
-    prefill(token_ids[:, :stop], observer, replace(prompt_tokens, question=question))
+    prefill(token_ids[:, :stop], observer, replace(prompt_tokens, question=question), rope_length)
     (context,) = PrefilledContext(observer, 0.0).compress(
         press, [first], [_within(positions, 0, stop) for positions in watched], count_kept=count_kept
     )
@@ -140,7 +142,14 @@ def read_and_compress(
         stop = min(start + size, tokens)
         question = _question_within(prompt_tokens.question, start, stop, tokens)
         own, evidence = _read_chunk(
-            model, reading, token_ids[:, start:stop], start, tokens, question, SweepObserver([press])
+            model,
+            reading,
+            token_ids[:, start:stop],
+            start,
+            tokens,
+            question,
+            SweepObserver([press]),
+            rope_length,
         )
         _keep_of_chunk(model, reading, variant, budget, own, evidence, observed, start)
         for number, positions in enumerate(watched):
@@ -170,6 +179,7 @@ def _read_chunk(
     tokens: int,
     question: int,
     observer: SweepObserver,
+    rope_length: int,
 ) -> tuple[list[tuple[Tensor, Tensor]], _Evidence]:
     """A chunk's own keys and values in every layer, and what the press observed in them."""
     evidence = _Evidence({}, [])
@@ -181,7 +191,7 @@ def _read_chunk(
         (evidence.of_layers[layer.index],) = observed
 
     own, reading.states = chunked_forward(
-        model, reading.layers, reading.states, start, token_ids, tokens, question, look
+        model, reading.layers, reading.states, start, token_ids, tokens, question, look, rope_length
     )
     held = sum(sum(kept.entries()) for kept in reading.layers) + sum(
         keys.shape[1] * keys.shape[2] for keys, _ in own

@@ -48,6 +48,7 @@ class CompressedContext:
             empty: the context in one piece.
         states: per model layer, what it remembers beside keys and values, in tensors of fixed size; None for
             most. Only read: rows copy them. Variants of one prefill share them.
+        rope_length: of the prompts that the context was read for (see `kvcache.rope_frequencies`).
     """
 
     layers: list[KVView]
@@ -62,6 +63,7 @@ class CompressedContext:
     peak_entries: int | None = None
     chunks: list[Chunk] = field(default_factory=list)
     states: list[LayerState | None] = field(default_factory=list, repr=False)
+    rope_length: int = 0
     _measured: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @classmethod

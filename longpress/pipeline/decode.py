@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from kvcache.layer_state import cache_layer
 from kvcache.matmul import fast_products
 from kvcache.modules import attention_modules, cache_keyword, decoder_of, has_state
 from kvcache.projections import query_heads
+from kvcache.rope_frequencies import outgrows
 from longpress.models.host_memory import return_freed_memory
 from longpress.pipeline.clock import now
 from longpress.pipeline.compressed_context import CompressedContext
@@ -38,6 +40,12 @@ from longpress.pipeline.sampling import drawn
 
 NAN = (
     "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
+)
+
+OUTGREW = (
+    "an answer took its text beyond the original window of a model with LongRoPE; it is written on with the "
+    "rotary frequencies of its prompt, where transformers may read everything again with others; "
+    "records say outgrew_rope"
 )
 
 RESERVED = 32
@@ -111,6 +119,8 @@ class Decoder:
         self.query_heads = query_heads(attention_modules(model)[0])
         self.keyword, self.eos_ids = cache_keyword(self.decoder), set(eos_ids)
         self.question_step = 1 if has_state(model) else QUESTION_STEP
+        self.may_outgrow_rope = outgrows(model, 0, sys.maxsize)
+        self.told_outgrown = False
         self.compact_rows = 0  # in the batch when freed memory was returned last
         self.most_rows = sys.maxsize  # halved when memory runs out, doubled when a batch was written
         self.waiting: deque[_Writing] = deque()
@@ -203,7 +213,8 @@ class Decoder:
                     of_rows,
                 )
                 for at, of_rows in enumerate(decode_hooks)
-            ]
+            ],
+            [row.context.rope_length for row in rows],
         )
         device = cache.growing[0].device
         first = torch.tensor(starts, device=device)
@@ -247,9 +258,24 @@ class Decoder:
                 return_freed_memory()
                 self.compact_rows = len(going)
             tokens, self.position = tokens[going], self.position[going]
+        self._note_outgrown()
         self.hidden = self._forward(tokens[:, None], self.position[:, None], self.cache)[:, -1]
         self.position = self.position + 1
         self._measure()
+
+    def _note_outgrown(self) -> None:
+        """Note, and say once, which rows read on beyond the window of their prompts' rotary frequencies."""
+        if not self.may_outgrow_rope:
+            return
+        for writing in self.alive:
+            row, answer = writing.row, writing.answer
+            if answer.stop_reason or answer.outgrew_rope:
+                continue
+            text = row.prompt_tokens + len(answer.token_ids)
+            answer.outgrew_rope = outgrows(self.model, row.context.rope_length, text)
+            if answer.outgrew_rope and not self.told_outgrown:
+                self.told_outgrown = True
+                warnings.warn(OUTGREW, stacklevel=2)
 
     def _measure(self, first: int = 0) -> None:
         """Note the bytes of the cache of each row being written, from row `first` of the batch on."""

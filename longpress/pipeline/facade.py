@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from kvcache.architecture import check_model
 from kvcache.hooks.prefill import PromptTokens, chunking
 from kvcache.modules import cache_keyword, decoder_of
+from kvcache.rope_frequencies import rope_length
 from longpress.models.loading import eos_token_ids
 from longpress.pipeline.decode import Decoder
 from longpress.pipeline.memory import MemoryPlan, Shape, memory_plan, room
@@ -200,24 +201,35 @@ class CompressingPipeline:
         tokens, tails = len(ids.context), list(map(len, ids.questions))
         if request.query_aware:
             tokens += max(tails)
+        tokens = min(tokens, request.max_context_tokens or tokens)
         bound = partial(
             memory_plan,
             self.shape,
-            min(tokens, request.max_context_tokens or tokens),
+            tokens,
             with_full_cache(request, self.options.fidelity),
             max(tail + one.max_new_tokens for tail, one in zip(tails, questions, strict=True)),
             self.options,
             questions=len(questions),
+            readings=len({rope_length(self.model, tokens + tail) for tail in tails}),
             query_aware=request.query_aware,
         )
         return bound(contexts=contexts, offload=bound().total > self.room)
 
     def _forward(
-        self, context_ids: Tensor, press: BasePress | SweepObserver, prompt_tokens: PromptTokens
+        self,
+        context_ids: Tensor,
+        press: BasePress | SweepObserver,
+        prompt_tokens: PromptTokens,
+        rope_length: int,
     ) -> DynamicCache:
-        """One prefill of (1, T) ids inside `press(model)`, or observed for a sweep; the cache it leaves."""
+        """One prefill of (1, T) ids inside `press(model)`, or observed for a sweep; the cache it leaves.
+
+        `rope_length` is that of the prompt: see `kvcache.rope_frequencies`.
+        """
         config: Any = self.model.config
-        cache, decoder = DynamicCache(config=config.get_text_config()), decoder_of(self.model)
+        decoder = decoder_of(self.model)
+        cache: Any = DynamicCache(config=config.get_text_config())
+        cache.rope_lengths = [rope_length]
         with (
             torch.no_grad(),
             press(self.model, prompt_tokens),

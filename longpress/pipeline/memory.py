@@ -161,6 +161,7 @@ def memory_plan(
     options: PipelineOptions,
     *,
     questions: int = 1,
+    readings: int = 1,
     contexts: int = 1,
     query_aware: bool = False,
     offload: bool = False,
@@ -174,6 +175,7 @@ def memory_plan(
         tail: most tokens of a question and its answer together.
         options: of the pipeline.
         questions: asked about each context.
+        readings: of each context, where its questions need several: see `kvcache.rope_frequencies`.
         contexts: how many there are.
         query_aware: whether every question needs a compressed context of its own.
         offload: whether what variants keep lies in host memory.
@@ -194,7 +196,7 @@ def memory_plan(
         work += _again(shape, tokens)
 
     # What the variants keep of it: a mask each, and copies where the full cache is not read in place.
-    readings, whole = questions if query_aware else 1, shape.token * tokens
+    readings, whole = questions if query_aware else readings, shape.token * tokens
     copies = int(full_kept(variants, tokens, alone) * whole) * readings + whole * (readings - 1)
     stored = entries * len(variants) * readings + (min(copies, whole) if offload else copies)
     stored += shape.state * readings * (len(variants) if alone else 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from kvcache.budget import Budget
 from kvcache.compress import Target
 from kvcache.hooks.prefill import PromptTokens
 from kvcache.linear import device_of
+from kvcache.rope_frequencies import rope_length
 from longpress.pipeline.clock import now
 from longpress.pipeline.compress_while_reading import read_and_compress
 from longpress.pipeline.compressed_context import CompressedContext
@@ -29,8 +30,11 @@ from longpress.pipeline.variants import Variant
 from presses.base import BasePress
 from presses.none import NonePress
 
-Forward = Callable[[Tensor, BasePress | SweepObserver, PromptTokens], DynamicCache]
-"""The prefill of (1, T) ids under a press, or observed for a sweep; gives the cache that it leaves."""
+Forward = Callable[[Tensor, BasePress | SweepObserver, PromptTokens, int], DynamicCache]
+"""The prefill of (1, T) ids under a press, or observed for a sweep; gives the cache that it leaves.
+
+The number is the RoPE length of the prompt: see `kvcache.rope_frequencies`.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Reading:
     Attributes:
         variant: press and budget.
         kept: what it keeps, or why it keeps nothing.
+        questions: of the request, that are asked of it.
         rows: one per question.
         truncated: whether the context was cut to `max_context_tokens`.
         joint: tokens at the context's end that are read with the questions, see `PromptIds`.
@@ -49,6 +54,7 @@ class Reading:
 
     variant: Variant
     kept: CompressedContext | Exception
+    questions: Sequence[int]
     rows: Sequence[Row] = ()
     truncated: bool = False
     joint: int = 0
@@ -70,16 +76,16 @@ class _Prompted(NamedTuple):
     Attributes:
         ids: of the context, and of the question where it is seen while compressing.
         n_question: how many of them are the question.
-        question_ids: per question, the ids read behind the context.
-        watched: per question, positions of the context whose survival is measured; empty where no survival
-            is, since no question has evidence or it cannot be told where tokens stand.
+        question_ids: by question of the request, the ids read behind the context.
+        watched: per question of the request, positions of the context whose survival is measured; empty where
+            no survival is, since no question has evidence or it cannot be told where tokens stand.
         truncated: whether the context was cut.
         joint: tokens at the context's end that are read with the questions, see `PromptIds`.
     """
 
     ids: list[int]
     n_question: int
-    question_ids: list[list[int]]
+    question_ids: dict[int, list[int]]
     watched: list[list[int]]
     truncated: bool
     joint: int
@@ -94,8 +100,11 @@ class Reader:
         """Read with `model`, by `forward`; more than `max_length` tokens with the answer are refused."""
         self.model, self.max_length, self.options, self.forward = model, max_length, options, forward
 
-    def read(self, prompt: Prompt, request: Request, at: int | None, offload: bool) -> list[Reading]:
+    def read(self, prompt: Prompt, request: Request, at: int | None, offload: bool) -> list[list[Reading]]:
         """Read the context of a request; one reading per variant.
+
+        Questions whose prompts have other rotary frequencies ask another reading of the context, which has
+        these: see `kvcache.rope_frequencies`.
 
         Args:
             prompt: the text around the context.
@@ -103,44 +112,86 @@ class Reader:
             at: in query-aware mode, the question that is read with the context; else None.
             offload: whether what is kept is to lie in host memory.
 
+        Returns:
+            Per reading of the context, one of each variant.
+
         Raises:
             ValueError: an empty context, or a prompt that is too long for the model.
         """
-        questions = list(request.questions) if at is None else [request.questions[at]]
-        prompted = self._prompted(prompt, request, questions, query_aware=at is not None)
-        self._check_length(len(prompted.ids), prompted.question_ids, questions)
+        asked = list(range(len(request.questions))) if at is None else [at]
+        prompted = self._prompted(prompt, request, asked, query_aware=at is not None)
+        self._check_length(prompted, request.questions)
+
+        # The questions by the RoPE length of their prompts.
+        by_length: dict[int, list[int]] = {}
+        for question, ids in prompted.question_ids.items():
+            length = rope_length(self.model, len(prompted.ids) + len(ids))
+            by_length.setdefault(length, []).append(question)
+        return [
+            self._read(prompt, request, prompted, questions, length, offload)
+            for length, questions in by_length.items()
+        ]
+
+    def _read(
+        self,
+        prompt: Prompt,
+        request: Request,
+        prompted: _Prompted,
+        questions: Sequence[int],
+        length: int,
+        offload: bool,
+    ) -> list[Reading]:
+        """Read the context once, with the rotary frequencies of prompts of RoPE length `length`."""
         device = device_of(self.model.get_input_embeddings())  # type: ignore[operator]
         context_ids = torch.tensor([prompted.ids], device=device)
         prompt_tokens = prompt.prompt_tokens(min(len(prompted.ids), prompted.n_question))
 
         variants = variants_of(request.press)
         if self.options.compress_every is not None:
-            read = partial(self._alone, context_ids, prompt_tokens, prompted.watched, request.count_kept)
+            read = partial(
+                self._alone, context_ids, prompt_tokens, prompted.watched, request.count_kept, length
+            )
             kept = [read(variant) for variant in variants]
         elif isinstance(request.press, Sequence):
             kept = self._together(
-                context_ids, prompt_tokens, variants, prompted.watched, request.count_kept, offload
+                context_ids, prompt_tokens, variants, prompted.watched, request.count_kept, length, offload
             )
         else:
-            kept = [self._by_itself(context_ids, prompt_tokens, variants[0])]
+            kept = [self._by_itself(context_ids, prompt_tokens, variants[0], length)]
 
         readings = []
         for variant, (context, observing, seconds) in zip(variants, kept, strict=True):
             rows: list[Row] = []
             if not isinstance(context, Exception):
+                context = replace(context, rope_length=length)
                 context = context.offloaded() if offload else context
                 rows = [
-                    Row(context, ids, question, variant.for_context(context.tokens))
-                    for ids, question in zip(prompted.question_ids, questions, strict=True)
+                    Row(
+                        context,
+                        prompted.question_ids[question],
+                        request.questions[question],
+                        variant.for_context(context.tokens),
+                    )
+                    for question in questions
                 ]
             readings.append(
-                Reading(variant, context, rows, prompted.truncated, prompted.joint, seconds, observing)
+                Reading(
+                    variant,
+                    context,
+                    questions,
+                    rows,
+                    prompted.truncated,
+                    prompted.joint,
+                    seconds,
+                    observing,
+                )
             )
         return readings
 
     def _prompted(
-        self, prompt: Prompt, request: Request, questions: Sequence[Question], query_aware: bool
+        self, prompt: Prompt, request: Request, asked: Sequence[int], query_aware: bool
     ) -> _Prompted:
+        questions = [request.questions[at] for at in asked]
         seen = questions[0].text if query_aware else ""
         context = request.context + seen
         read = prompt.ids(
@@ -159,7 +210,7 @@ class Reader:
             ids = ids[: max(1, limit - n_question)] + end
 
         watched: list[list[int]] = []
-        for question in questions:
+        for question in request.questions:
             positions = (
                 prompt.evidence_tokens(request.context, question.evidence) if question.evidence else []
             )
@@ -167,14 +218,13 @@ class Reader:
                 watched = []
                 break
             watched.append([position for position in positions if position < len(ids) - n_question])
-        return _Prompted(ids, n_question, read.questions, watched, truncated, joint)
+        behind = dict(zip(asked, read.questions, strict=True))
+        return _Prompted(ids, n_question, behind, watched, truncated, joint)
 
-    def _check_length(
-        self, context: int, question_ids: Sequence[Sequence[int]], questions: Sequence[Question]
-    ) -> None:
+    def _check_length(self, prompted: _Prompted, questions: Sequence[Question]) -> None:
+        context = len(prompted.ids)
         needed = max(
-            context + len(ids) + question.max_new_tokens
-            for ids, question in zip(question_ids, questions, strict=True)
+            context + len(ids) + questions[at].max_new_tokens for at, ids in prompted.question_ids.items()
         )
         if self.max_length is not None and needed > self.max_length:
             raise ValueError(
@@ -192,12 +242,13 @@ class Reader:
         variants: Sequence[Variant],
         watched: Sequence[Sequence[int]],
         count_kept: bool,
+        length: int,
         offload: bool,
     ) -> list[_Kept]:
         """What each variant keeps of a context that is read once."""
         started = now()
         observer = SweepObserver([variant.press for variant in variants])
-        self.forward(context_ids, observer, prompt_tokens)
+        self.forward(context_ids, observer, prompt_tokens, length)
         seconds = now() - started
         prefilled = PrefilledContext(observer, seconds, offload)
         in_place = read_in_place(variants, prefilled.tokens)
@@ -219,14 +270,16 @@ class Reader:
 
     # -- one variant, by itself --
 
-    def _by_itself(self, context_ids: Tensor, prompt_tokens: PromptTokens, variant: Variant) -> _Kept:
+    def _by_itself(
+        self, context_ids: Tensor, prompt_tokens: PromptTokens, variant: Variant, length: int
+    ) -> _Kept:
         """What a press keeps at its own budget: `with press(model)`.
 
         Raises:
             ValueError: the budget was not met.
         """
         started = now()
-        cache = self.forward(context_ids, variant.press, prompt_tokens)
+        cache = self.forward(context_ids, variant.press, prompt_tokens, length)
         seconds = now() - started
         context = CompressedContext.of_cache(self.model, cache, context_ids.shape[1])
         context.check_budget(variant.press, variant.budget)
@@ -238,6 +291,7 @@ class Reader:
         prompt_tokens: PromptTokens,
         watched: Sequence[Sequence[int]],
         count_kept: bool,
+        length: int,
         variant: Variant,
     ) -> _Kept:
         """What a variant keeps of a context that it compresses while it reads it."""
@@ -247,7 +301,15 @@ class Reader:
         started = now()
         try:
             context, observing = read_and_compress(
-                self.model, context_ids, variant, size, self.forward, prompt_tokens, watched, count_kept
+                self.model,
+                context_ids,
+                variant,
+                size,
+                self.forward,
+                prompt_tokens,
+                watched,
+                count_kept,
+                length,
             )
             context.check_budget(variant.press, variant.budget)
         except Exception as error:

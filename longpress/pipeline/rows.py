@@ -73,7 +73,8 @@ class AfterQuestion:
                     capacity,
                 )
                 for index in range(len(rows[0].states))
-            ]
+            ],
+            [row.context.rope_length for row in rows],
         )
         for at, layer in enumerate(cache.growing):
             keys, values = (torch.stack([row.tails[at][part] for row in rows]) for part in (0, 1))
@@ -98,6 +99,11 @@ class Row:
     question: Question
     variant: Variant
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of context and question together."""
+        return self.context.tokens + len(self.question_ids)
+
     def decode_hooks(self) -> list[DecodeHook | None]:
         """One per layer of the model; layers left whole have none."""
         layers = range(len(self.context.layers))
@@ -117,6 +123,8 @@ class Answer:
         stop_reason: "eos", "stop_string", "length" or "error"; empty while the answer is being written.
         seconds: the row's share of its batch: step by step, the step's time over the rows alive.
         question_tokens: tokens read after the context.
+        outgrew_rope: whether the text came to be longer than the window of its prompt's rotary frequencies,
+            which a model would replace for so long a prompt; see `kvcache.rope_frequencies`.
         error: why the answer could not be written.
     """
 
@@ -125,6 +133,7 @@ class Answer:
     stop_reason: str = ""
     seconds: float = 0.0
     question_tokens: int = 0
+    outgrew_rope: bool = False
     cache_bytes: list[int] = field(default_factory=list)
     """Bytes of the row's cache after the question and after each token read since."""
     error: Exception | None = None
@@ -136,6 +145,7 @@ class Answer:
     def restart(self) -> None:
         """Forget what was written."""
         self.text, self.token_ids, self.seconds, self.cache_bytes, self.after = "", [], 0.0, [], None
+        self.outgrew_rope = False
 
     def fail(self, error: Exception) -> None:
         """End the answer without a text."""

@@ -134,13 +134,13 @@ class Scheduler:
         prompt, n_questions = self.prompt(request.chat_template), len(request.questions)
 
         # In query-aware mode every question is read with a context of its own.
-        results: list[Result | Failure] = []
+        by_place: dict[tuple[int, int], Result | Failure] = {}
         for at in range(n_questions) if request.query_aware else [None]:
-            for reading in self._readings(prompt, request, at, variants):
-                results += self._queued(prompt, reading, range(n_questions) if at is None else [at])
-        if request.query_aware:  # results came question by question; they are wanted variant by variant
-            n_variants = len(variants)
-            results = [results[q * n_variants + v] for v in range(n_variants) for q in range(n_questions)]
+            for readings in self._readings(prompt, request, at, variants):
+                for number, reading in enumerate(readings):
+                    for result in self._queued(prompt, reading):
+                        by_place[number, result.question] = result
+        results = [by_place[place] for place in sorted(by_place)]  # by variant, then by question
 
         full = next((at for at, variant in enumerate(variants) if variant.is_full), None)
         if not self.options.fidelity or full is None:
@@ -156,19 +156,20 @@ class Scheduler:
 
     def _readings(
         self, prompt: Prompt, request: Request, at: int | None, variants: Sequence[Variant]
-    ) -> list[Reading]:
-        """What every variant keeps of the context; where it could not be read, why."""
+    ) -> list[list[Reading]]:
+        """What every variant keeps of the context, per reading of it; where it could not be read, why."""
         try:
             with fast_products():
                 return self.reader.read(prompt, request, at, self._offloads(request))
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed prefill
-            return [Reading(variant, error) for variant in variants]
+            asked = list(range(len(request.questions))) if at is None else [at]
+            return [[Reading(variant, error, asked) for variant in variants]]
 
-    def _queued(self, prompt: Prompt, reading: Reading, questions: Iterable[int]) -> list[Result | Failure]:
+    def _queued(self, prompt: Prompt, reading: Reading) -> list[Result | Failure]:
         """The results of a variant, question by question, whose answers the decoder will write."""
         if isinstance(reading.kept, Exception):
-            return [Failure(reading.variant, question, reading.kept) for question in questions]
+            return [Failure(reading.variant, question, reading.kept) for question in reading.questions]
         answers = self.decoder.add(prompt, reading.rows)
         return [
             Result(
@@ -181,7 +182,7 @@ class Scheduler:
                 reading.observe_seconds,
                 reading.joint,
             )
-            for question, answer in zip(questions, answers, strict=True)
+            for question, answer in zip(reading.questions, answers, strict=True)
         ]
 
 

@@ -43,7 +43,7 @@ BAD = {
         key: [None, "x", 5, [1]]
         for key in ("press_parameters", "benchmark_parameters", "generation_parameters", "data")
     },
-    **{key: [None, 0, "yes", []] for key in ("query_aware", "truncated")},
+    **{key: [None, 0, "yes", []] for key in ("query_aware", "truncated", "outgrew_rope")},
     **{
         key: ["5", True, -1, 1.5, [1]]
         for key in (

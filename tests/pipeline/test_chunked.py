@@ -99,7 +99,7 @@ def test_the_first_chunk_is_kept_as_a_context_of_its_own_and_later_ones_are_read
     ids = tiny_ids(TOKENS) % VOCABULARY
     kept = read(family, press, 0.5)
     first = read(family, press, 0.5, size=TOKENS)
-    short = pipeline_of(family)._forward(ids[:, :SIZE], press, PromptTokens(0, (), lambda text: ()))
+    short = pipeline_of(family)._forward(ids[:, :SIZE], press, PromptTokens(0, (), lambda text: ()), 0)
     for index in kept.observed:
         ours, theirs = kept.layers[index].storage, short.layers[index].blocks[0].storage
         assert torch.equal(ours.keys[:, : SIZE // 2], theirs.keys)
