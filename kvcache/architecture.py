@@ -24,6 +24,7 @@ from kvcache.modules import (
     cached_by_layers,
     decoder_of,
     has_state,
+    readers_of_other_layers,
     windows_of,
 )
 from kvcache.projections import has_kv_heads, head_size, kv_heads
@@ -102,8 +103,10 @@ def check_structure(model: nn.Module) -> None:
             f"{name} has layers of kind {', '.join(sorted(kinds))}; longpress supports full and sliding "
             "attention, and leaves linear attention, state spaces and short convolutions as they are"
         )
-    if getattr(text, "num_kv_shared_layers", 0):
-        raise ValueError(f"{name} shares one cache among several layers, which longpress does not support")
+    if (getattr(text, "num_kv_shared_layers", None) or 0) != len(readers_of_other_layers(model)):
+        raise ValueError(
+            f"{name} shares one cache among several layers in a way that longpress does not support"
+        )
     what = None
     if getattr(text, "attention_chunk_size", None):
         what = "within chunks of the context"

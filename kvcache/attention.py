@@ -20,7 +20,7 @@ from kvcache.cache import CompressedLayer
 from kvcache.hooks.decode_hooks import ForwardPass, run_decode_hooks
 from kvcache.logits import cap_of, capped, minus_infinity, sinks_of
 from kvcache.matmul import fast, product, queries_at_once
-from kvcache.modules import attention_modules, decoder_of, window_of
+from kvcache.modules import attention_modules, decoder_of, readers_of_other_layers, window_of
 from kvcache.observation import AttentionInputs, AttentionProbe
 from kvcache.prefill_attention import causal_attention
 from kvcache.rope_frequencies import cache_of, frequencies_by_row, rope_lengths_of
@@ -103,15 +103,30 @@ def attending(model: nn.Module) -> Iterator[None]:
     Rotary frequencies that depend on the length of the text are those of each row's own prompt. The model is
     restored afterwards.
     """
-    modules = attention_modules(model)
+    modules, readers = attention_modules(model), readers_of_other_layers(model)
+    sources = set(readers.values())
     config: Any = modules[0].config
     before = config._attn_implementation
+    read: dict[int, CompressedLayer | None] = {}  # per source, what it read in the pass at work
+    waiting: list[tuple[CompressedLayer, ForwardPass]] = []  # decode hooks of sources
+
+    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
+        read.clear()
+        waiting.clear()
+
+    def offer_source(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        # What its source read in this pass: a press may have compressed the source since.
+        layer = read.get(readers[module])
+        return args, kwargs if layer is None else kwargs | {"ragged": layer}
 
     def offer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         layers = getattr(cache_of(kwargs), "layers", ())
         index: int = module.layer_idx  # type: ignore[assignment]
+        read[index] = None
         if index < len(layers) and isinstance(layers[index], CompressedLayer):
-            layers[index].armed = True
+            layers[index].armed, read[index] = True, layers[index]
             return args, kwargs | {"ragged": layers[index]}
         return args, kwargs | {"attention_probe": AttentionProbe()}
 
@@ -119,8 +134,16 @@ def attending(model: nn.Module) -> Iterator[None]:
         layer = kwargs.get("ragged")
         if layer is not None and any(layer.decode_hooks):
             inputs = AttentionInputs.of_call(module, args, kwargs)
-            lengths = rope_lengths_of(cache_of(kwargs))
-            run_decode_hooks(layer, ForwardPass(decoder, module, inputs, lengths))
+            forward = ForwardPass(decoder, module, inputs, rope_lengths_of(cache_of(kwargs)))
+            if module.layer_idx in sources:  # others have yet to read its entries in this pass
+                waiting.append((layer, forward))
+            else:
+                run_decode_hooks(layer, forward)
+
+    def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        for layer, forward in waiting:
+            run_decode_hooks(layer, forward)
+        waiting.clear()
 
     decoder = decoder_of(model)
     with ExitStack() as stack:
@@ -128,6 +151,11 @@ def attending(model: nn.Module) -> Iterator[None]:
         for module in modules:
             stack.callback(module.register_forward_pre_hook(offer, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(act, with_kwargs=True).remove)
+        for module in readers:
+            stack.callback(module.register_forward_pre_hook(offer_source, with_kwargs=True).remove)
+        if readers:
+            stack.callback(decoder.register_forward_pre_hook(begin).remove)
+            stack.callback(decoder.register_forward_hook(end).remove)
         config._attn_implementation = NAME
         try:
             yield

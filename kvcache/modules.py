@@ -79,6 +79,32 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     return modules
 
 
+def readers_of_other_layers(model: nn.Module) -> dict[nn.Module, int]:
+    """Attention modules that read the keys and values of an earlier layer, to the index of that layer.
+
+    Gemma 3n and 4 have such: the last layer of each kind that caches its own keys and values serves all later
+    ones, which cache none.
+
+    Raises:
+        ValueError: it cannot be told which layer is read.
+    """
+    sources: dict[Any, Any] = {}  # per kind of attention
+    readers: dict[nn.Module, int] = {}
+    layers: Any = decoder_of(model).layers
+    for layer in layers:
+        module: Any = getattr(layer, "self_attn", None)
+        if getattr(module, "store_full_length_kv", False):
+            sources[module.layer_type] = module.layer_idx
+        if getattr(module, "is_kv_shared_layer", False):
+            if module.layer_type not in sources:
+                raise ValueError(
+                    f"layer {module.layer_idx} of {type(model).__name__} reads the cache of another layer, of "
+                    "which longpress cannot tell"
+                )
+            readers[module] = sources[module.layer_type]
+    return readers
+
+
 def attention_module(model: nn.Module, index: int) -> nn.Module:
     """The attention module of decoder layer `index`, which must be one of `attention_modules`."""
     return next(module for module in attention_modules(model) if module.layer_idx == index)

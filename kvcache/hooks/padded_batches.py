@@ -219,6 +219,10 @@ class _PaddedBatch:
             return type(first)(**{name: self.joined([part[name] for part in outputs]) for name in first})
         if isinstance(first, tuple | list):
             return type(first)(self.joined(parts) for parts in zip(*outputs, strict=True))
+        if all(isinstance(part, Tensor) and part.shape[:2] == (1, 1) for part in outputs):
+            return torch.cat(
+                list(outputs)
+            )  # of each row's last token, all that Gemma 4 computes in `generate`
         if not (isinstance(first, Tensor) and first.shape[:2] == (1, len(self.rows[0]))):
             raise ValueError(
                 f"an output of {type(self.model).__name__} has not one vector per token, so those of the "

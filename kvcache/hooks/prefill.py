@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kvcache.modules import attention_modules, decoder_of, is_left_whole
+from kvcache.modules import attention_modules, decoder_of, is_left_whole, readers_of_other_layers
 from kvcache.observation import AttentionInputs, LayerObservation
 from kvcache.rope_frequencies import cache_of, frequencies_by_row, rope_lengths_of
 from kvcache.rotary import rope_of
@@ -182,8 +183,9 @@ def chunking(model: nn.Module, size: int | None) -> Iterator[None]:
     """Inside, a prefill runs layer by layer in chunks of `size` tokens. Exact.
 
     So activations do not grow with the context. Every layer reads all chunks before the next one begins, so a
-    press still sees a layer's hidden states whole, and they still die with the layer. To be used inside
-    `attending(model)`, where transformers builds no mask. `None` changes nothing.
+    press still sees a layer's hidden states whole, and they still die with the layer. Layers that share keys
+    and values read the context in one piece: a sliding window does not hold those of earlier chunks. To be
+    used inside `attending(model)`, where transformers builds no mask. `None` changes nothing.
 
     Raises:
         ValueError: `size` is not positive.
@@ -201,28 +203,33 @@ def chunking(model: nn.Module, size: int | None) -> Iterator[None]:
     def first_chunk(
         layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        options = dict(kwargs)
-        hidden = args[0] if args else options.pop("hidden_states")
-        if hidden.shape[1] <= size:
+        positional = inspect.signature(layer.forward).bind_partial(*args).arguments if args else {}
+        options = {**positional, **kwargs}
+        hidden = options.pop("hidden_states")  # (B, T, D), or (*, B, T, D) in Gemma 3n
+        tokens = hidden.shape[-2]
+        if tokens <= size:
             return None
         waiting[id(layer)] = (hidden, options)
-        return (hidden[:, :size],), _slice(options, 0, size, hidden.shape[1])
+        return (hidden[..., :size, :],), _slice(options, 0, size, tokens)
 
     def other_chunks(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if id(layer) not in waiting:
             return None
         hidden, options = waiting.pop(id(layer))
-        tokens = hidden.shape[1]
+        tokens = hidden.shape[-2]
         parts = [_hidden(output)]
         for start in range(size, tokens, size):
             stop = min(start + size, tokens)
-            chunk = layer.forward(hidden[:, start:stop], **_slice(options, start, stop, tokens))
+            chunk = layer.forward(hidden[..., start:stop, :], **_slice(options, start, stop, tokens))
             parts.append(_hidden(chunk))
-        whole = torch.cat(parts, dim=1)
+        whole = torch.cat(parts, dim=-2)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
+    readers = readers_of_other_layers(model)
+    in_one_piece = {*readers.values(), *(module.layer_idx for module in readers)}
+    layers: Any = decoder_of(model).layers
     with ExitStack() as stack:
-        for layer in decoder_of(model).layers:  # type: ignore[union-attr]
+        for layer in (layer for index, layer in enumerate(layers) if index not in in_one_piece):
             stack.callback(layer.register_forward_pre_hook(first_chunk, with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(other_chunks, with_kwargs=True).remove)
         yield

@@ -193,13 +193,17 @@ def _run(
             stack.callback(
                 attention_module(prefill.model, index).register_forward_hook(watch, with_kwargs=True).remove
             )
+        if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
+            embedding: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
+            stack.callback(embedding.register_forward_hook(_asking_for_gradients).remove)
         for piece in token_ids.split(PIECE, dim=1):
             inputs: dict[str, Any] = {"input_ids": piece} if piece.dim() == 2 else {"inputs_embeds": piece}
-            if with_gradient:  # parameters are frozen, so the graph begins at the embeddings
-                embed: Any = prefill.model.get_input_embeddings()  # type: ignore[operator]
-                inputs = {"inputs_embeds": embed(piece).detach().requires_grad_()}
             positions = torch.arange(piece.shape[1], device=piece.device)[None] + cache.get_seq_length()
             decoder(**inputs, position_ids=positions, use_cache=True, **{cache_keyword(decoder): cache})
+
+
+def _asking_for_gradients(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.detach().requires_grad_()
 
 
 @contextmanager

@@ -72,7 +72,13 @@ def _rule(name: str, types: Sequence[type], largest: int) -> Rule | None:
             return lambda value: bool(value) and not UNPRINTABLE.search(value)
         case "benchmark_version" | "context_id" | "metric" | "dtype" | "revision" | "prompt_hash":
             return lambda value: not UNPRINTABLE.search(value)
-        case "score" | "evidence_kept" | "reference_agreement" | "answer_agreement":
+        case (
+            "score"
+            | "evidence_kept"
+            | "kept_fraction_with_state"
+            | "reference_agreement"
+            | "answer_agreement"
+        ):
             return lambda value: value is None or 0 <= value <= 1
         case "compression_ratio":
             return lambda value: value is None or 0 <= value < 1

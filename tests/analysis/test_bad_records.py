@@ -47,12 +47,8 @@ BAD = {
     **{
         key: ["5", True, -1, 1.5, [1]]
         for key in (
-            "final_cache_bytes",
-            "peak_cache_bytes",
-            "budget_tokens",
-            "cache_bits",
-            "peak_entries",
-            "draw",
+            *("final_cache_bytes", "peak_cache_bytes", "budget_tokens"),
+            *("cache_bits", "peak_entries", "draw", "state_bytes"),
         )
     },
     "compression_ratio": ["0.5", True, -0.1, 1.0, float("nan"), [0.5]],
@@ -61,7 +57,7 @@ BAD = {
     "references": [None, "a", 5, {"a": 1}],
     "kept_entries": [None, "x", 5, ["x"], [1.5], [-1], [[1, "x"]], [True], [{}]],
     "error": [5, True, ["x"], {}],
-    "evidence_kept": ["x", True, -0.1, 1.1, float("nan")],
+    **{key: ["x", True, -0.1, 1.1, float("nan")] for key in ("evidence_kept", "kept_fraction_with_state")},
     "threshold": ["x", True, float("nan"), float("inf"), [1]],
     **{key: ["x", True, -1, float("nan")] for key in ("mean_cache_bytes", "fidelity_seconds")},
     **{

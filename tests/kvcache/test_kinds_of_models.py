@@ -222,7 +222,6 @@ def test_sinks_and_caps_count_for_scores_as_for_the_model(kind: str) -> None:
         ("gpt_neox", {}, "no layer with `self_attn`"),
         ("deepseek_v3", {}, "attends to latent vectors"),
         ("llama4_text", {}, "no decoder with `layers`|within chunks|chunked_attention"),
-        ("gemma3n_text", {"num_kv_shared_layers": 2}, "shares one cache|cannot be compressed|layers of kind"),
     ],
 )
 def test_others_are_refused_before_work(kind: str, overrides: dict[str, Any], sentence: str) -> None:

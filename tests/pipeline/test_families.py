@@ -45,6 +45,9 @@ FAMILIES = [
     Family("mistral3", [0, 1, 2]),
     Family("gemma3", [1, 2]),
     Family("gemma4_text_global_kv", [1, 3]),
+    Family("gemma3n_text", [1, 3]),
+    Family("gemma4_text", [1, 3]),
+    Family("gemma4", [1, 3]),
     Family("qwen3_next", [2, 4]),
     Family("qwen3_5_text", [2, 4]),
     Family("qwen3_5_moe_text", [2, 4]),
@@ -58,7 +61,10 @@ FAMILIES = [
     Family("nemotron_h", [2, 5]),
     Family("falcon_h1_multiplier", [0, 1, 2]),
 ]
-QUICK = ("qwen2_5_vl", "gemma4_text_global_kv", "qwen3_next", "lfm2", "nemotron_h", "falcon_h1_multiplier")
+QUICK = (
+    *("qwen2_5_vl", "gemma4_text_global_kv", "gemma3n_text", "gemma4_text"),
+    *("qwen3_next", "nemotron_h", "falcon_h1_multiplier"),
+)
 """One of each kind; the laws on the others take minutes."""
 
 
