@@ -98,8 +98,8 @@ def readers_of_other_layers(model: nn.Module) -> dict[nn.Module, int]:
         if getattr(module, "is_kv_shared_layer", False):
             if module.layer_type not in sources:
                 raise ValueError(
-                    f"layer {module.layer_idx} of {type(model).__name__} reads the cache of another layer, of "
-                    "which longpress cannot tell"
+                    f"layer {module.layer_idx} of {type(model).__name__} reads the cache of another layer; "
+                    "longpress cannot tell which"
                 )
             readers[module] = sources[module.layer_type]
     return readers
