@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 from benchmarks.base import Benchmark, NumberedRows, Prediction, PromptParts, Sample, Tokenizer
 from benchmarks.text.fields import text_field
 from benchmarks.text.sources import hub_table, local_table
-from benchmarks.text.token_counts import prompt_room
+from benchmarks.text.token_counts import Window
 from benchmarks.text.truncation import cut_middle
 
 CONTEXT = "Please read the following text and answer the question below.\n\n<text>\n{context}\n</text>\n\n"
@@ -179,9 +179,10 @@ class LongbenchV2Benchmark(Benchmark):
         fields = {name: text_field(row, name, where=where).strip() for name in names}
         if fields["answer"] not in {"A", "B", "C", "D"}:
             raise ValueError(f"{where}: the answer {fields['answer']!r} is not one of A, B, C, D")
-        limit = self.max_length or min(MAX_LENGTH, prompt_room(window, MAX_NEW_TOKENS, chat_template=True))
+        shared = Window(tokenizer, window, MAX_NEW_TOKENS, chat_template=True)
+        limit = min(self.max_length or MAX_LENGTH, shared.room)
         parts = PromptParts(CONTEXT.format(**fields), QUESTION.format(**fields), "")
-        cut = cut_middle(parts, tokenizer, limit, where=where, special_tokens=True, jointly=True)
+        cut = cut_middle(parts, shared, limit, where=where, count_special=True, jointly=True)
         return Sample(
             id=f"{task}/{row.get('_id', position)}",
             task=task,

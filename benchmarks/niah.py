@@ -21,8 +21,9 @@ from typing import ClassVar, NamedTuple
 
 from benchmarks.base import Benchmark, NumberedRows, Prediction, Sample, Tokenizer
 from benchmarks.text.fields import text_field
-from benchmarks.text.fitting import FittedPrompt, PromptDraft, PromptRecipe, PromptTokenCounter, fit_prompt
+from benchmarks.text.fitting import FittedPrompt, PromptDraft, PromptRecipe, PromptTokenCounter, fit_window
 from benchmarks.text.haystacks import KINDS, Haystack, load_haystack
+from benchmarks.text.token_counts import Window
 
 NEEDLE = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
 """The sentence that is hidden."""
@@ -82,7 +83,7 @@ class NiahBenchmark(Benchmark):
     """False: the papers' bare prompt, which begins with "<|im_start|>"; True: the model's own chat template
     instead of that mark."""
     template_tokens: int = 0
-    """Tokens of the chat template, taken off the length."""
+    """Tokens kept free of the length for the chat template, at least; what it takes is measured."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run before a model loads."""
@@ -108,9 +109,11 @@ class NiahBenchmark(Benchmark):
         depths = [round(100 * step / steps) for step in range(self.depths)] if steps else [50]
         cells = [GridCell(draw, depth) for draw in range(self.draws) for depth in depths]
         for task in self.tasks:
+            shared = Window(tokenizer, int(task), MAX_NEW_TOKENS, self.chat_template)
+            reserved = MAX_NEW_TOKENS + max(self.template_tokens, shared.around)
             for position, cell in enumerate(cells[:limit]):
-                fitted = self._fit(task, cell, prose, counter)
-                yield self._sample(task, position, cell, fitted, prose.source)
+                fitted = self._fit(task, cell, prose, counter, reserved, shared)
+                yield self._sample(task, position, cell, fitted, fitted.tokens + reserved, prose.source)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Share of the answer's 11 distinct words in the response.
@@ -142,8 +145,24 @@ class NiahBenchmark(Benchmark):
             facts = {"needle": needle, "depth": row.get("depth_percent")}
             yield Prediction(Sample(f"{name}/{line}", name, "", QUESTION, (answer,), metadata=facts), text)
 
-    def _fit(self, task: str, cell: GridCell, prose: Haystack, counter: PromptTokenCounter) -> FittedPrompt:
+    def _fit(
+        self,
+        task: str,
+        cell: GridCell,
+        prose: Haystack,
+        counter: PromptTokenCounter,
+        reserved: int,
+        window: Window,
+    ) -> FittedPrompt:
         """The longest prompt of a cell that fits its length.
+
+        Args:
+            task: the length.
+            cell: of the grid.
+            prose: to hide the needle in.
+            counter: of tokens.
+            reserved: tokens of the answer and of what stands around the prompt.
+            window: of that length.
 
         Raises:
             ValueError: not even the shortest one fits.
@@ -165,9 +184,8 @@ class NiahBenchmark(Benchmark):
                 facts={"words": size},
             )
 
-        reserved = MAX_NEW_TOKENS + self.template_tokens
         recipe = PromptRecipe(build, minimum=1, unit_tokens=1.3)
-        fitted = fit_prompt([recipe], counter, int(task) - reserved)
+        fitted = fit_window([recipe], counter, int(task) - reserved, window)
         if isinstance(fitted, int):
             raise ValueError(
                 f"niah: length {task} is too short with this tokenizer, "
@@ -175,7 +193,9 @@ class NiahBenchmark(Benchmark):
             )
         return fitted
 
-    def _sample(self, task: str, position: int, cell: GridCell, fitted: FittedPrompt, source: str) -> Sample:
+    def _sample(
+        self, task: str, position: int, cell: GridCell, fitted: FittedPrompt, length: int, source: str
+    ) -> Sample:
         draft = fitted.draft
         return Sample(
             id=f"{task}/{position}",
@@ -191,7 +211,7 @@ class NiahBenchmark(Benchmark):
             metadata={
                 "depth": cell.depth,
                 "draw": cell.draw,
-                "length": fitted.tokens + MAX_NEW_TOKENS + self.template_tokens,
+                "length": length,
                 "seed": self.seed,
                 "haystack": source,
                 **draft.facts,

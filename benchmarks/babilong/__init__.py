@@ -20,10 +20,10 @@ from functools import cache
 from typing import Any, ClassVar
 
 from benchmarks.babilong.evidence import find_facts
-from benchmarks.base import Benchmark, NumberedRows, Prediction, Sample, Tokenizer
+from benchmarks.base import Benchmark, NumberedRows, Prediction, PromptParts, Sample, Tokenizer
 from benchmarks.text.fields import text_field
 from benchmarks.text.sources import Table, embedded_json, hub_table, local_table
-from benchmarks.text.token_counts import check_window
+from benchmarks.text.token_counts import Window
 
 TASKS = tuple(f"qa{number}" for number in range(1, 21))
 """All tasks that can be scored."""
@@ -71,17 +71,14 @@ class BabilongBenchmark(Benchmark):
 
     def samples(self, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Iterator[Sample]:
         """Yield the rows task by task; see `Benchmark.samples`."""
+        shared = Window(tokenizer, window, MAX_NEW_TOKENS, self.chat_template)
         for task in self.tasks:
             what = f"babilong {task} {self.length}"
             table = self._table(task, what)
             for position, row in enumerate(table.rows[:limit]):
                 sample = self._sample(task, position, row, table.origin)
-                check_window(
-                    sample.context,
-                    sample.question,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    tokenizer=tokenizer,
-                    window=window,
+                shared.check(
+                    PromptParts(sample.context, sample.question, sample.answer_prefix),
                     what=f"{what}, row {position},",
                     fix="choose a shorter length",
                 )

@@ -23,6 +23,7 @@ from benchmarks.base import (
     Benchmark,
     NumberedRows,
     Prediction,
+    PromptParts,
     Sample,
     Tokenizer,
     complete_categories,
@@ -31,7 +32,7 @@ from benchmarks.helmet.prompts import CATEGORIES, LENGTHS, HelmetData, texts
 from benchmarks.text.fields import field
 from benchmarks.text.metrics import english_words
 from benchmarks.text.spans import find_spans
-from benchmarks.text.token_counts import count_tokens, prompt_room, surely_fit
+from benchmarks.text.token_counts import Window
 
 TASKS = tuple(task for tasks in CATEGORIES.values() for task in tasks)
 
@@ -93,11 +94,12 @@ class HelmetBenchmark(Benchmark):
         data = HelmetData(folder, self.length, self.shots, self.samples_per_task, self.seed)
         for task in self.tasks:
             recall = task in CATEGORIES["recall"]
-            room = prompt_room(min(self.length, window), MAX_NEW_TOKENS[task], self.chat_template)
+            shared = Window(tokenizer, min(self.length, window), MAX_NEW_TOKENS[task], self.chat_template)
             for position, prompt in enumerate(data.prompts(task, limit)):
                 where = f"helmet {task}, row {position}"
-                tail = prompt.question + prompt.answer_prefix
-                kept = cut_end(prompt.head, prompt.context, tail, tokenizer, room, where)
+                kept = cut_end(
+                    prompt.head, prompt.context, prompt.question, prompt.answer_prefix, shared, where
+                )
                 context = prompt.head + kept
                 yield Sample(
                     id=f"{task}/{position}",
@@ -156,24 +158,26 @@ class HelmetBenchmark(Benchmark):
         return {name: [(task,) for task in tasks] for name, tasks in averaged.items()}
 
 
-def cut_end(head: str, context: str, tail: str, tokenizer: Tokenizer, limit: int, where: str) -> str:
+def cut_end(head: str, context: str, question: str, answer_prefix: str, window: Window, where: str) -> str:
     """The context without as many tokens at its end as the prompt has too many.
 
     Raises:
         ValueError: the rest of the prompt does not fit.
     """
-    if surely_fit(limit, head, context, tail):
+    excess = window.excess(PromptParts(head + context, question, answer_prefix))
+    if not excess:
         return context
-    excess = count_tokens(tokenizer, head + context + tail) - limit
-    if excess <= 0:
-        return context
-    tokens = tokenizer.encode(context, add_special_tokens=False)
-    if excess >= len(tokens):
-        raise ValueError(
-            f"{where}: instruction, examples and question do not fit into {limit} tokens; "
-            "choose a longer length or model window"
-        )
-    return tokenizer.decode(tokens[:-excess], skip_special_tokens=True)
+    tokens = window.tokenizer.encode(context, add_special_tokens=False)
+    while excess < len(tokens):
+        kept = window.tokenizer.decode(tokens[:-excess], skip_special_tokens=True)
+        more = window.excess(PromptParts(head + kept, question, answer_prefix))
+        if not more:
+            return kept
+        excess += more  # what was cut has other tokens when it is read
+    raise ValueError(
+        f"{where}: instruction, examples and question do not fit into {window.size} tokens with an answer; "
+        "choose a longer benchmark.length, or a model with a longer window"
+    )
 
 
 def parse_label(prediction: str) -> str:

@@ -25,7 +25,7 @@ from benchmarks.infinitebench import scores
 from benchmarks.text.fields import field, text_field
 from benchmarks.text.sources import embedded_json, hub_file_table, local_table
 from benchmarks.text.spans import Spans, find_spans
-from benchmarks.text.token_counts import prompt_room
+from benchmarks.text.token_counts import Window
 from benchmarks.text.truncation import cut_middle
 
 MAX_LENGTH = 128 * 1024
@@ -128,13 +128,14 @@ class InfinitebenchBenchmark(Benchmark):
         parts = PromptParts(*(template[part].format(**fields) for part in PromptParts._fields))
         labels = typed_labels(task, field(row, "answer", where=where), row.get("options") or (), where)
         max_new_tokens = min(int(template["max_new_tokens"]), max(window // 2, 1))
-        limit = self.max_length or min(MAX_LENGTH, prompt_room(window, max_new_tokens, chat_template=False))
+        shared = Window(tokenizer, window, max_new_tokens, chat_template=False)
+        limit = min(self.max_length or MAX_LENGTH, window - max_new_tokens)
         cut = cut_middle(
             parts,
-            tokenizer,
+            shared,
             limit,
             where=where,
-            special_tokens=True,
+            count_special=True,
             evidence=find_evidence(task, parts.context, str(labels[0]), fields["input"]),
             jointly=True,
         )

@@ -47,7 +47,7 @@ from benchmarks.text import metrics
 from benchmarks.text.fields import text_field, text_list
 from benchmarks.text.sources import Table, hub_file_table, local_table
 from benchmarks.text.spans import Spans
-from benchmarks.text.token_counts import prompt_room
+from benchmarks.text.token_counts import Window
 from benchmarks.text.truncation import cut_middle
 
 ARCHIVE = "data.zip"
@@ -210,14 +210,15 @@ class LongbenchBenchmark(Benchmark):
         chat = dataset not in FEW_SHOT_AND_CODE
         max_new_tokens = int(template["max_new_tokens"])
         margin = window * 1000 // 1024 - 500
-        limit = self.max_length or min(margin, prompt_room(window, max_new_tokens, chat))
+        shared = Window(tokenizer, window, max_new_tokens, chat)
+        limit = min(self.max_length or margin, shared.room)
         retrieval = dataset.startswith("passage_retrieval")
         cut = cut_middle(
             parts,
-            tokenizer,
+            shared,
             limit,
             where=where,
-            special_tokens=True,
+            count_special=True,
             evidence=_paragraph(parts.context, references[0]) if retrieval else (),
             cut_question=dataset == "repobench-p",
         )

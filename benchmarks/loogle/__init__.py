@@ -32,7 +32,7 @@ from benchmarks.text.fields import field, text_field
 from benchmarks.text.metrics import load_scorer
 from benchmarks.text.sources import Table, hub_file_table, local_table
 from benchmarks.text.spans import find_spans
-from benchmarks.text.token_counts import count_tokens, prompt_room
+from benchmarks.text.token_counts import Window, count_tokens
 from benchmarks.text.truncation import cut_middle
 
 ARCHIVE = "data.zip"
@@ -126,7 +126,7 @@ class LoogleBenchmark(Benchmark):
         """Yield the questions document by document; see `Benchmark.samples`."""
         for task in self.tasks:
             table = self._table(task)
-            length = self.max_length or prompt_room(window, MAX_NEW_TOKENS[task], self.chat_template)
+            shared = Window(tokenizer, window, MAX_NEW_TOKENS[task], self.chat_template)
             made = 0
             for number, row in enumerate(table.rows):
                 if made == limit:
@@ -137,8 +137,7 @@ class LoogleBenchmark(Benchmark):
                     made,
                     row,
                     {"document": title, **table.origin},
-                    tokenizer,
-                    length,
+                    shared,
                     f"loogle {task}, row {number}",
                 )
                 for sample in islice(samples, None if limit is None else limit - made):
@@ -196,8 +195,7 @@ class LoogleBenchmark(Benchmark):
         first: int,
         row: Mapping[str, Any],
         origin: Mapping[str, Any],
-        tokenizer: Tokenizer,
-        length: int,
+        window: Window,
         where: str,
     ) -> Iterator[Sample]:
         """The questions about one document.
@@ -207,8 +205,7 @@ class LoogleBenchmark(Benchmark):
             first: number of the first question within its task.
             row: the document.
             origin: of the document, for the metadata.
-            tokenizer: of the model under test.
-            length: tokens to which a prompt is cut.
+            window: that prompts must fit.
             where: the row stands, for errors.
         """
         template = PROMPTS[task]
@@ -220,16 +217,18 @@ class LoogleBenchmark(Benchmark):
         longest = None
         if self.cut == "document":
             longest = max(
-                texts, key=lambda text: count_tokens(tokenizer, text + template.answer_prefix), default=None
+                texts,
+                key=lambda text: count_tokens(window.tokenizer, text + template.answer_prefix),
+                default=None,
             )
 
         for position, (question, text) in enumerate(zip(questions, texts, strict=True), start=first):
             cut = cut_middle(
                 PromptParts(context, text if longest is None else longest, template.answer_prefix),
-                tokenizer,
-                length,
+                window,
+                self.max_length or None,
                 where=where,
-                special_tokens=False,
+                count_special=False,
                 keep_context=True,
             )
             yield Sample(

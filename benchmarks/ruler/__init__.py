@@ -19,7 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.base import Benchmark, LeaderboardRun, NumberedRows, Prediction, Sample, Tokenizer
+from benchmarks.base import (
+    Benchmark,
+    LeaderboardRun,
+    NumberedRows,
+    Prediction,
+    PromptParts,
+    Sample,
+    Tokenizer,
+)
 from benchmarks.ruler.generator import RulerGenerator
 from benchmarks.ruler.prompts import TASKS
 from benchmarks.ruler.questions import ORIGINS, load_questions
@@ -27,7 +35,7 @@ from benchmarks.ruler.rows import HUB, answers, from_folder, from_rows, from_tab
 from benchmarks.text.fields import text_field
 from benchmarks.text.fitting import PromptTokenCounter
 from benchmarks.text.haystacks import KINDS, load_haystack
-from benchmarks.text.token_counts import check_window
+from benchmarks.text.token_counts import Window
 
 SOURCES = ("generated", "files", "hub")
 """Where rows may come from."""
@@ -76,13 +84,16 @@ class RulerBenchmark(Benchmark):
     """Official SQuAD JSON file for qa_1."""
     hotpotqa_path: str = ""
     """Official HotpotQA distractor JSON file for qa_2."""
-    template_tokens: int = 0
-    """Tokens of the model's chat template, taken off `length` as the original does for its own templates."""
+    template_tokens: int | None = 0
+    """Tokens of the model's chat template, taken off `length` as the original does for its own templates;
+    null: as many as it has. Prompts fit the model's window with their template in any case."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run before a model loads."""
         self.check_tasks(TASKS)
-        self.check_at_least(length=1, samples_per_task=1, template_tokens=0)
+        self.check_at_least(length=1, samples_per_task=1)
+        if self.template_tokens is not None:
+            self.check_at_least(template_tokens=0)
         self.check_choices(source=SOURCES, haystack=KINDS, questions=ORIGINS)
         if (self.source == "files") != bool(self.path):
             raise ValueError(
@@ -106,18 +117,16 @@ class RulerBenchmark(Benchmark):
                 )
             counter = PromptTokenCounter(tokenizer)
             for task in self.tasks:
-                for sample in self._generator(task).samples(counter, wanted):
+                shared = Window(tokenizer, window, TASKS[task].max_new_tokens, chat_template=True)
+                for sample in self._generator(task, shared).samples(counter, wanted):
                     made = {"source": "generated", "seed": self.seed}
                     yield replace(sample, metadata={**made, **sample.metadata})
             return
         for sample in self._read(wanted):
-            check_window(
-                sample.context + sample.question + sample.answer_prefix,
-                max_new_tokens=sample.max_new_tokens,
-                tokenizer=tokenizer,
-                window=window,
+            Window(tokenizer, window, sample.max_new_tokens, sample.chat_template).check(
+                PromptParts(sample.context, sample.question, sample.answer_prefix),
                 what=f"ruler: row {sample.id}",
-                fix="read shorter rows or use source=generated",
+                fix="read shorter rows or use benchmark.source=generated",
             )
             yield sample
 
@@ -168,8 +177,8 @@ class RulerBenchmark(Benchmark):
             )
             yield Prediction(sample, text)
 
-    def _generator(self, task: str) -> RulerGenerator:
-        """Of the rows of a task, with the texts or questions that it needs."""
+    def _generator(self, task: str, window: Window) -> RulerGenerator:
+        """Of the rows of a task that fit a window, with the texts or questions that it needs."""
         in_prose = TASKS[task].haystack == "essay"
         prose = load_haystack(self.haystack, self.haystack_path) if in_prose else None
         questions = None
@@ -177,7 +186,8 @@ class RulerBenchmark(Benchmark):
             path = self.squad_path if task == "qa_1" else self.hotpotqa_path
             questions = load_questions(task, self.questions, path)
         label = f"ruler/{self.version}/{self.seed}/{task}/{self.length}"
-        return RulerGenerator(task, self.length, self.template_tokens, label, prose, questions)
+        template = window.around if self.template_tokens is None else self.template_tokens
+        return RulerGenerator(task, self.length, template, window, label, prose, questions)
 
     def _read(self, wanted: int) -> Iterator[Sample]:
         """Up to `wanted` rows of each task that were made elsewhere."""

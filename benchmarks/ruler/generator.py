@@ -16,8 +16,9 @@ from benchmarks.ruler.needles import example_lines, niah, variable_tracking
 from benchmarks.ruler.prompts import TASKS, find_evidence
 from benchmarks.ruler.questions import QuestionSet, question_answering
 from benchmarks.ruler.words import common_words, frequent_words
-from benchmarks.text.fitting import FittedPrompt, PromptRecipe, PromptTokenCounter, fit_prompt
+from benchmarks.text.fitting import FittedPrompt, PromptRecipe, PromptTokenCounter, fit_window
 from benchmarks.text.haystacks import Haystack
+from benchmarks.text.token_counts import Window
 
 
 class RowRecipes(NamedTuple):
@@ -45,7 +46,9 @@ class RulerGenerator:
     length: int
     """Tokens of context, question, answer prefix, answer and chat template."""
     template_tokens: int
-    """Tokens of the chat template."""
+    """Tokens of the chat template that are taken off the length."""
+    window: Window
+    """The model's, which prompt, template and answer must fit."""
     label: str
     """Seeds every draw, together with the row."""
     prose: Haystack | None = None
@@ -64,7 +67,7 @@ class RulerGenerator:
         for row in self._rows(counter):
             if made == wanted:
                 return
-            fitted = fit_prompt(row.recipes, counter, self.length - reserved)
+            fitted = fit_window(row.recipes, counter, self.length - reserved, self.window)
             if isinstance(fitted, FittedPrompt):
                 yield self._sample(made, fitted, fitted.tokens + reserved, row.facts)
                 made += 1

@@ -35,7 +35,7 @@ from benchmarks.scbench.metrics import RULES
 from benchmarks.text.fields import field, text_field
 from benchmarks.text.sources import Table, embedded_json, hub_table, local_table
 from benchmarks.text.spans import find_spans
-from benchmarks.text.token_counts import count_tokens, prompt_room
+from benchmarks.text.token_counts import Window, count_tokens
 from benchmarks.text.truncation import CutPrompt, cut_middle
 
 CATEGORIES = {
@@ -271,18 +271,27 @@ class ScbenchBenchmark(Benchmark):
         # What the window leaves: the cut is made behind the first question, the longest must fit.
         counts = [count_tokens(tokenizer, question) for question in prompts.questions]
         behind, behind_tokens = (prompts.questions[0], counts[0]) if self.mode == "multi_turn" else ("", 0)
+        shared = [Window(tokenizer, window, limit, self.chat_template) for limit in limits]
         room = min(
-            prompt_room(window, limit, self.chat_template) - count + behind_tokens
-            for count, limit in zip(counts, limits, strict=True)
+            of_turn.room - count + behind_tokens for of_turn, count in zip(shared, counts, strict=True)
         )
-        return cut_middle(
-            PromptParts(prompts.context, behind, ""),
-            tokenizer,
-            max(1, min(self.max_length - reserved, room)),
-            where=where,
-            special_tokens=False,
-            keep_context=True,
-        )
+        limit = max(1, min(self.max_length - reserved, room))
+        while True:
+            cut = cut_middle(
+                PromptParts(prompts.context, behind, ""),
+                shared[0],
+                limit,
+                where=where,
+                count_special=False,
+                keep_context=True,
+            )
+            excess = max(
+                of_turn.excess(PromptParts(cut.context, question, ""))
+                for of_turn, question in zip(shared, prompts.questions, strict=True)
+            )
+            if not excess:
+                return cut
+            limit -= excess  # what was cut has other tokens when it is read
 
 
 @cache

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.base import NumberedRows, Prediction, Sample, Tokenizer
+from benchmarks.base import NumberedRows, Prediction, PromptParts, Sample, Tokenizer
 from benchmarks.text.fields import field, text_field
-from benchmarks.text.token_counts import TEMPLATE_TOKENS, count_tokens
+from benchmarks.text.token_counts import prompt_tokens
 
 PROBLEM = ("problem", "question")
 """Names of the field that holds the problem."""
@@ -84,7 +84,8 @@ def problem_sample(
     where = f"{task}, row {position}"
     problem, answer = text_field(row, *PROBLEM, where=where), str(field(row, *ANSWER, where=where))
     context, question = PROMPTS[prompt]
-    room = window - TEMPLATE_TOKENS - count_tokens(tokenizer, problem, context, question)
+    context = context.replace("{problem}", problem)
+    room = window - prompt_tokens(tokenizer, PromptParts(context, question, ""), chat_template=True)
     if room < 1:
         raise ValueError(
             f"{where}: the problem leaves no room for an answer in the model's window of {window} tokens"
@@ -92,7 +93,7 @@ def problem_sample(
     return Sample(
         id=f"{task}/{position}",
         task=task,
-        context=context.replace("{problem}", problem),
+        context=context,
         question=question,
         references=(answer,),
         max_new_tokens=min(max_new_tokens, room),

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from benchmarks.base import Tokenizer
+from benchmarks.base import PromptParts, Tokenizer
 from benchmarks.text.spans import Spans
+from benchmarks.text.token_counts import Window
 
 _JOINT = 64
 """Characters of the context that can decide how its end joins the question."""
@@ -102,6 +103,36 @@ class PromptTokenCounter:
                 self._memory.clear()
             self._memory[text] = self.count(text)
         return self._memory[text]
+
+
+def fit_window(
+    recipes: Sequence[PromptRecipe], count: Callable[[PromptDraft], int], budget: int, window: Window
+) -> FittedPrompt | int:
+    """The largest prompt that has at most `budget` tokens and fits into a window with its answer.
+
+    Args:
+        recipes: in order of preference.
+        count: tokens of a prompt without what stands around it.
+        budget: tokens that it may take.
+        window: that the whole prompt must fit.
+
+    Returns:
+        The prompt, or, where none fits, the tokens of the smallest one.
+
+    Raises:
+        ValueError: there is no recipe.
+    """
+    budget = min(budget, window.room)
+    while True:
+        fitted = fit_prompt(recipes, count, budget)
+        if isinstance(fitted, int):
+            return fitted
+        draft = fitted.draft
+        parts = PromptParts(draft.context, draft.question, draft.answer_prefix)
+        excess = window.excess(parts, fitted.tokens)
+        if not excess:
+            return fitted
+        budget -= excess  # the parts have more tokens together than one by one
 
 
 def fit_prompt(

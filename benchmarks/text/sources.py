@@ -6,7 +6,6 @@ with `zipfile`. `datasets`, `pandas` and `huggingface_hub` are imported when the
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import zipfile
@@ -71,12 +70,12 @@ def local_file(path: str | Path, what: str, fix: str) -> Path:
 
 
 def file_rows(file: Path) -> Rows:
-    """Rows of a `.jsonl`, `.json` (a list of objects), `.parquet` or `.csv` file.
+    """Rows of a `.jsonl`, `.csv`, `.json` (a list of objects) or `.parquet` file.
 
     Raises:
         ValueError: the file is missing or broken, or of another kind; names it.
     """
-    if file.suffix == ".jsonl":
+    if file.suffix in (".jsonl", ".csv"):
         return [row for _, row in read_rows(file)]
     if not file.is_file():
         raise ValueError(f"no file at {file.resolve()}")
@@ -84,9 +83,6 @@ def file_rows(file: Path) -> Rows:
         import pandas
 
         return _plain(pandas.read_parquet(file).to_dict("records"))
-    if file.suffix == ".csv":
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            return list(csv.DictReader(lines))
     if file.suffix != ".json":
         raise ValueError(f"{file}: rows are read from {', '.join(SUFFIXES)} files")
     try:

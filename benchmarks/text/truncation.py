@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.base import PromptParts, Tokenizer
 from benchmarks.text.spans import Spans, moved_spans
-from benchmarks.text.token_counts import BARE_PROMPT_TOKENS, count_tokens, surely_fit
+from benchmarks.text.token_counts import Window, count_tokens, special_tokens, surely_fit
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class CutPrompt:
 
 def cut_middle(
     parts: PromptParts,
-    tokenizer: Tokenizer,
-    limit: int,
+    window: Window,
+    limit: int | None,
     *,
     where: str,
-    special_tokens: bool,
+    count_special: bool,
     evidence: Spans = (),
     jointly: bool = False,
     keep_context: bool = False,
@@ -35,17 +35,19 @@ def cut_middle(
 ) -> CutPrompt:
     """Cut a prompt to its first and its last `limit // 2` tokens, without losing the question.
 
+    A prompt that then does not fit into the window with its answer is cut to as many tokens less.
+
     Where the tokenizer gives text back unchanged, the parts of the result make exactly the official prompt;
     where it does not, the question stays as it was.
 
     Args:
         parts: of the prompt, which is measured and cut joined.
-        tokenizer: of the model under test.
-        limit: tokens above which a prompt is cut.
+        window: that the prompt must fit.
+        limit: tokens above which the suite cuts a prompt; None for what the window leaves.
         where: the row stands, for errors.
-        special_tokens: whether those that the tokenizer puts in front of a prompt count towards the limit,
-            and stand in the first half, from whose text they are dropped (LongBench, InfiniteBench); else the
-            prompt is measured and cut without them (LooGLE, SCBench).
+        count_special: whether the special tokens that the tokenizer puts in front of a prompt count towards
+            the limit, and stand in the first half, from whose text they are dropped (LongBench,
+            InfiniteBench); else the prompt is measured and cut without them (LooGLE, SCBench).
         evidence: spans of the context, which are moved to where they stand after the cut.
         jointly: whether both halves are decoded in one go, the second then being the larger one of an odd
             limit (LongBench v2, InfiniteBench); else both have `limit // 2` tokens and are decoded apart.
@@ -58,15 +60,46 @@ def cut_middle(
         ValueError: the limit leaves no room for the question; names the row, the numbers and the fix.
     """
     context, question, answer_prefix = parts
-    tail = question + answer_prefix
+    tail, tokenizer = question + answer_prefix, window.tokenizer
+
+    # What the window leaves, counted as the limit is.
+    special = special_tokens(tokenizer) if count_special else 0
+    room = window.room + special
+    limit = room if limit is None else min(limit, room)
 
     # Most prompts are short: they are told by their bytes, or by one count.
-    in_front = BARE_PROMPT_TOKENS if special_tokens else 0
-    if surely_fit(limit - in_front, *parts):
-        return CutPrompt(*parts, truncated=False, evidence=evidence)
-    tokens = tokenizer.encode(context + tail, add_special_tokens=special_tokens)
+    whole = CutPrompt(*parts, truncated=False, evidence=evidence)
+    if surely_fit(limit - special, *parts) and not window.excess(parts):
+        return whole
+    tokens = tokenizer.encode(context + tail, add_special_tokens=count_special)
     if len(tokens) <= limit:
-        return CutPrompt(*parts, truncated=False, evidence=evidence)
+        excess = window.excess(parts, len(tokens))
+        if not excess:
+            return whole
+        limit = len(tokens) - excess
+
+    while True:
+        prompt = _cut(parts, tokenizer, tokens, limit, where, evidence, jointly, keep_context, cut_question)
+        excess = window.excess(PromptParts(prompt.context, prompt.question, prompt.answer_prefix), limit)
+        if not excess:
+            return prompt
+        limit -= excess  # what was cut has other tokens when it is read
+
+
+def _cut(
+    parts: PromptParts,
+    tokenizer: Tokenizer,
+    tokens: list[int],
+    limit: int,
+    where: str,
+    evidence: Spans,
+    jointly: bool,
+    keep_context: bool,
+    cut_question: bool,
+) -> CutPrompt:
+    """One cut to `limit` of the prompt's `tokens`; see `cut_middle`."""
+    context, question, answer_prefix = parts
+    tail = question + answer_prefix
 
     # The two halves that are kept.
     first = max(limit, 0) // 2

@@ -26,7 +26,7 @@ from benchmarks.base import Benchmark, NumberedRows, Prediction, PromptParts, Sa
 from benchmarks.text.fields import field, text_field
 from benchmarks.text.metrics import rouge_f
 from benchmarks.text.sources import Table, hub_file_table, local_table
-from benchmarks.text.token_counts import count_tokens, prompt_room, surely_fit
+from benchmarks.text.token_counts import Window, count_tokens, surely_fit
 from benchmarks.text.truncation import CutPrompt
 from benchmarks.zero_scrolls.metrics import RULES
 
@@ -104,9 +104,10 @@ class ZeroScrollsBenchmark(Benchmark):
                 by_id.setdefault(identifier, []).append(row)
 
             max_new_tokens = self.max_new_tokens or MAX_NEW_TOKENS[task]
-            length = self.max_length or prompt_room(window, max_new_tokens, self.chat_template)
+            shared = Window(tokenizer, window, max_new_tokens, self.chat_template)
+            length = min(self.max_length or shared.room, shared.room)
             for identifier, rows in list(by_id.items())[:limit]:
-                prompt = split_prompt(rows[0], tokenizer, length, f"zero_scrolls {task}, row {identifier}")
+                prompt = split_prompt(rows[0], shared, length, f"zero_scrolls {task}, row {identifier}")
                 yield Sample(
                     id=f"{task}/{identifier}",
                     task=task,
@@ -158,33 +159,37 @@ class ZeroScrollsBenchmark(Benchmark):
         return local_table(self.path, (f"{task}.zip", f"{task}/{self.split}", task), what, member)
 
 
-def split_prompt(row: Mapping[str, Any], tokenizer: Tokenizer, limit: int, where: str) -> CutPrompt:
+def split_prompt(row: Mapping[str, Any], window: Window, limit: int, where: str) -> CutPrompt:
     """Context, question and answer cue of a row.
 
-    A prompt over `limit` tokens loses the end of its document, as the row's separator says.
+    A prompt over `limit` tokens, or one that does not fit into the window with its answer, loses the end of
+    its document, as the row's separator says.
 
     Raises:
         ValueError: a column is missing, or the query alone exceeds the limit.
     """
-    text = text_field(row, "input", where=where)
+    text, tokenizer = text_field(row, "input", where=where), window.tokenizer
     document, start, end = (
         int(field(row, name, where=where))
         for name in ("document_end_index", "query_start_index", "query_end_index")
     )
     end = max(document, end)
-    if surely_fit(limit, text) or count_tokens(tokenizer, text) <= limit:
-        return CutPrompt(*PromptParts(text[:document], text[document:end], text[end:]), truncated=False)
+    whole = PromptParts(text[:document], text[document:end], text[end:])
+    if (surely_fit(limit, text) or count_tokens(tokenizer, text) <= limit) and not window.excess(whole):
+        return CutPrompt(*whole, truncated=False)
 
     separator = str(field(row, "truncation_seperator", "truncation_separator", where=where))
     left = limit - count_tokens(tokenizer, separator + text[start:])
-    if left < 1:
-        raise ValueError(
-            f"{where}: the query does not fit into {limit} tokens; use a model with a longer window"
-        )
     tokens = tokenizer.encode(text[:start], add_special_tokens=False)
-    kept = tokenizer.decode(tokens[:left], skip_special_tokens=True)
     end = max(start, end)
-    return CutPrompt(*PromptParts(kept + separator, text[start:end], text[end:]), truncated=True)
+    while left >= 1:
+        kept = tokenizer.decode(tokens[:left], skip_special_tokens=True)
+        parts = PromptParts(kept + separator, text[start:end], text[end:])
+        excess = window.excess(parts)
+        if not excess:
+            return CutPrompt(*parts, truncated=True)
+        left = min(left, len(tokens)) - excess  # what was cut has other tokens when it is read
+    raise ValueError(f"{where}: the query does not fit into {limit} tokens; use a model with a longer window")
 
 
 def _outputs(outputs: list[Any]) -> tuple[str, ...]:

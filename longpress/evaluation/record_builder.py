@@ -16,9 +16,9 @@ from benchmarks.base import Sample
 from longpress.analysis.records import Record, record_key
 from longpress.evaluation.config import Settings
 from longpress.evaluation.environment import redacted, without_secrets
+from longpress.evaluation.prompt_measure import PromptMeasure
 from longpress.models.loading import KnownModel, LoadedModel, added_ends
 from longpress.pipeline.options import PipelineOptions
-from longpress.pipeline.prompt import Prompt
 from longpress.pipeline.results import Failure, Result
 from longpress.pipeline.variants import Variant
 
@@ -41,7 +41,7 @@ class RecordBuilder:
         """
         self.failed = 0
         self._settings, self._model = settings, model
-        self._prompts: dict[bool, Prompt] = {}
+        self._measure = PromptMeasure(model.tokenizer, settings.options)
         named = set(model.named_ends)
         self._ends = [
             token for token in added_ends(model.tokenizer, settings.options.ends()) if token not in named
@@ -77,7 +77,7 @@ class RecordBuilder:
     def prompt_hash(self, sample: Sample) -> str:
         """Content hash of everything the model reads, and of when its answer ends."""
         limits = [sample.max_new_tokens, sample.min_new_tokens, *sample.stop, sample.chat_template]
-        beyond = self._prompt(sample.chat_template).beyond_first(sample.context, sample.question)
+        beyond = self._measure.prompt(sample.chat_template).beyond_first(sample.context, sample.question)
         text = json.dumps(
             [sample.context, sample.question, sample.answer_prefix, *limits, *([beyond] if beyond else [])]
         )
@@ -87,7 +87,7 @@ class RecordBuilder:
         """What stands around the prompts of samples, and what ends their answers, for people to read."""
         tokenizer, ends = self._model.tokenizer, {*self._model.named_ends, *self._ends}
         prompts = {
-            "chat" if chat_template else "bare": self._prompt(chat_template).described()
+            "chat" if chat_template else "bare": self._measure.prompt(chat_template).described()
             for chat_template in sorted({sample.chat_template for sample in samples})
         }
         return {
@@ -95,12 +95,6 @@ class RecordBuilder:
             "date": self._settings.options.date,
             "end_tokens": tokenizer.convert_ids_to_tokens(sorted(ends)),
         }
-
-    def _prompt(self, chat_template: bool) -> Prompt:
-        if chat_template not in self._prompts:
-            options = self._settings.options
-            self._prompts[chat_template] = Prompt.under(options, self._model.tokenizer, chat_template)
-        return self._prompts[chat_template]
 
     def record(self, sample: Sample, variant: int, result: Result | Failure, key: str) -> Record:
         """Score an answer and make its record; a failure is counted, and the first is told on stderr.

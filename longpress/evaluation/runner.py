@@ -19,12 +19,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from benchmarks.base import Draw, Sample, group_by_context
+from benchmarks.base import Benchmark, Draw, Sample, group_by_context
 from longpress.analysis.records import RecordWriter, read_records
 from longpress.evaluation.answering import Answering, Known, pipeline_of, request_of
 from longpress.evaluation.config import Settings, model_config
 from longpress.evaluation.environment import environment, write_description, write_memory
 from longpress.evaluation.plan import Plan, Work, describe
+from longpress.evaluation.prompt_measure import PromptMeasure
 from longpress.evaluation.record_builder import RecordBuilder
 from longpress.evaluation.signals import Interruption
 from longpress.evaluation.workers import Workers, starting
@@ -131,8 +132,9 @@ class EvaluationRunner:
             ValueError: there are none, or their data cannot be read.
         """
         benchmark, samples = self.settings.benchmark, list[Sample]()
+        measure = PromptMeasure(known.tokenizer, self.settings.options)
         try:
-            samples.extend(benchmark.samples(known.tokenizer, known.window, self.settings.options.limit))
+            samples.extend(benchmark.samples(measure, known.window, self.settings.options.limit))
         except ValueError:
             raise
         except Exception as error:  # its rows may hold anything
@@ -143,6 +145,7 @@ class EvaluationRunner:
             ) from error
         if not samples:
             raise ValueError(f"benchmark {benchmark.name} gives no sample with these options")
+        check_window(benchmark, samples, measure, known.window)
         return [one for sample in samples for one in self._drawn(sample)]
 
     def _drawn(self, sample: Sample) -> list[Sample]:
@@ -253,6 +256,49 @@ def first_contexts(samples: Sequence[Sample], per_task: int) -> set[str]:
     for sample in samples:
         of_task[sample.task][sample.id] = sample.context_id
     return {context for ids in of_task.values() for context in list(ids.values())[:per_task]}
+
+
+def check_window(
+    benchmark: Benchmark, samples: Sequence[Sample], measure: PromptMeasure, window: int
+) -> None:
+    """Refuse samples none of which fits the model's window; say so on stderr where the longest does not.
+
+    The shortest and the longest are counted: the benchmarks that come with longpress cut or refuse what is
+    too long themselves.
+
+    Raises:
+        ValueError: no sample fits.
+    """
+    options = [name for name in ("length", "max_length", "tasks") if hasattr(benchmark, name)]
+    fix = f"choose another benchmark.{options[0]}, or a model with a longer window"
+    by_length = sorted(
+        samples, key=lambda sample: len(sample.context) + len(sample.question) + sample.max_new_tokens
+    )
+    shortest, longest = by_length[0], by_length[-1]
+    if (needed := _needed(measure, shortest)) > window:
+        raise ValueError(
+            f"benchmark {benchmark.name}: even the shortest prompt, {shortest.id}, takes {needed} tokens "
+            f"with its answer, but the model's window is {window}; {fix}"
+        )
+    if (needed := _needed(measure, longest)) > window:
+        print(
+            f"some answers will fail: the prompt {longest.id} takes {needed} tokens with its answer, but the "
+            f"model's window is {window}; {fix}",
+            file=sys.stderr,
+        )
+
+
+def _needed(measure: PromptMeasure, sample: Sample) -> int:
+    """Tokens of a prompt and its answer; 0 of one that cannot be read, which will fail and say so.
+
+    Raises:
+        ValueError: the chat template cannot be used.
+    """
+    measure.prompt(sample.chat_template)
+    try:
+        return measure.needed(sample)
+    except ValueError:
+        return 0
 
 
 def check_writable(folder: Path) -> None:

@@ -64,11 +64,15 @@ class ChatTemplate:
             ValueError: the template cannot be rendered, shows the message more than once, or changes it in
                 another way than by removing white space around it.
         """
-        text, in_parts = "", False
-        for in_parts in (False, True):
+        # As text or, where that is not shown, as a list of parts.
+        in_parts = False
+        try:
             text = _around(tokenizer, MESSAGE, in_parts, date, switches)
-            if MESSAGE in text:
-                break
+        except ValueError:
+            text = ""
+        if MESSAGE not in text:
+            in_parts = True
+            text = _around(tokenizer, MESSAGE, in_parts, date, switches)
         shown = text.count(MESSAGE)
         if shown > 1:
             raise ValueError(
@@ -94,8 +98,9 @@ class ChatTemplate:
 
         # What the first version rendered: the same switches, and no date.
         first = _around(tokenizer, MESSAGE, in_parts, FIRST_DATE, FIRST_SWITCHES)
-        another_day = _around(tokenizer, MESSAGE, in_parts, OTHER_DATE, FIRST_SWITCHES)
-        is_first = not in_parts and text == first and not (_asks_for_date(tokenizer) and first != another_day)
+        is_first = not in_parts and text == first
+        if _asks_for_date(tokenizer):
+            is_first &= first == _around(tokenizer, MESSAGE, in_parts, OTHER_DATE, FIRST_SWITCHES)
         return cls(before, after, *kept[uneven], in_parts, is_first)
 
     def stripped(self, context: str, question: str) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from transformers import (
 from kvcache.architecture import TESTED, check_structure
 from kvcache.linear import device_of
 from kvcache.rope_frequencies import length_dependent
-from longpress.models.chat_template import turn_end
+from longpress.models.chat_template import render, turn_end
 from longpress.models.configs import ModelConfig, check_model, is_own, one_sentence, quiet
 from longpress.models.gguf_file import GGUFFile
 from longpress.models.gguf_tokenizer import gguf_tokenizer
@@ -381,9 +381,13 @@ def settle_chat_template(tokenizer: Any, config: ModelConfig) -> None:
         tokenizer.chat_template = None
     if tokenizer.chat_template:
         with one_sentence(config):
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": "benchmark"}], tokenize=False, add_generation_prompt=True
-            )
+            try:
+                render(tokenizer, [("user", "benchmark")])
+            except Exception as error:
+                with suppress(Exception):  # it may take lists of parts alone
+                    render(tokenizer, [("user", "benchmark")], in_parts=True)
+                    return
+                raise error
 
 
 def _changes(config: ModelConfig, architecture: Any) -> str:

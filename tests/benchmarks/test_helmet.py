@@ -9,6 +9,7 @@ import pytest
 from benchmarks.base import Sample
 from benchmarks.helmet import TASKS, HelmetBenchmark, cut_end, parse_label
 from benchmarks.helmet.prompts import balanced, permutation
+from benchmarks.text.token_counts import Window
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.end_to_end import check_end_to_end
 from tests.support.suite_laws import check, prompt, take
@@ -143,12 +144,15 @@ def test_balance() -> None:
 
 
 def test_cut() -> None:
-    assert cut_end("head", "0123456789", "tail", byte_tokenizer(), 15, "row 0") == "0123456"
-    assert cut_end("head", "0123456789", "tail", byte_tokenizer(), 18, "row 0") == "0123456789"
+    def window(size: int) -> Window:
+        return Window(byte_tokenizer(), size, 0, chat_template=False)
+
+    assert cut_end("head", "0123456789", "tail", "", window(15), "row 0") == "0123456"
+    assert cut_end("head", "0123456789", "tail", "", window(18), "row 0") == "0123456789"
     with pytest.raises(
-        ValueError, match="row 0: instruction, examples and question do not fit into 8 tokens"
+        ValueError, match="row 0: instruction, examples and question do not fit into 8 tokens with an answer"
     ):
-        cut_end("head", "0123456789", "tail", byte_tokenizer(), 8, "row 0")
+        cut_end("head", "0123456789", "tail", "", window(8), "row 0")
 
 
 @pytest.mark.parametrize(

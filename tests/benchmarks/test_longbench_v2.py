@@ -85,7 +85,7 @@ def test_the_whole_prompt_is_cut_in_its_middle(tmp_path: Path, limit: int) -> No
             and sample.truncated
         )
     small = next(made(tmp_path).samples(tokenizer, 800))
-    assert small.metadata["max_length"] == 800 - 128 - 64
+    assert small.metadata["max_length"] == 800 - 128 - 2  # <user> and <assistant>
     with pytest.raises(
         ValueError, match=r"longbench_v2, row 0: the question takes \d+ tokens, and 100 are kept"
     ):

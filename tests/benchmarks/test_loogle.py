@@ -12,6 +12,7 @@ from benchmarks.base import PromptParts, Sample
 from benchmarks.loogle import LoogleBenchmark
 from benchmarks.loogle.metrics import bleu, parse_literal, rouge_recall, score_cloze
 from benchmarks.text.spans import find_spans
+from benchmarks.text.token_counts import Window
 from benchmarks.text.truncation import cut_middle
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.end_to_end import check_end_to_end
@@ -142,7 +143,8 @@ def test_middle_cut() -> None:
 
     def cut(tail: str, limit: int) -> tuple[str, bool]:
         parts = PromptParts("0123456789", tail, "")
-        left = cut_middle(parts, tokenizer, limit, where="row 0", special_tokens=False, keep_context=True)
+        window = Window(tokenizer, 10**6, 0, chat_template=False)
+        left = cut_middle(parts, window, limit, where="row 0", count_special=False, keep_context=True)
         return left.context, left.truncated
 
     assert cut("??", 12) == ("0123456789", False)

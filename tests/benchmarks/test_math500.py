@@ -166,8 +166,8 @@ def test_what_is_wrong_is_said(kind: type[Any], tmp_path: Path) -> None:
         take(kind(path=str(tmp_path)))
     with pytest.raises(ValueError, match="row 0: no field 'answer' or 'true_answer'; its fields are problem"):
         take(kind(path=rows(tmp_path, [{"problem": "x"}])))
-    with pytest.raises(ValueError, match="leaves no room for an answer in the model's window of 70 tokens"):
-        take(kind(path=rows(tmp_path, PROBLEMS if kind is Math500Benchmark else INTEGERS)), window=70)
+    with pytest.raises(ValueError, match="leaves no room for an answer in the model's window of 7 tokens"):
+        take(kind(path=rows(tmp_path, PROBLEMS if kind is Math500Benchmark else INTEGERS)), window=7)
     assert (
         Sample("x", "math500", "", "", ()).references == ()
         and kind().score(Sample("x", "t", "", "", ()), "1")["accuracy"] == 0

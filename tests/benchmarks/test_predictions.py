@@ -1,5 +1,6 @@
 """`longpress score`: official prediction files in, scores out, one sentence where something is wrong."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.ruler.prompts import TASKS
 from benchmarks.text.jsonl import read_rows
+from benchmarks.text.sources import file_rows
 from longpress.catalogue import benchmarks
 
 Score = Callable[..., int]
@@ -150,3 +152,15 @@ def test_csv_predictions_are_read(tmp_path: Path) -> None:
     file.write_text("a,b\n1,2,3\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 2: more fields"):
         list(read_rows(file))
+
+
+def test_long_fields_of_csv_files_are_read_wherever_rows_are(tmp_path: Path) -> None:
+    """Python's own limit is 131,072 characters, and a setting of the whole process."""
+    file, text = tmp_path / "rows.csv", "word, and " * 20_000
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        table = csv.writer(lines)
+        table.writerows([["context", "answer"], [text, "x"]])
+    csv.field_size_limit(131_072)
+    assert file_rows(file) == [{"context": text, "answer": "x"}]
+    csv.field_size_limit(131_072)
+    assert [row for _, row in read_rows(file)] == file_rows(file)

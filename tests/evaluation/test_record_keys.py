@@ -6,15 +6,22 @@ stood beside a budget of the press's own and meant nothing was left out: per_lay
 with a head ratio, simlayerkv and dms with a threshold.
 """
 
-from dataclasses import replace
+import datetime
+from dataclasses import fields, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import transformers.utils.chat_template_utils as clock
 
 from benchmarks.base import Draw, Sample
+from longpress.evaluation.choices import make_benchmark
 from longpress.evaluation.config import composed, register, settings
+from longpress.evaluation.options import RunOptions
 from longpress.evaluation.record_builder import RecordBuilder
+from longpress.pipeline.prompt import Prompt
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.made_up_tokenizers import sentencepiece_bpe, several_in_front
 
 MODEL = SimpleNamespace(
     name="tiny", revision="abc", dtype="float32", tokenizer=byte_tokenizer(), named_ends=(1,)
@@ -221,3 +228,147 @@ def test_keys_tell_everything_apart_that_changes_an_answer() -> None:
     again = [key for key in keys if keys.count(key) > 1]
     # the full cache, and knorm at half, stand in more than one of these sweeps
     assert set(again) == {baselines, RECORDED["ratios"][1][2][-1]}
+
+
+# Each field in turn.
+
+DATED = "{{ strftime_now('%d %b %Y') }}<user>{{ messages[0].content }}<assistant>"
+ALTERED = {
+    "compression_ratio": "compression_ratio=0.3",
+    "budget_tokens": "budget_tokens=50",
+    "threshold": "threshold=0.5",
+    "cache_bits": "cache_bits=4",
+    "query_aware": "query_aware=true",
+    "compress_every": "compress_every=100",
+    "date": "date=2025-01-09",
+    "end_tokens": "end_tokens=['<assistant>']",
+    "seed": "seed=7",
+    "temperature": "temperature=0.7",
+    "top_p": "temperature=0.7 top_p=0.9",
+    "top_k": "temperature=0.7 top_k=9",
+    "min_p": "temperature=0.7 min_p=0.1",
+}
+"""Options of a run that change answers, and another value of each."""
+DRAWN = {"samples_per_question", "sampling_seed"}
+"""Options of a run that say how many answers are drawn; which of them a sample is, is in its `draw`."""
+NEUTRAL = {
+    "baseline": "baseline=false",
+    "limit": "limit=3",
+    "results": "results=elsewhere",
+    "kept_maps": "kept_maps=0",
+    "plots": "plots=false",
+    "plan": "plan=true",
+    "workers": "workers=2",
+    "shard": "shard.count=2",
+    "presses_dir": "presses_dir=null",
+    "prefill_chunk": "prefill_chunk=100",
+    "max_batch_gb": "max_batch_gb=1",
+    "max_context_gb": "max_context_gb=1",
+    "offload": "offload=never",
+    "fidelity": "fidelity=true",
+}
+"""Options of a run that change no answer."""
+SAMPLE_FIELDS = {
+    "id": "vt/1",
+    "task": "cwe",
+    "context": "Another text. ",
+    "question": "Who?",
+    "references": ("others",),
+    "answer_prefix": "It is",
+    "max_new_tokens": 31,
+    "chat_template": False,
+    "stop": ("\n\n",),
+    "min_new_tokens": 2,
+    "draw": Draw(1, 2),
+}
+"""Fields of a sample that change answers or their scores, and another value of each."""
+
+
+def model(template: str = DATED, **others: Any) -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return SimpleNamespace(**{**vars(MODEL), "tokenizer": tokenizer, **others})
+
+
+def key(*overrides: str, of_model: Any = None, sample: Sample = SAMPLE) -> str:
+    """The key of the last line of the table."""
+    register()
+    run = settings(composed(["press=random", *overrides]))
+    return RecordBuilder(run, of_model or model()).keys(sample)[-1]
+
+
+def test_every_option_of_a_run_either_changes_keys_or_no_answer() -> None:
+    assert {field.name for field in fields(RunOptions)} == {*ALTERED, *DRAWN, *NEUTRAL}
+    usual = key()
+    assert {name: key(override) == usual for name, override in NEUTRAL.items()} == dict.fromkeys(
+        NEUTRAL, True
+    )
+    altered = [key(*overrides.split()) for overrides in ALTERED.values()]
+    assert len({usual, *altered}) == 1 + len(ALTERED)
+
+
+def test_every_field_of_a_sample_that_changes_an_answer_or_a_score_is_in_the_key() -> None:
+    altered = [key(sample=replace(SAMPLE, **{name: value})) for name, value in SAMPLE_FIELDS.items()]
+    assert len({key(), *altered}) == 1 + len(SAMPLE_FIELDS)
+    untold = {field.name for field in fields(Sample)} - set(SAMPLE_FIELDS)
+    assert untold == {"evidence", "truncated", "weight", "metadata"}
+
+
+def test_every_option_of_a_generated_benchmark_that_changes_a_prompt_changes_the_key() -> None:
+    def of_benchmark(name: str, **options: Any) -> str:
+        benchmark = make_benchmark({"name": name, **options})
+        return key(sample=next(benchmark.samples(byte_tokenizer(), 10**5, 1)))
+
+    ruler = [{}, {"length": 1500}, {"seed": 7}, {"haystack": "walden", "tasks": ["niah_single_2"]}]
+    ruler += [{"template_tokens": 200}, {"tasks": ["vt"]}]
+    found = [of_benchmark("ruler", **{"tasks": ["niah_single_1"], "length": 1200, **one}) for one in ruler]
+    assert len(set(found)) == len(ruler)
+    niah = [{}, {"tasks": ["2000"]}, {"depths": 1}, {"chat_template": True}, {"template_tokens": 100}]
+    found = [of_benchmark("niah", **{"tasks": ["1000"], "haystack": "walden", **one}) for one in niah]
+    assert len(set(found)) == len(niah)
+
+
+def test_what_stands_around_a_prompt_is_in_the_key_where_it_is_not_what_it_was() -> None:
+    """A template without a date gives the first keys; on two days a date gives the same."""
+    plain = DATED.replace("{{ strftime_now('%d %b %Y') }}", "")
+    usual = key(of_model=model(plain))
+    assert usual == key(of_model=MODEL) == key("date=2025-01-09", of_model=model(plain))
+    stripped = model(plain.replace("content", "content | trim"))
+    assert key(of_model=stripped) == usual  # there is nothing to strip
+    spaced = replace(SAMPLE, context=" A text.")
+    assert key(of_model=stripped, sample=spaced) != key(of_model=model(plain), sample=spaced)
+    several, marked = several_in_front(), sentencepiece_bpe()
+    of_models = [
+        model(),
+        model(DATED.replace("%b", "%m")),
+        model(f"A system prompt, on day {DATED}"),
+        model(plain.replace("content", "content[0].text")),
+        *(model(tokenizer=tokenizer) for tokenizer in (several, marked)),
+        model(
+            plain.replace(
+                "<assistant>",
+                "{{ messages[1].content ~ '<pad>' if messages | length == 2 else '<assistant>' }}",
+            )
+        ),
+        *(model(plain, **{name: "other"}) for name in ("name", "revision", "dtype")),
+    ]
+    bare = replace(SAMPLE, chat_template=False)
+    keys = [key(of_model=one) for one in of_models]
+    keys += [key(of_model=model(tokenizer=one), sample=bare) for one in (several, marked)]
+    assert len({usual, *keys}) == 1 + len(keys)
+
+
+def test_a_template_with_a_date_gives_the_same_prompts_on_two_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(day: int) -> tuple[str, str]:
+        class Fixed(datetime.datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> "Fixed":
+                return cls(2026, 1, day)
+
+        monkeypatch.setattr(clock, "datetime", Fixed)
+        return key(), Prompt(model().tokenizer).before
+
+    assert on(1) == on(2)
+    described = RecordBuilder(settings(composed(["press=random"])), model()).described([SAMPLE])
+    assert described["chat"]["before"] == "26 Jul 2024<user>" and described["date"] == "2024-07-26"
+    assert described["end_tokens"] == ["<eos>"]
