@@ -8,7 +8,7 @@ PEER := .venv-kvpress
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo bench bench-gpu test test-slow test-latex test-browser test-cluster check format docs wheel
+.PHONY: help setup demo bench bench-gpu test test-slow test-latex test-browser test-cluster test-lm-eval check format docs wheel
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -60,6 +60,10 @@ test-cluster: setup ## run sweeps on a one-node Slurm and a Ray that the tests s
 	command -v slurmctld && command -v munged || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[slurm,ray,joblib]'
 	$(BIN)/python -m pytest -m cluster
+
+test-lm-eval: setup ## run lm-evaluation-harness with presses
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'
+	$(BIN)/python -m pytest -m lm_eval
 
 docs: setup ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs

@@ -57,6 +57,12 @@ COMMANDS = {
         "longpress.evaluation.calibrate", MEASURE, "longpress calibrate qfilter model=smollm2 out=weights"
     ),
     "bench": Command("longpress.speed.command", MEASURE, "longpress bench --lengths 2048 --growth 0"),
+    "lm-eval": Command(
+        "longpress.integrations.lm_eval_command",
+        MEASURE,
+        "longpress lm-eval run --model longpress --tasks TASK --batch_size 4 --device cpu"
+        " --model_args pretrained=smollm2,press=snapkv,compression_ratio=0.5",
+    ),
     "tables": Command("longpress.analysis.tables.write", READ, "longpress tables results/demo"),
     "compare": Command("longpress.analysis.compare", READ, "longpress compare snapkv knorm results/demo"),
     "report": Command("longpress.analysis.report.page", READ, "longpress report results/demo"),

@@ -63,7 +63,10 @@ ALLOWED = {
     },
 }
 """The parts of the house and what each may import; a module belongs to the longest part of its name."""
-COMMANDS = {"longpress.evaluation", "longpress.analysis", "longpress.speed", "benchmarks"}
+COMMANDS = {
+    *("longpress.evaluation", "longpress.analysis", "longpress.speed"),
+    *("longpress.integrations", "benchmarks"),
+}
 """What `longpress.cli` starts, by name and only when it is asked for."""
 HEAVY = {"torch", "transformers"}
 ENGINE = {

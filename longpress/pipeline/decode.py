@@ -203,19 +203,7 @@ class Decoder:
         capacity = max(len(row.question_ids) + min(row.question.max_new_tokens, RESERVED) for row in rows)
         starts = [row.context.next_position for row in rows]
         decode_hooks = list(zip(*(row.decode_hooks() for row in rows), strict=True))  # per layer, per row
-        cache = CompressedCache(
-            [
-                cache_layer(
-                    [row.context.layers[at] for row in rows],
-                    [row.context.states[at] for row in rows],
-                    starts,
-                    capacity,
-                    of_rows,
-                )
-                for at, of_rows in enumerate(decode_hooks)
-            ],
-            [row.context.rope_length for row in rows],
-        )
+        cache = _cache_of([row.context for row in rows], capacity, decode_hooks)
         device = cache.growing[0].device
         first = torch.tensor(starts, device=device)
         hidden = self._read_questions(rows, cache)
@@ -332,6 +320,26 @@ class Decoder:
             hidden.append(torch.stack([of_row for group in read for of_row in group]))
         return torch.cat(hidden, dim=1)
 
+    def read_known(
+        self, contexts: Sequence[CompressedContext], ids: Sequence[Sequence[int]], since: Sequence[int]
+    ) -> list[Tensor]:
+        """Per row (n - since, D): last hidden states of n known tokens, read behind a compressed context.
+
+        Args:
+            contexts: of each row.
+            ids: of each row; only equal lengths are read together where padding could not be forgotten.
+            since: of each row, the first token whose hidden state is wanted.
+        """
+        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        groups = [list(rows) for _, rows in groupby(order, key=lambda row: len(ids[row]))]
+        hidden: dict[int, Tensor] = {}
+        with attending(self.model), fast_products(), torch.no_grad():
+            for rows in groups if self.question_step == 1 else [order]:
+                cache = _cache_of([contexts[row] for row in rows], max(len(ids[row]) for row in rows))
+                read = self._read([ids[row] for row in rows], cache, [since[row] for row in rows])
+                hidden |= dict(zip(rows, read, strict=True))
+        return [hidden[row] for row in range(len(ids))]
+
     def _read(
         self, ids: Sequence[Sequence[int]], cache: CompressedCache, since: Sequence[int]
     ) -> list[Tensor]:
@@ -392,6 +400,34 @@ class Decoder:
                 answer.stop_reason = "length"
         if answer.stop_reason:
             answer.text = writing.prompt.decode(answer.token_ids)
+
+
+def _cache_of(
+    contexts: Sequence[CompressedContext],
+    capacity: int,
+    decode_hooks: Sequence[Sequence[Any]] | None = None,
+) -> CompressedCache:
+    """The cache of rows that read on behind contexts.
+
+    Args:
+        contexts: of each row.
+        capacity: tokens for which memory is reserved.
+        decode_hooks: per layer, what acts on each row; None for nothing.
+    """
+    starts, layers = [context.next_position for context in contexts], range(len(contexts[0].layers))
+    return CompressedCache(
+        [
+            cache_layer(
+                [context.layers[at] for context in contexts],
+                [context.states[at] for context in contexts],
+                starts,
+                capacity,
+                [None] * len(contexts) if decode_hooks is None else decode_hooks[at],
+            )
+            for at in layers
+        ],
+        [context.rope_length for context in contexts],
+    )
 
 
 def questions_of_like_length(entering: Sequence[_Writing], step: int) -> list[list[_Writing]]:

@@ -12,9 +12,11 @@ from transformers import DynamicCache
 
 from kvcache.architecture import check_model
 from kvcache.hooks.prefill import PromptTokens, chunking
+from kvcache.linear import device_of
 from kvcache.modules import cache_keyword, decoder_of
 from kvcache.rope_frequencies import rope_length
 from longpress.models.loading import eos_token_ids
+from longpress.pipeline.compressed_context import CompressedContext
 from longpress.pipeline.decode import Decoder
 from longpress.pipeline.memory import MemoryPlan, Shape, memory_plan, room
 from longpress.pipeline.options import PipelineOptions
@@ -23,6 +25,7 @@ from longpress.pipeline.reader import Reader
 from longpress.pipeline.results import Answers, Failure, Request, Result
 from longpress.pipeline.scheduler import Scheduler, with_full_cache
 from longpress.pipeline.sweep_observer import SweepObserver
+from longpress.pipeline.token_prompts import TokenPrompts
 from longpress.pipeline.variants import Variant
 from presses.base import BasePress
 
@@ -161,6 +164,22 @@ class CompressingPipeline:
         """
         return self._prompt(chat_template).token_spans(context)
 
+    def token_prompts(self, press: BasePress, last_tokens: int = 1) -> TokenPrompts:
+        """For prompts in token ids, such as other harnesses make: all but their last tokens are compressed.
+
+        Args:
+            press: with its ratio.
+            last_tokens: of a prompt, so many are read behind what is compressed, as a question is.
+        """
+        reader, prompt = self._reader(), self._prompt(chat_template=False)
+        device = device_of(self.model.get_input_embeddings())  # type: ignore[operator]
+
+        def read(ids: Sequence[int], tokens: int, variant: Variant) -> CompressedContext:
+            context_ids, length = torch.tensor([list(ids)], device=device), rope_length(self.model, tokens)
+            return reader.by_itself(context_ids, prompt.prompt_tokens(), variant, length)[0]
+
+        return TokenPrompts(self._decoder(), prompt, read, Variant(press, press.budget), last_tokens)
+
     def stream(self, requests: Iterable[Request]) -> Generator[list[Result | Failure], None, None]:
         """Results of every request, in order, variant by variant and question by question.
 
@@ -178,16 +197,9 @@ class CompressingPipeline:
         Raises:
             ValueError: no question or no variant.
         """
-        reader = Reader(self.model, self.max_length, self.options, self._forward)
-        max_bytes = int(self.options.max_batch_gb * 2**30)
-        decoder = Decoder(
-            self.model,
-            self.eos_ids,
-            max_bytes,
-            keep_questions=self.options.fidelity,
-            sampling=self.options,
+        scheduler = Scheduler(
+            self._reader(), self._decoder(), self.options, self.plan, self._prompt, self.room
         )
-        scheduler = Scheduler(reader, decoder, self.options, self.plan, self._prompt, self.room)
         return scheduler.stream(requests)
 
     def plan(self, request: Request, contexts: int = 1) -> MemoryPlan:
@@ -237,6 +249,19 @@ class CompressingPipeline:
         ):
             decoder(input_ids=context_ids, **{cache_keyword(decoder): cache})
         return cache
+
+    def _reader(self) -> Reader:
+        return Reader(self.model, self.max_length, self.options, self._forward)
+
+    def _decoder(self) -> Decoder:
+        max_bytes = int(self.options.max_batch_gb * 2**30)
+        return Decoder(
+            self.model,
+            self.eos_ids,
+            max_bytes,
+            keep_questions=self.options.fidelity,
+            sampling=self.options,
+        )
 
     def _prompt(self, chat_template: bool) -> Prompt:
         if chat_template not in self._prompts:

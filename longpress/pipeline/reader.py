@@ -157,7 +157,8 @@ class Reader:
                 context_ids, prompt_tokens, variants, prompted.watched, request.count_kept, length, offload
             )
         else:
-            kept = [self._by_itself(context_ids, prompt_tokens, variants[0], length)]
+            whole, taken = self.by_itself(context_ids, prompt_tokens, variants[0], length)
+            kept = [_Kept(whole, 0.0, taken)]
 
         readings = []
         for variant, (context, observing, seconds) in zip(variants, kept, strict=True):
@@ -270,10 +271,12 @@ class Reader:
 
     # -- one variant, by itself --
 
-    def _by_itself(
+    def by_itself(
         self, context_ids: Tensor, prompt_tokens: PromptTokens, variant: Variant, length: int
-    ) -> _Kept:
-        """What a press keeps at its own budget: `with press(model)`.
+    ) -> tuple[CompressedContext, float]:
+        """What a press keeps of (1, T) ids at its own budget, by `with press(model)`; seconds of the prefill.
+
+        `length` is the RoPE length of the prompt.
 
         Raises:
             ValueError: the budget was not met.
@@ -281,9 +284,9 @@ class Reader:
         started = now()
         cache = self.forward(context_ids, variant.press, prompt_tokens, length)
         seconds = now() - started
-        context = CompressedContext.of_cache(self.model, cache, context_ids.shape[1])
-        context.check_budget(variant.press, variant.budget)
-        return _Kept(context, 0.0, seconds)
+        kept = CompressedContext.of_cache(self.model, cache, context_ids.shape[1])
+        kept.check_budget(variant.press, variant.budget)
+        return replace(kept, rope_length=length), seconds
 
     def _alone(
         self,

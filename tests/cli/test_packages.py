@@ -99,7 +99,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", OURS)
 def test_every_package_that_is_imported_is_declared(package: str) -> None:
-    named = declared("all", "slurm", "joblib", "ray")
+    named = declared("all", "slurm", "joblib", "ray", "lm-eval")
     allowed = named | brought_along(named)
     for path in (ROOT / package).rglob("*.py"):
         if str(path.relative_to(ROOT)) in PEER:
