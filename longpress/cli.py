@@ -60,7 +60,7 @@ COMMANDS = {
     "lm-eval": Command(
         "longpress.integrations.lm_eval_command",
         MEASURE,
-        "longpress lm-eval run --model longpress --tasks TASK --batch_size 4 --device cpu"
+        "longpress lm-eval run --model longpress --tasks gsm8k --batch_size 4 --device cpu"
         " --model_args pretrained=smollm2,press=snapkv,compression_ratio=0.5",
     ),
     "tables": Command("longpress.analysis.tables.write", READ, "longpress tables results/demo"),

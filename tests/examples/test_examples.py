@@ -14,6 +14,7 @@ LONGEST = 40
 """Lines of an example, its docstring included."""
 
 PRINTED = {
+    "list_of_prompts": ("snapkv", "kvzip", "48213", "90177", "31506"),
     "one_press": ("full cache  keeps 100 %", "snapkv      keeps  50 %", "kvzip       keeps  50 %", "48213"),
     "own_press": ("NormRatioPress", "AdaKVPress", "generate", "48213"),
     "sweep": ("knorm", "adakv", "snapkv", "one prefill"),
