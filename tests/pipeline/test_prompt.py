@@ -5,6 +5,7 @@ wherever the tokenizer marks the beginning of a text.
 """
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,14 @@ from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.prompt import Prompt
 from presses import KnormPress, NonePress
 from tests.support.byte_tokenizer import TEMPLATE, VOCABULARY, byte_tokenizer
-from tests.support.made_up_tokenizers import INSTRUCTION, MARKING, SPECIAL, TOKENIZERS, sentencepiece_bpe
+from tests.support.made_up_tokenizers import (
+    INSTRUCTION,
+    MARKING,
+    SPECIAL,
+    TOKENIZERS,
+    prose,
+    sentencepiece_bpe,
+)
 from tests.support.tiny_models import tiny_model
 
 CONTEXTS = (
@@ -274,3 +282,32 @@ def test_an_answer_ends_where_the_template_ends_a_turn() -> None:
         CompressingPipeline(model, tokenizer, options=ending)(context, questions=[question]).results[0].answer
     )
     assert answer.token_ids == ids[: ids.index(end)] and answer.stop_reason == "eos"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_same_holds_for_sentencepiece_itself(kind: str, tmp_path: Path) -> None:
+    """Python code around a model that SentencePiece has made, without offsets."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(filter(str.strip, prose())),
+        model_prefix=str(tmp_path / "pieces"),
+        vocab_size=700,
+        model_type=kind,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = SentencePieceBackend(vocab_file=str(tmp_path / "pieces.model"), legacy=True, **names)
+    prompt = Prompt(tokenizer)
+    assert prompt.marks_beginning and not tokenizer.is_fast
+    for context in CONTEXTS:
+        asked = [question for question in QUESTIONS if question[0]]
+        ids = prompt.ids(context, asked)
+        for (question, prefix), behind in zip(asked, ids.questions, strict=True):
+            assert ids.context + behind == tokenizer(context + question + prefix).input_ids
+    spans = prompt.token_spans(CONTEXTS[0])
+    assert spans is not None and CONTEXTS[0][slice(*spans[-1])] == "."

@@ -104,6 +104,13 @@ def several_in_front() -> PreTrainedTokenizerFast:
     )
 
 
+def spaced_bytes() -> PreTrainedTokenizerFast:
+    """Like RoBERTa's: bytes, with a space put in front of a text."""
+    fast = byte_tokenizer(chat_template=False)
+    fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return fast
+
+
 def words() -> PreTrainedTokenizerFast:
     """Whole words and marks; white space is lost."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
@@ -134,11 +141,12 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "bytes behind two special tokens": several_in_front,
     "words": words,
     "slow bytes": slow_bytes,
+    "bytes behind a space": spaced_bytes,
     "SentencePiece BPE, legacy": sentencepiece_bpe,
     "SentencePiece BPE": lambda: sentencepiece_bpe(legacy=False),
     "SentencePiece BPE between special tokens": lambda: sentencepiece_bpe(behind=True),
     "SentencePiece unigram": sentencepiece_unigram,
 }
 """By what they are like."""
-MARKING = tuple(name for name in TOKENIZERS if name.startswith("SentencePiece"))
+MARKING = tuple(name for name in TOKENIZERS if name.startswith(("SentencePiece", "bytes behind a space")))
 """Those that mark the beginning of a text."""
