@@ -6,7 +6,8 @@ They are refused in a sentence before any work, instead of silently wrong number
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -28,6 +29,7 @@ from kvcache.modules import (
     windows_of,
 )
 from kvcache.projections import has_kv_heads, head_size, kv_heads
+from kvcache.rope_frequencies import length_dependent, rope_length
 from kvcache.storage import KVView
 
 # fmt: off
@@ -49,14 +51,17 @@ values beside a state, or nothing."""
 TRIED, PREFIX = 24, 20
 """Tokens of the trial, and how many of them are read before the others, which then read the cache."""
 
+NEIGHBOUR_PREFIX, FAR = 12, 8192
+"""Tokens that the other row of the trial reads before, and where it begins in a model without a window."""
+
 _correct: WeakSet[nn.Module] = WeakSet()
 
 
 def check_model(model: nn.Module) -> None:
     """Refuse a model that would be compressed wrongly: by its structure, or by a trial.
 
-    Models of a type that our tests do not know are tried: the model reads a few tokens, once per model
-    object. A model on the meta device is judged by its structure alone.
+    Models of a type that our tests do not know are tried: the model reads a few tokens of two texts, apart
+    and together, once per model object. A model on the meta device is judged by its structure alone.
 
     Raises:
         ValueError: one sentence about what is in the way.
@@ -150,12 +155,15 @@ def _try(model: nn.Module) -> None:
     embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
     vocabulary = config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (1, TRIED), generator=generator).to(device_of(embedding))
+    ids = torch.randint(vocabulary, (2, TRIED), generator=generator).to(device_of(embedding))
+    row, neighbour = _TrialRow(ids[:1], PREFIX, 0), _neighbour(model, ids[1:])
     training = model.training
     try:
         model.eval()
-        own = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, PREFIX:]
-        with_ours = _with_our_cache(model, ids)[0]
+        own = decoder(input_ids=row.ids, use_cache=False).last_hidden_state[0, PREFIX:]
+        (with_ours,) = _with_our_cache(model, [row])
+        (neighbour_alone,) = _with_our_cache(model, [neighbour])
+        beside = _with_our_cache(model, [neighbour, row])
     except Exception as error:  # whatever an unknown model raises
         first = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
@@ -166,7 +174,7 @@ def _try(model: nn.Module) -> None:
     typical = float(_relative_errors(with_ours, own).median())
     tolerance = 1e-3 if own.dtype in (torch.float32, torch.float64) else 0.1
     if not typical <= tolerance:
-        if has_state(model) and not _relative_errors(_continued(model, ids), own).median() <= tolerance:
+        if has_state(model) and not _relative_errors(_continued(model, row.ids), own).median() <= tolerance:
             raise ValueError(
                 f"{name} reads several tokens behind a cached state otherwise than in one piece, with "
                 "transformers' own cache too; questions behind a context would be read wrongly, so it is not "
@@ -176,6 +184,39 @@ def _try(model: nn.Module) -> None:
             f"{name} computes {typical:.1%} else with longpress's attention than with its own; it is not "
             "supported"
         )
+    for found, alone in zip(beside, (neighbour_alone, with_ours), strict=True):
+        typical = float(_relative_errors(found, alone).median())
+        if not typical <= tolerance:
+            raise ValueError(
+                f"{name} computes {typical:.1%} else for a text when another one, of another length, stands "
+                "beside it in the batch, so answers would depend on their neighbours; it is not supported"
+            )
+
+
+class _TrialRow(NamedTuple):
+    """A text of the trial.
+
+    Attributes:
+        ids: (1, n).
+        prefix: tokens that are read before the others.
+        start: position of the first one.
+    """
+
+    ids: Tensor
+    prefix: int
+    start: int
+
+
+def _neighbour(model: nn.Module, ids: Tensor) -> _TrialRow:
+    """A shorter text of ids (1, n) that stands far behind in the window.
+
+    So whatever a model makes of the largest position in a batch, or in its cache, shows in the other row.
+    """
+    config: Any = model.config
+    window = getattr(config.get_text_config(), "max_position_embeddings", None) or FAR
+    length = NEIGHBOUR_PREFIX + TRIED - PREFIX
+    start = window if length_dependent(config) else max(0, window - length)
+    return _TrialRow(ids[:, :length], NEIGHBOUR_PREFIX, start)
 
 
 def _relative_errors(found: Tensor, wanted: Tensor) -> Tensor:
@@ -195,21 +236,41 @@ def _continued(model: nn.Module, ids: Tensor) -> Tensor:
     return hidden
 
 
-def _with_our_cache(model: nn.Module, ids: Tensor) -> Tensor:
-    """(1, n, D) of the last tokens, which read the first `PREFIX` in a cache such as compressed ones are."""
+def _with_our_cache(model: nn.Module, rows: Sequence[_TrialRow]) -> Tensor:
+    """(R, n, D) of the rows' last tokens, which read those before in a cache such as compressed ones are."""
     config: Any = model.config
     decoder = decoder_of(model)
     keyword = cache_keyword(decoder)
-    full = DynamicCache(config=config.get_text_config())
     with attending(model):
-        with observing(model, lambda layer, cache: None):
-            decoder(input_ids=ids[:, :PREFIX], use_cache=True, **{keyword: full})
+        # Each row's first tokens by themselves.
+        read = []
+        for row in rows:
+            read.append(DynamicCache(config=config.get_text_config()))
+            places = torch.arange(row.start, row.start + row.prefix, device=row.ids.device)[None]
+            with observing(model, lambda layer, cache: None):
+                decoder(
+                    input_ids=row.ids[:, : row.prefix],
+                    position_ids=places,
+                    use_cache=True,
+                    **{keyword: read[-1]},
+                )
+
+        # The last ones together.
+        ends = [row.start + row.prefix for row in rows]
         layers = []
-        for layer, state, window in zip(full.layers, states_of(full), windows_of(model), strict=True):
-            kept = KVView.of_cache_layer(layer, PREFIX, window, like=ids)
-            layers.append(cache_layer([kept], [state], PREFIX))
-        positions = torch.arange(PREFIX, ids.shape[1], device=ids.device)[None]
-        ours = CompressedCache(layers)
-        output = decoder(input_ids=ids[:, PREFIX:], position_ids=positions, use_cache=True, **{keyword: ours})
+        for index, window in enumerate(windows_of(model)):
+            kept = [
+                KVView.of_cache_layer(cache.layers[index], end, window, like=rows[0].ids)
+                for cache, end in zip(read, ends, strict=True)
+            ]
+            states = [states_of(cache)[index] for cache in read]
+            layers.append(cache_layer(kept, states, ends))
+        last = torch.cat([row.ids[:, row.prefix :] for row in rows])
+        positions = torch.tensor(ends, device=last.device)[:, None] + torch.arange(
+            last.shape[1], device=last.device
+        )
+        lengths = [rope_length(model, row.start + row.ids.shape[1]) for row in rows]
+        ours = CompressedCache(layers, lengths)
+        output = decoder(input_ids=last, position_ids=positions, use_cache=True, **{keyword: ours})
     hidden: Tensor = output.last_hidden_state
     return hidden

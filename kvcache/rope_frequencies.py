@@ -259,12 +259,19 @@ def _forward(
     embedding: Any, scaling: _Scaling, kind: str | None, like: Tensor, positions: Tensor, length: int
 ) -> Any:
     """What an embedding gives for positions (R, n), all with the frequencies of one RoPE length."""
-    if "short_mscale" in scaling.parameters:  # PhiMoE: always the short frequencies; its tables' size changes
+    if (
+        "short_mscale" in scaling.parameters
+    ):  # PhiMoE chooses the size of its tables, and asks for frequencies
         size = scaling.parameters["long_mscale" if length > scaling.window else "short_mscale"]
         parameters = {**scaling.parameters, "long_mscale": size, "short_mscale": size}
+
+        def initial(config: Any, *device_and_length: Any) -> Any:
+            own = device_and_length and (device_and_length[0], length)  # older ones hand on the batch's
+            return embedding.rope_init_fn(embedding.config, *own)
+
         changed: dict[str, Any] = {
             "config": SimpleNamespace(rope_parameters=parameters),
-            "rope_init_fn": lambda config: embedding.rope_init_fn(embedding.config),
+            "rope_init_fn": initial,
         }
     else:
         frequencies = _frequencies(embedding, scaling, kind, length, like.device)

@@ -1,5 +1,6 @@
 """Models of many kinds: each gives what transformers gives, or is refused in one sentence before any work."""
 
+import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from kvcache.budget import Budget
 from kvcache.hooks.prefill import observing
 from kvcache.modules import cache_keyword
 from kvcache.observation import LayerObservation
+from kvcache.rope_frequencies import cache_of
 from kvcache.rotary import NONE
 from longpress import CompressingPipeline
 from presses import (
@@ -30,6 +32,7 @@ from presses import (
 from presses.base import BasePress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.padded_batches import contexts, forced_logits, logits_one_by_one, padded
+from tests.support.rope_models import ROPES, rope_model
 from tests.support.tiny_models import FAMILIES, fill, tiny_ids, tiny_model
 
 KNOWN = sorted(kind for kind in TESTED if kind in CONFIG_MAPPING)
@@ -253,7 +256,41 @@ def test_a_model_of_an_unknown_type_is_tried_once(monkeypatch: pytest.MonkeyPatc
     check_model(model)
     hook.remove()
     assert read[0] == TRIED
-    assert len(read) == 3
+    assert len(read) == 8  # once by itself, then in our cache: two texts apart, and both together
+
+
+@pytest.mark.parametrize("what", ["largest", "smallest", "first", "largest so far", "length of the cache"])
+def test_a_model_in_which_a_row_depends_on_its_neighbours_is_refused(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    model, met = unknown(monkeypatch), [0]
+
+    def scaled(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Queries and keys as of Llama 4, by one position for the whole batch."""
+        positions, held = kwargs["position_ids"], cache_of(kwargs)
+        met[0] = max(met[0], int(positions.max()))
+        position = {
+            "largest": int(positions.max()),
+            "smallest": int(positions.min()),
+            "first": int(positions[0, 0]),
+            "largest so far": met[0],
+            "length of the cache": 0 if held is None else int(held.get_seq_length(module.layer_idx)),
+        }[what]
+        return args, kwargs | {"hidden_states": kwargs["hidden_states"] * (1 + math.log1p(position // 1000))}
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(scaled, with_kwargs=True)
+    with pytest.raises(ValueError, match="answers would depend on their neighbours") as caught:
+        check_model(model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_an_unknown_model_with_any_rotary_embedding_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch, rope: str
+) -> None:
+    monkeypatch.setattr(architecture, "TESTED", frozenset())
+    check_model(rope_model("llama", rope))
 
 
 def test_an_attention_that_is_more_than_we_compute_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
