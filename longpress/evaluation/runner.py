@@ -297,7 +297,7 @@ def _needed(measure: PromptMeasure, sample: Sample) -> int:
     measure.prompt(sample.chat_template)
     try:
         return measure.needed(sample)
-    except ValueError:
+    except Exception:  # its text may be of no kind that a tokenizer takes
         return 0
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date as calendar_date
 from typing import Any
 
 FIRST_DATE = "2024-07-26"
@@ -162,7 +162,7 @@ def render(
         switches: of the template itself.
     """
     options = dict(switches)
-    day = datetime.date.fromisoformat(date)
+    day = calendar_date.fromisoformat(date)
     if date != FIRST_DATE:
         options["date_string"] = day.strftime("%d %b %Y")
     if _asks_for_date(tokenizer):
@@ -207,7 +207,7 @@ def _asks_for_date(tokenizer: Any) -> bool:
     return "strftime_now" in _source(tokenizer)
 
 
-def _date_macro(day: datetime.date) -> str:
+def _date_macro(day: calendar_date) -> str:
     """The beginning of a template in which `strftime_now` gives a fixed day, at midnight.
 
     It takes the place of transformers' own function, which reads the clock and cannot be replaced by an

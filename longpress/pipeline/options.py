@@ -6,9 +6,9 @@ Importing this module needs no torch. Every field is an option of a run as well 
 
 from __future__ import annotations
 
-import datetime
 import math
 from dataclasses import dataclass, field
+from datetime import date as calendar_date
 from typing import Any
 
 OFFLOAD = ("auto", "always", "never")
@@ -112,7 +112,7 @@ class PipelineOptions(SamplingOptions):
             if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
                 raise ValueError(f"{name}={size!r} must be a positive number of GiB")
         try:
-            datetime.date.fromisoformat(self.date)
+            calendar_date.fromisoformat(self.date)
         except ValueError as error:
             raise ValueError(f"date={self.date!r} must be a day as YYYY-MM-DD, e.g. 2024-07-26") from error
         if not all(isinstance(token, str) and token for token in self.ends()):
