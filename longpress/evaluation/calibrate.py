@@ -177,9 +177,10 @@ def _pieces(asked: Calibration, text: str, tokenizer: Any) -> list[list[int]]:
             f"text={asked.text} has {len(ids)} tokens; give at least {SHORTEST}, and for weights of use some "
             "ten thousand"
         )
-    first = tokenizer.bos_token_id
-    begins_with_it = tokenizer("a").input_ids[0] == first
-    return [[first, *piece] for piece in pieces] if begins_with_it else pieces
+    from longpress.pipeline.prompt import Prompt  # which needs torch
+
+    front = Prompt(tokenizer, chat_template=False).front
+    return [[*front, *piece] for piece in pieces]
 
 
 def _composed(asked: Calibration, entries: Mapping[str, Entry]) -> tuple[BasePress, dict[str, Any]]:

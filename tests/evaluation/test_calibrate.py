@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from longpress import CompressingPipeline
 from longpress.catalogue import ROOT, presses
 from longpress.cli import main
-from longpress.evaluation.calibrate import Calibration, calibrate
+from longpress.evaluation.calibrate import Calibration, _pieces, calibrate
 from presses.expected_attention import query_statistics
 from presses.headkv import repeated_attention
 from presses.kvzap import KVzapPress, fitted
@@ -21,6 +22,7 @@ from presses.kvzip import KVzipPress
 from presses.lukv import concave, pruned_shares
 from presses.support.weights import observe_pieces, prefilled
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
+from tests.support.made_up_tokenizers import sentencepiece_bpe, several_in_front
 from tests.support.running import save_tiny_model
 from tests.support.tiny_models import tiny_model
 
@@ -237,3 +239,12 @@ def test_from_a_text_to_a_table_on_a_real_model(tmp_path: Path) -> None:
     assert set(rows) == {"none", "qfilter", "random"}
     assert float(rows["qfilter"]["kept_fraction"]) == pytest.approx(0.75, abs=0.01)
     assert float(rows["none"]["score"]) >= float(rows["qfilter"]["score"]) >= float(rows["random"]["score"])
+
+
+def test_pieces_have_in_front_all_that_the_tokenizer_puts_there(tmp_path: Path) -> None:
+    asked = SimpleNamespace(text="a text", length=100, pieces=2)
+    text = "The fox jumps over the dog. " * 20
+    for made, front in ((several_in_front, 2), (byte_tokenizer, 0), (sentencepiece_bpe, 1)):
+        tokenizer = made()
+        for piece in _pieces(asked, text, tokenizer):
+            assert piece[:front] == tokenizer("a").input_ids[:front] and len(piece) == 100 + front

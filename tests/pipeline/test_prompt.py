@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers.utils.chat_template_utils as clock
 
 from longpress import CompressingPipeline, Question
@@ -236,6 +237,26 @@ def test_every_tokenizer_answers_questions_with_evidence(name: str) -> None:
         )
         for result in answers.results:
             assert result.error is None and result.context.evidence_kept
+
+
+@pytest.mark.parametrize("name", [*MARKING, "bytes behind two special tokens"])
+def test_the_full_cache_answers_as_generate_does_to_the_whole_prompt(name: str) -> None:
+    """Also where a token stands across the joint, and for several questions at once."""
+    tokenizer = TOKENIZERS[name]()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    pipeline = CompressingPipeline(model, tokenizer)
+    context = "The quick brown fox jumps over the lazy dog. "
+    asked = [Question(text, " Answer:", max_new_tokens=4) for text in ("Who jumps?\n", "\nWhere?", " And")]
+    results = pipeline(context, questions=asked, press=[(NonePress(), 0.0)]).results
+    for question, result in zip(asked, results, strict=True):
+        text = context + question.text + question.answer_prefix
+        whole = [*Prompt(tokenizer).front, *tokenizer(text, add_special_tokens=False).input_ids]
+        prompt = {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole))}
+        written = model.generate(**prompt, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        expected = [token for token in written[0, len(whole) :].tolist() if token not in pipeline.eos_ids]
+        assert result.answer.token_ids == expected
+        assert result.context.tokens + result.answer.question_tokens == len(whole)
+        assert result.joint_tokens == (1 if name.startswith("SentencePiece") else result.joint_tokens)
 
 
 # Ends.
