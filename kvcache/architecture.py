@@ -60,8 +60,9 @@ _correct: WeakSet[nn.Module] = WeakSet()
 def check_model(model: nn.Module) -> None:
     """Refuse a model that would be compressed wrongly: by its structure, or by a trial.
 
-    Models of a type that our tests do not know are tried: the model reads a few tokens of two texts, apart
-    and together, once per model object. A model on the meta device is judged by its structure alone.
+    Models of a type that our tests do not know, or with code of their own, are tried: the model reads a few
+    tokens of two texts, apart and together, once per model object. A model on the meta device is judged by
+    its structure alone.
 
     Raises:
         ValueError: one sentence about what is in the way.
@@ -72,9 +73,9 @@ def check_model(model: nn.Module) -> None:
     config: Any = model.config
     if any(parameter.is_meta for parameter in model.parameters()):
         return
-    if config.get_text_config().model_type not in TESTED or has_state(
-        model
-    ):  # whose kernels differ by machine
+    is_known = config.get_text_config().model_type in TESTED
+    has_own_code = not type(decoder_of(model)).__module__.startswith("transformers.")
+    if not is_known or has_own_code or has_state(model):  # whose kernels differ by machine
         _try(model)
     _correct.add(model)
 

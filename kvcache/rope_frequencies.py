@@ -18,6 +18,7 @@ original window. A cache carries one for each of its rows as `rope_lengths`.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from kvcache.modules import attention_modules, decoder_of
@@ -172,6 +174,26 @@ def frequencies_by_row(model: nn.Module) -> Iterator[None]:
                 del embedding.forward
             else:
                 embedding.forward = before
+
+
+@contextmanager
+def keeping_caches(model: nn.Module) -> Iterator[None]:
+    """Inside, `generate` goes on with its cache where a text outgrows the original window of LongRoPE.
+
+    Phi-3 and its kin drop the cache there, and read everything again with the frequencies of long texts: what
+    has been written would be compressed as if it were part of the prompt.
+    """
+    usual = GenerationMixin.prepare_inputs_for_generation
+    own: Any = getattr(type(model), "prepare_inputs_for_generation", usual)
+    if own is usual or not outgrows(model, 0, sys.maxsize):
+        yield
+        return
+    generating: Any = model
+    generating.prepare_inputs_for_generation = partial(usual, model)
+    try:
+        yield
+    finally:
+        del generating.prepare_inputs_for_generation
 
 
 def cache_of(kwargs: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from kvcache.hooks.prefill import Prefill, PromptTokens, observing
 from kvcache.layer_state import compressed_in_place_of
 from kvcache.modules import attention_module, window_of
 from kvcache.observation import LayerObservation
+from kvcache.rope_frequencies import keeping_caches
 from kvcache.storage import KVView
 
 
@@ -93,7 +94,11 @@ def compressing(
     Raises:
         ValueError: a model that would be compressed wrongly.
     """
-    with watching(model, _Compression(press), prompt_tokens), reading_rows_alone(model):
+    with (
+        watching(model, _Compression(press), prompt_tokens),
+        reading_rows_alone(model),
+        keeping_caches(model),
+    ):
         yield model
 
 

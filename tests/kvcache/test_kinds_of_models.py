@@ -259,6 +259,16 @@ def test_a_model_of_an_unknown_type_is_tried_once(monkeypatch: pytest.MonkeyPatc
     assert len(read) == 8  # once by itself, then in our cache: two texts apart, and both together
 
 
+def test_a_known_type_with_code_of_its_own_is_tried() -> None:
+    model, read = tiny_model("llama"), []
+    inner: Any = model.model
+    own = {"__module__": "transformers_modules.somewhere"}
+    inner.__class__ = type("OwnModel", (type(inner),), own)
+    inner.register_forward_pre_hook(lambda module, args: read.append(args))
+    check_model(model)
+    assert read
+
+
 @pytest.mark.parametrize("what", ["largest", "smallest", "first", "largest so far", "length of the cache"])
 def test_a_model_in_which_a_row_depends_on_its_neighbours_is_refused(
     monkeypatch: pytest.MonkeyPatch, what: str

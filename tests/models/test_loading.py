@@ -152,6 +152,7 @@ def test_rope_scaling_moves_the_window(llama, kind):
     assert scaled.window == 2048
     assert scaled.model.config.rope_parameters["rope_type"] == kind
     assert scaled.revision.startswith(f"{plain.revision}+rope-")
+    assert ("+rope-by-prompt" in scaled.revision) == (kind == "dynamic")
     same = torch.equal(logits(plain.model), logits(scaled.model))
     assert same == (kind == "dynamic")  # dynamic changes nothing up to the trained length
 

@@ -258,6 +258,28 @@ def test_generate_inside_a_press_depends_on_neither_what_was_read_before_nor_nei
     assert one_by_one == generated(model_of(family, rope), rows)
 
 
+@pytest.mark.parametrize(("family", "rope"), DEPENDENT)
+def test_generate_inside_a_press_goes_on_beyond_the_window_as_a_sweep_does(family: str, rope: str) -> None:
+    """With the whole prompt as context, but for one token; the model's own way is restored afterwards."""
+    model, press, n = model_of(family, rope), KnormPress(0.5), 12
+    ids = tiny_ids(WINDOW - 3, seed=5)[0] % (VOCABULARY - 4) + 4
+    prompts = pipeline_of(model).token_prompts(press)
+    (swept,) = prompts.answers([ids.tolist()], Question("", max_new_tokens=n))
+    with torch.no_grad(), press(model):
+        keyword, stored = cache_keyword(model), DynamicCache(config=model.config)
+        model.model(input_ids=ids[None, :-1], **{keyword: stored})
+        out = model.generate(
+            ids[None],
+            **{keyword: stored},
+            max_new_tokens=n,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+    assert out[0, len(ids) :].tolist() == swept.token_ids
+    assert "prepare_inputs_for_generation" not in vars(model)
+
+
 def test_an_answer_that_outgrows_longrope_says_so_once() -> None:
     pipeline = pipeline_of(model_of("llama", "longrope"))
     with pytest.warns(UserWarning, match="original window of a model with LongRoPE") as told:
