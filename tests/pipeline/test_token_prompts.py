@@ -11,6 +11,7 @@ from presses.base import BasePress
 from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.families import pipeline_of
 from tests.support.padded_batches import contexts
+from tests.support.rope_models import LENGTH_DEPENDENT, WINDOW, rope_model
 from tests.support.tiny_models import tiny_model
 
 CONTEXTS = ["The quick brown fox jumps over the lazy dog.", "Who jumps? " * 5, "A dog sleeps on, and on."]
@@ -58,6 +59,18 @@ def test_likelihoods_are_those_of_the_model_over_what_is_kept(
         assert found[at].log_probability == pytest.approx(expected, abs=1e-4)
         assert found[at].is_greedy == (logits.argmax(-1).tolist() == continuation)
         assert again[order.index(at)].log_probability == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("rope", LENGTH_DEPENDENT)
+def test_frequencies_are_those_of_the_prompt_whatever_stands_beside_it(rope: str) -> None:
+    pipe = CompressingPipeline(rope_model("llama", rope), byte_tokenizer())
+    prompts = [ids[0].tolist() for ids in contexts((WINDOW + 40, WINDOW - 30, WINDOW), most=VOCABULARY)]
+    continuations = [[5, 6, 7], [9], [11, 12]]
+    together = pipe.token_prompts(KnormPress(0.5)).likelihoods(prompts, continuations)
+    for prompt, continuation, found in zip(prompts, continuations, together, strict=True):
+        fresh = CompressingPipeline(rope_model("llama", rope), byte_tokenizer())
+        (alone,) = fresh.token_prompts(KnormPress(0.5)).likelihoods([prompt], [continuation])
+        assert found.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
 
 
 def test_what_the_model_writes_itself_is_greedy(pipeline: CompressingPipeline) -> None:
