@@ -202,6 +202,15 @@ class Record:
 
     Records of different ones stand in different tables.
     """
+    thought: str = ""
+    """What the model thought before it answered; it is not part of the prediction."""
+    thinking_tokens: int = 0
+    """Tokens of the thought, which `new_tokens` includes."""
+    thought_end: str = ""
+    """"closed" by the model, "limit": closed at max_thinking_tokens, "open": the answer ended within it.
+
+    Empty where there was no thought.
+    """
     sampling_seed: int | None = None
     """Of the numbers with which the answer was drawn; None of a greedy one."""
     draw: int | None = None

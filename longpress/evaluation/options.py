@@ -81,6 +81,9 @@ class RunOptions(PipelineOptions):
 
     limit: int | None = option(SAMPLES, None, "samples per task; null: all")
     seed: int = option(SAMPLES, 42, "of generated samples, and of presses that draw")
+    max_new_tokens: int | None = option(
+        SAMPLES, None, "most tokens of an answer, in place of the suite's own limits; null: those"
+    )
     samples_per_question: int = option(
         SAMPLES,
         1,
@@ -124,6 +127,10 @@ class RunOptions(PipelineOptions):
             raise ValueError(f"limit={self.limit} must be at least 1 sample per task, or null for all")
         if not -LARGEST < self.seed < LARGEST:
             raise ValueError(f"seed={self.seed} is too large; it must lie within 64 bits")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} must be at least 1 token, or null for the suite's own"
+            )
         if self.samples_per_question < 1:
             raise ValueError(
                 f"samples_per_question={self.samples_per_question} must be at least 1 answer to each question"

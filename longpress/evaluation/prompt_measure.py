@@ -39,13 +39,14 @@ class PromptMeasure:
         return text
 
     def prompt_tokens(self, context: str, question: str, answer_prefix: str, chat_template: bool) -> int:
-        """Tokens that the model reads of a prompt.
+        """Tokens that the model reads of a prompt, with the longest thought in front of an answer.
 
         Raises:
             ValueError: the chat template cannot be used, or nothing is asked.
         """
-        ids = self.prompt(chat_template).ids(context, [(question, answer_prefix)])
-        return len(ids.context) + len(ids.questions[0])
+        prompt = self.prompt(chat_template)
+        ids = prompt.ids(context, [(question, answer_prefix)])
+        return len(ids.context) + len(ids.questions[0]) + prompt.thinking_tokens(answer_prefix)
 
     def needed(self, sample: Sample) -> int:
         """Tokens of a sample's prompt and of its longest answer."""

@@ -16,6 +16,7 @@ from benchmarks.base import Sample
 from longpress.analysis.records import Record, record_key
 from longpress.evaluation.config import Settings
 from longpress.evaluation.environment import redacted, without_secrets
+from longpress.evaluation.options import RunOptions
 from longpress.evaluation.prompt_measure import PromptMeasure
 from longpress.models.loading import KnownModel, LoadedModel, added_ends
 from longpress.pipeline.options import PipelineOptions
@@ -148,6 +149,8 @@ class RecordBuilder:
             prefill=prefill_name(settings.options),
             # what was answered, and what it is worth
             prediction=result.answer.text,
+            thought=result.answer.thought,
+            thought_end=result.answer.thought_end,
             references=list(sample.references),
             metric=metric,
             score=scores.get(metric),
@@ -158,6 +161,7 @@ class RecordBuilder:
             # what was measured
             question_tokens=result.answer.question_tokens,
             new_tokens=len(result.answer.token_ids),
+            thinking_tokens=result.answer.thinking_tokens,
             decode_seconds=result.answer.seconds,
             **measured(result, sample),
             # what the scorer and the tables want to know besides
@@ -187,16 +191,20 @@ def key_of_variant(variant: Variant) -> list[Any]:
     return [press.name, press.parameters(), amount, *bits]
 
 
-def generation_parameters(options: PipelineOptions) -> dict[str, Any]:
-    """How answers are generated, where not greedily; what does not change an answer is left out."""
-    if options.is_greedy:
-        return {}
-    sampling: dict[str, Any] = {"temperature": float(options.temperature)}
-    for name, off in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
-        value = getattr(options, name)
-        if value != off:
-            sampling[name] = type(off)(value)
-    return sampling
+def generation_parameters(options: RunOptions) -> dict[str, Any]:
+    """How answers are generated, where not greedily and as the suite says.
+
+    Options that have their default, or change no answer, are left out.
+    """
+    names = ["thinking", "max_thinking_tokens", "max_new_tokens", "system_prompt"]
+    if not options.is_greedy:
+        names = ["temperature", "top_p", "top_k", "min_p", *names]
+    given = {}
+    for name in names:
+        value, default = getattr(options, name), getattr(RunOptions, name)
+        if value != default:
+            given[name] = float(value) if isinstance(default, float) else value
+    return given
 
 
 def prefill_name(options: PipelineOptions) -> str:

@@ -151,6 +151,8 @@ class EvaluationRunner:
     def _drawn(self, sample: Sample) -> list[Sample]:
         """A sample once for every answer to it: the greedy one, or all that are drawn."""
         options = self.settings.options
+        if options.max_new_tokens is not None:
+            sample = replace(sample, max_new_tokens=options.max_new_tokens)
         if options.is_greedy:
             return [sample]
         return [

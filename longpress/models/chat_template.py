@@ -51,7 +51,12 @@ class ChatTemplate:
 
     @classmethod
     def of(
-        cls, tokenizer: Any, *, date: str = FIRST_DATE, switches: Mapping[str, Any] = FIRST_SWITCHES
+        cls,
+        tokenizer: Any,
+        *,
+        date: str = FIRST_DATE,
+        switches: Mapping[str, Any] = FIRST_SWITCHES,
+        system: str = "",
     ) -> ChatTemplate:
         """Render the template of a tokenizer that has one around a message, and compare what comes out.
 
@@ -59,20 +64,21 @@ class ChatTemplate:
             tokenizer: of transformers.
             date: that templates print as today's, as YYYY-MM-DD.
             switches: of the template itself.
+            system: the system message in front of the user's; empty for none.
 
         Raises:
-            ValueError: the template cannot be rendered, shows the message more than once, or changes it in
-                another way than by removing white space around it.
+            ValueError: the template cannot be rendered, leaves the system message out, shows the user's more
+                than once, or changes it in another way than by removing white space around it.
         """
         # As text or, where that is not shown, as a list of parts.
         in_parts = False
         try:
-            text = _around(tokenizer, MESSAGE, in_parts, date, switches)
+            text = _around(tokenizer, MESSAGE, in_parts, date, switches, system)
         except ValueError:
             text = ""
         if MESSAGE not in text:
             in_parts = True
-            text = _around(tokenizer, MESSAGE, in_parts, date, switches)
+            text = _around(tokenizer, MESSAGE, in_parts, date, switches, system)
         shown = text.count(MESSAGE)
         if shown > 1:
             raise ValueError(
@@ -82,9 +88,13 @@ class ChatTemplate:
         if not shown:
             raise ValueError(f"the chat template does not show a message as it was written; {_WITHOUT}")
         before, after = text.split(MESSAGE)
+        if system.strip() not in before + after:
+            raise ValueError(
+                "the chat template does not show the system prompt as it was written; leave system_prompt out"
+            )
 
         # White space around a message may be removed; anything else must stay as it was written.
-        uneven = _around(tokenizer, UNEVEN, in_parts, date, switches)
+        uneven = _around(tokenizer, UNEVEN, in_parts, date, switches, system)
         kept = {
             before + _stripped(UNEVEN, start, end) + after: (start, end)
             for start in (False, True)
@@ -166,7 +176,7 @@ def render(
     if date != FIRST_DATE:
         options["date_string"] = day.strftime("%d %b %Y")
     if _asks_for_date(tokenizer):
-        options["chat_template"] = _date_macro(day) + _source(tokenizer)
+        options["chat_template"] = _date_macro(day) + source(tokenizer)
     text: str = tokenizer.apply_chat_template(
         [
             {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
@@ -179,14 +189,23 @@ def render(
     return text
 
 
-def _around(tokenizer: Any, message: str, in_parts: bool, date: str, switches: Mapping[str, Any]) -> str:
-    """One user message, rendered.
+def _around(
+    tokenizer: Any,
+    message: str,
+    in_parts: bool,
+    date: str,
+    switches: Mapping[str, Any],
+    system: str = "",
+) -> str:
+    """One user message, rendered, behind a system message if there is one.
 
     Raises:
         ValueError: the template cannot be rendered.
     """
     try:
-        return render(tokenizer, [("user", message)], in_parts=in_parts, date=date, switches=switches)
+        messages = [("system", system)] if system else []
+        messages.append(("user", message))
+        return render(tokenizer, messages, in_parts=in_parts, date=date, switches=switches)
     except Exception as error:  # of Jinja, or whatever the template raises
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(f"the chat template cannot be rendered ({reason}); {_WITHOUT}") from error
@@ -197,14 +216,14 @@ def _stripped(text: str, start: bool, end: bool) -> str:
     return text.rstrip() if end else text
 
 
-def _source(tokenizer: Any) -> str:
+def source(tokenizer: Any) -> str:
     """The text of the chat template, of several the one for messages without tools."""
     template = tokenizer.chat_template
     return str(template if isinstance(template, str) else tokenizer.get_chat_template())
 
 
 def _asks_for_date(tokenizer: Any) -> bool:
-    return "strftime_now" in _source(tokenizer)
+    return "strftime_now" in source(tokenizer)
 
 
 def _date_macro(day: calendar_date) -> str:

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from random import Random
 from typing import Any
@@ -37,6 +37,7 @@ from longpress.pipeline.options import SamplingOptions
 from longpress.pipeline.prompt import Prompt
 from longpress.pipeline.rows import AfterQuestion, Answer, Row
 from longpress.pipeline.sampling import drawn
+from longpress.pipeline.thinking import TAIL, Thought
 
 NAN = (
     "the model's logits are NaN; use dtype float32 or bfloat16, and check the press for values it divides by"
@@ -68,6 +69,7 @@ class _Writing:
         bytes: that the row takes.
         answer: what is written.
         random: draws its tokens, where they are drawn.
+        thought: follows what the model thinks before it answers.
     """
 
     row: Row
@@ -75,15 +77,17 @@ class _Writing:
     bytes: int
     answer: Answer
     random: Random = field(default_factory=Random)
+    thought: Thought = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with the first number."""
         self.random.seed(self.row.question.seed)
+        self.thought = self.prompt.thought(self.row.question)
 
     def restart(self) -> None:
         """Forget what was written, to write the same again."""
         self.answer.restart()
-        self.random.seed(self.row.question.seed)
+        self.__post_init__()
 
 
 class Decoder:
@@ -130,6 +134,7 @@ class Decoder:
 
     def add(self, prompt: Prompt, rows: Sequence[Row]) -> list[Answer]:
         """Queue rows; their answers are written by `run`."""
+        rows = [replace(row, most_tokens=prompt.most_tokens(row.question)) for row in rows]
         queued = [
             _Writing(row, prompt, row_bytes(self.model, row), Answer(question_tokens=len(row.question_ids)))
             for row in rows
@@ -372,34 +377,68 @@ class Decoder:
         """(R,) the next token of each row; what ends an answer only where the row may end."""
         logits = self.logits(self.hidden).float()
         for at, writing in enumerate(self.alive):
-            if len(writing.answer.token_ids) < writing.row.question.min_new_tokens:
-                ends = self.eos_ids | {writing.prompt.last_id(stop) for stop in writing.row.question.stop}
+            thought, question = writing.thought, writing.row.question
+            if len(writing.answer.token_ids) - thought.answer_start < question.min_new_tokens:
+                stops = question.stop if thought.is_over else ()
+                ends = self.eos_ids | {writing.prompt.last_id(stop) for stop in stops}
                 logits[at, sorted(ends)] = float("-inf")
         tokens: Tensor = logits.argmax(-1)  # of a row with NaN: a NaN
         for at in logits.gather(-1, tokens[:, None])[:, 0].isnan().nonzero().flatten().tolist():
             self.alive[at].answer.fail(ValueError(NAN))
-        if self.sampling.is_greedy:
-            return tokens
-        logits = logits.nan_to_num(0.0, neginf=float("-inf"))
-        return drawn(logits, self.sampling, [writing.random for writing in self.alive])
+        if not self.sampling.is_greedy:
+            logits = logits.nan_to_num(0.0, neginf=float("-inf"))
+            tokens = drawn(logits, self.sampling, [writing.random for writing in self.alive])
+        for at, writing in enumerate(self.alive):
+            if writing.thought.forced:
+                tokens[at] = writing.thought.forced[0]
+        return tokens
 
     def _take(self, writing: _Writing, token: int) -> None:
         """Take a token into the row's answer, and end the answer where it ends."""
-        answer, question = writing.answer, writing.row.question
-        if token in self.eos_ids:
+        answer, question, thought = writing.answer, writing.row.question, writing.thought
+        if thought.forced:
+            answer.token_ids.append(thought.forced.pop(0))
+            return
+        if token in self.eos_ids and not thought.passes(token):
             answer.stop_reason = "eos"
         else:
             answer.token_ids.append(token)
-            if question.stop and len(answer.token_ids) > question.min_new_tokens:
-                text = writing.prompt.decode(answer.token_ids)
-                ends = [at for at in (text.find(stop) for stop in question.stop) if at >= 0]
-                if ends:
-                    answer.text, answer.stop_reason = text[: min(ends)], "stop_string"
-                    return
-            if len(answer.token_ids) == question.max_new_tokens:
+            thought.take(answer.token_ids)
+            stopped = _before_stop(writing)
+            if stopped is not None:
+                answer.text, answer.stop_reason = stopped, "stop_string"
+            elif thought.written(answer.token_ids) == question.max_new_tokens:
                 answer.stop_reason = "length"
         if answer.stop_reason:
-            answer.text = writing.prompt.decode(answer.token_ids)
+            thought.finish(answer.token_ids)
+            answer.thought, answer.thought_end = thought.text(answer.token_ids), thought.ended
+            answer.thinking_tokens = thought.tokens
+            if answer.stop_reason != "stop_string":
+                answer.text = _answer_text(writing)
+
+
+def _answer_text(writing: _Writing) -> str:
+    """What is written of the answer; white space between a thought and its answer belongs to neither."""
+    thought = writing.thought
+    text = thought.first + writing.prompt.decode(writing.answer.token_ids[thought.answer_start :])
+    return text.lstrip() if thought.ended else text
+
+
+def _before_stop(writing: _Writing) -> str | None:
+    """The answer in front of a stop string; None where none is written, or none counts yet."""
+    ids, question, thought = writing.answer.token_ids, writing.row.question, writing.thought
+    written = len(ids) - thought.answer_start
+    if not question.stop or not thought.is_over or written <= question.min_new_tokens:
+        return None
+
+    # a stop string ends with the new token, unless tokens did not count before
+    if written > question.min_new_tokens + 1:
+        last = writing.prompt.decode(ids[-(TAIL + max(map(len, question.stop))) :])
+        if not any(stop in last for stop in question.stop):
+            return None
+    text = _answer_text(writing)
+    ends = [at for at in (text.find(stop) for stop in question.stop) if at >= 0]
+    return text[: min(ends)] if ends else None
 
 
 def _cache_of(
@@ -454,7 +493,7 @@ def row_bytes(model: nn.Module, row: Row) -> int:
     shared ones.
     """
     config: Any = model.config
-    text, tail = config.get_text_config(), len(row.question_ids) + row.question.max_new_tokens
+    text, tail = config.get_text_config(), row.tail
     total = _cache_bytes(model, row.context, tail) + logits_bytes(int(text.vocab_size))
     for kept, decode_hook in zip(row.context.layers, row.decode_hooks(), strict=True):
         if decode_hook is not None:

@@ -219,7 +219,7 @@ class CompressingPipeline:
             self.shape,
             tokens,
             with_full_cache(request, self.options.fidelity),
-            max(tail + one.max_new_tokens for tail, one in zip(tails, questions, strict=True)),
+            max(tail + prompt.most_tokens(one) for tail, one in zip(tails, questions, strict=True)),
             self.options,
             questions=len(questions),
             readings=len({rope_length(self.model, tokens + tail) for tail in tails}),

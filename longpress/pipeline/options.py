@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from datetime import date as calendar_date
 from typing import Any
 
+EFFORTS = ("low", "medium", "high")
+"""How long a model thinks, where its chat template takes that."""
+THINKING = ("auto", "on", "off", *EFFORTS)
+"""The choices of `thinking`."""
 OFFLOAD = ("auto", "always", "never")
 """The choices of `offload`."""
 
@@ -62,7 +66,36 @@ def _number(value: Any) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineOptions(SamplingOptions):
+class ThinkingOptions:
+    """What stands in front of an answer.
+
+    Raises:
+        ValueError: an option has a value that is not allowed; says which are.
+    """
+
+    thinking: str = option(
+        "auto",
+        "whether the model thinks before it answers, by its chat template's own switch: on, off, low, medium "
+        "or high; auto: off where there is a switch",
+    )
+    max_thinking_tokens: int | None = option(
+        None,
+        "tokens after which a thought is closed, so that an answer of the suite's own length follows; null: "
+        "thought and answer share the limit of the answer",
+    )
+    system_prompt: str = option("", "the system message in front of the prompt; empty: none")
+
+    def __post_init__(self) -> None:
+        """Refuse what is not allowed."""
+        if self.thinking not in THINKING:
+            raise ValueError(f"thinking={self.thinking!r} must be one of {', '.join(THINKING)}")
+        limit = self.max_thinking_tokens
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"max_thinking_tokens={limit!r} must be a positive number of tokens, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions(SamplingOptions, ThinkingOptions):
     """How a pipeline reads contexts and decodes answers.
 
     Raises:
@@ -102,7 +135,8 @@ class PipelineOptions(SamplingOptions):
 
     def __post_init__(self) -> None:
         """Refuse what is not allowed."""
-        super().__post_init__()
+        SamplingOptions.__post_init__(self)
+        ThinkingOptions.__post_init__(self)
         for name in ("prefill_chunk", "compress_every"):
             size = getattr(self, name)
             if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from kvcache.hooks.prefill import PromptTokens
 from longpress.models.chat_template import FIRST_DATE, ChatTemplate
 from longpress.pipeline.options import PipelineOptions
+from longpress.pipeline.thinking import Thinking, Thought, switches_of
 
 LEFT = 64
 """Characters in front of a continuation that can decide how it is split into tokens."""
@@ -88,35 +89,69 @@ class Prompt:
         before: text in front of the context.
         after: text between the question and the answer prefix.
         marks_beginning: whether the tokenizer marks the beginning of a text.
+        thinking: how answers may begin with a thought; None where they do not.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: bool = True, *, date: str = FIRST_DATE) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: bool = True,
+        *,
+        date: str = FIRST_DATE,
+        thinking: str = "auto",
+        max_thinking_tokens: int | None = None,
+        system_prompt: str = "",
+    ) -> None:
         """Render the tokenizer's template around a message, or ask what it puts in front of a bare prompt.
 
         Args:
             tokenizer: of transformers.
             chat_template: False for the bare prompt. A tokenizer without a template always gives it.
             date: that templates print as today's, as YYYY-MM-DD.
+            thinking: whether the model thinks, see `switches_of`.
+            max_thinking_tokens: after which a thought is closed; None: it shares the answer's limit.
+            system_prompt: the system message; empty for none.
 
         Raises:
-            ValueError: a template that cannot be used.
+            ValueError: a template that cannot be used, or cannot do what is asked.
         """
         self.tokenizer = tokenizer
         self.template: ChatTemplate | None = None
         self.front: list[int] = []
         self.before, self.after = "", ""
         if chat_template and getattr(tokenizer, "chat_template", None):
-            self.template = ChatTemplate.of(tokenizer, date=date)
+            self.template = ChatTemplate.of(
+                tokenizer, date=date, switches=switches_of(tokenizer, thinking), system=system_prompt
+            )
             self.before, self.after = self.template.before, self.template.after
         else:
+            asked = {"thinking": thinking not in ("auto", "off"), "system_prompt": bool(system_prompt)}
+            asked["max_thinking_tokens"] = max_thinking_tokens is not None
+            if needs_template := [name for name, is_asked in asked.items() if is_asked]:
+                raise ValueError(
+                    f"{', '.join(needs_template)}: these prompts have no chat template around them (the "
+                    "suite asks so, or the tokenizer has none); leave this out"
+                )
             self.front = self._special_tokens_in_front()
         self.marks_beginning = not any(self._begins_anywhere(*pair) for pair in product(ANCHORS[1:], WORDS))
         self._anchor = next((anchor for anchor in ANCHORS if self._stays(anchor)), ANCHORS[0])
+        self.thinking: Thinking | None = None
+        if self.template is not None:
+            self.thinking = Thinking.of(
+                tokenizer, thinking, self.after, max_thinking_tokens, self._continuation
+            )
 
     @classmethod
     def under(cls, options: PipelineOptions, tokenizer: Any, chat_template: bool) -> Prompt:
         """The prompt as the options of a pipeline ask for it."""
-        return cls(tokenizer, chat_template, date=options.date)
+        return cls(
+            tokenizer,
+            chat_template,
+            date=options.date,
+            thinking=options.thinking,
+            max_thinking_tokens=options.max_thinking_tokens,
+            system_prompt=options.system_prompt,
+        )
 
     # -- ids --
 
@@ -159,7 +194,8 @@ class Prompt:
 
     def reference_ids(self, question: str, answer_prefix: str, reference: str) -> list[int]:
         """Token ids of an answer behind its question, a space between words; empty without one."""
-        before, answer = question + self.after + answer_prefix, reference.strip()
+        prefix = answer_prefix if self.thinking is None else ""
+        before, answer = question + self.after + prefix, reference.strip()
         if not answer:
             return []
         return self._continuation(answer if not before or before[-1].isspace() else f" {answer}")
@@ -181,6 +217,28 @@ class Prompt:
         """Text of an answer."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    # -- thoughts --
+
+    def thought(self, question: Question) -> Thought:
+        """Follows the thought in front of one answer, behind which the answer prefix is read."""
+        return Thought(self.thinking, self.tokenizer, self._prefix_ids(question.answer_prefix))
+
+    def most_tokens(self, question: Question) -> int:
+        """Most tokens that an answer may have, with its thought and what is read to close it."""
+        return question.max_new_tokens + self.thinking_tokens(question.answer_prefix)
+
+    def thinking_tokens(self, answer_prefix: str) -> int:
+        """Most tokens between the question and what is written of the answer itself."""
+        if self.thinking is None:
+            return 0
+        return self.thinking.most_tokens + len(self._prefix_ids(answer_prefix))
+
+    def _prefix_ids(self, answer_prefix: str) -> list[int]:
+        """The answer prefix as it is read behind a thought; none where there is no thought."""
+        if self.thinking is None or not answer_prefix:
+            return []
+        return self._continuation(answer_prefix)
 
     # -- where tokens stand --
 
@@ -274,6 +332,8 @@ class Prompt:
             beyond["front"] = self.front
         if self.marks_beginning:
             beyond["joint"] = "continued"
+        if self.thinking is not None:
+            beyond["thoughts"] = [self.thinking.marks.end, self.thinking.limit]
         return beyond
 
     def described(self) -> dict[str, Any]:
@@ -284,6 +344,7 @@ class Prompt:
             "after": self.after,
             "special_tokens_in_front": self.tokenizer.convert_ids_to_tokens(self.front),
             "context_and_question": joint,
+            "thoughts_end_with": None if self.thinking is None else self.thinking.marks.end,
         }
 
     # -- encoding --
@@ -302,7 +363,9 @@ class Prompt:
         Raises:
             ValueError: it is empty.
         """
-        text = self._message("", question)[1] + self.after + answer_prefix
+        # no answer is begun where a thought is
+        prefix = answer_prefix if self.thinking is None else ""
+        text = self._message("", question)[1] + self.after + prefix
         if not self._encode(text):
             raise ValueError("question, chat template and answer prefix are all empty; give a question")
         return text

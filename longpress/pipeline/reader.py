@@ -120,7 +120,7 @@ class Reader:
         """
         asked = list(range(len(request.questions))) if at is None else [at]
         prompted = self._prompted(prompt, request, asked, query_aware=at is not None)
-        self._check_length(prompted, request.questions)
+        self._check_length(prompt, prompted, request.questions)
 
         # The questions by the RoPE length of their prompts.
         by_length: dict[int, list[int]] = {}
@@ -222,10 +222,11 @@ class Reader:
         behind = dict(zip(asked, read.questions, strict=True))
         return _Prompted(ids, n_question, behind, watched, truncated, joint)
 
-    def _check_length(self, prompted: _Prompted, questions: Sequence[Question]) -> None:
+    def _check_length(self, prompt: Prompt, prompted: _Prompted, questions: Sequence[Question]) -> None:
         context = len(prompted.ids)
         needed = max(
-            context + len(ids) + questions[at].max_new_tokens for at, ids in prompted.question_ids.items()
+            context + len(ids) + prompt.most_tokens(questions[at])
+            for at, ids in prompted.question_ids.items()
         )
         if self.max_length is not None and needed > self.max_length:
             raise ValueError(

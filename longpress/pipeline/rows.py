@@ -92,12 +92,19 @@ class Row:
         question_ids: tokens read after the context.
         question: with its limits; its text is not looked at again.
         variant: press and budget, whose decode hooks act while the answer is written.
+        most_tokens: of the answer with its thought; 0: the question's own limit.
     """
 
     context: CompressedContext
     question_ids: list[int]
     question: Question
     variant: Variant
+    most_tokens: int = 0
+
+    @property
+    def tail(self) -> int:
+        """Most tokens that are read behind the context."""
+        return len(self.question_ids) + (self.most_tokens or self.question.max_new_tokens)
 
     @property
     def prompt_tokens(self) -> int:
@@ -118,8 +125,9 @@ class Answer:
     """What a row wrote.
 
     Attributes:
-        text: the answer, without stop string and special tokens.
-        token_ids: generated tokens, without the one that ended the answer.
+        text: the answer, without stop string, special tokens and thought.
+        token_ids: tokens written behind the question, those of a thought and of what closed it included,
+            without the one that ended the answer.
         stop_reason: "eos", "stop_string", "length" or "error"; empty while the answer is being written.
         seconds: the row's share of its batch: step by step, the step's time over the rows alive.
         question_tokens: tokens read after the context.
@@ -136,6 +144,12 @@ class Answer:
     outgrew_rope: bool = False
     cache_bytes: list[int] = field(default_factory=list)
     """Bytes of the row's cache after the question and after each token read since."""
+    thought: str = ""
+    """What the model thought before it answered, without the marks around it."""
+    thinking_tokens: int = 0
+    """Tokens of the thought, its marks included."""
+    thought_end: str = ""
+    """How the thought ended, see `Thought.ended`; empty where there was none."""
     error: Exception | None = None
     after: AfterQuestion | None = None
     """The row after its question, where the decoder was asked to keep it and no decode hook acts on it."""
@@ -145,6 +159,7 @@ class Answer:
     def restart(self) -> None:
         """Forget what was written."""
         self.text, self.token_ids, self.seconds, self.cache_bytes, self.after = "", [], 0.0, [], None
+        self.thought, self.thinking_tokens, self.thought_end = "", 0, ""
         self.outgrew_rope = False
 
     def fail(self, error: Exception) -> None:

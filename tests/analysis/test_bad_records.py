@@ -32,7 +32,7 @@ SECONDS = ("prefill_seconds", "observe_seconds", "compress_seconds", "decode_sec
 BAD = {
     **{
         key: [None, 5, True, ["x"], {"x": 1}]
-        for key in (*TEXTS, "dtype", "revision", "prompt_hash", "prefill")
+        for key in (*TEXTS, "thought", "thought_end", "dtype", "revision", "prompt_hash", "prefill")
     },
     **{key: [None, "5", True, -1, 1.5, float("nan"), 2**70, [1]] for key in COUNTS},
     **{
@@ -48,7 +48,7 @@ BAD = {
         key: ["5", True, -1, 1.5, [1]]
         for key in (
             *("final_cache_bytes", "peak_cache_bytes", "budget_tokens"),
-            *("cache_bits", "peak_entries", "draw", "state_bytes"),
+            *("cache_bits", "peak_entries", "draw", "thinking_tokens", "state_bytes"),
         )
     },
     "compression_ratio": ["0.5", True, -0.1, 1.0, float("nan"), [0.5]],

@@ -1,5 +1,6 @@
 """Runs that draw several answers to a question: reproducible whatever order, workers and resume."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 
 from longpress.evaluation.config import composed, register, settings
 from tests.support.running import content, records, run, table
+from tests.support.thinking_templates import thinking_tokenizer
 
 DRAWN = (
     *("benchmark.tasks=[niah_single_1]", "benchmark.length=600", "limit=2", "press=knorm"),
@@ -49,3 +51,30 @@ def test_what_cannot_be_drawn_is_refused(overrides: list[str], said: str) -> Non
     register()
     with pytest.raises(ValueError, match=said):
         settings(composed(overrides))
+
+
+def test_thoughts_stand_in_the_record_and_not_in_the_answer(model_folder: Path, tmp_path: Path) -> None:
+    thinks = shutil.copytree(model_folder, tmp_path / "model")
+    thinking_tokenizer("opened").save_pretrained(thinks)
+    given = ("thinking=on", "max_thinking_tokens=5", "max_new_tokens=8", "samples_per_question=6", "limit=1")
+    run(thinks, tmp_path / "results", *DRAWN, *given)
+    found = records(tmp_path / "results")
+    assert len(found) == 6 * 2
+    closed = [record for record in found if record["thought_end"] == "limit"]
+    assert closed
+    for record in found:
+        assert record["generation_parameters"] == {
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "thinking": "on",
+            "max_thinking_tokens": 5,
+            "max_new_tokens": 8,
+        }
+        if record in closed:
+            assert record["thinking_tokens"] == 5
+            assert record["new_tokens"] > 5 + len("\n</think>\n\n")
+        else:  # the model ended its turn while it thought
+            assert (record["thought_end"], record["prediction"]) == ("open", "")
+    assert "thinking=on" in table(tmp_path / "results")
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "behind a thought of 5 tokens (limit)" in page

@@ -22,6 +22,7 @@ from longpress.evaluation.record_builder import RecordBuilder
 from longpress.pipeline.prompt import Prompt
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.made_up_tokenizers import sentencepiece_bpe, several_in_front
+from tests.support.thinking_templates import thinking_tokenizer
 
 MODEL = SimpleNamespace(
     name="tiny", revision="abc", dtype="float32", tokenizer=byte_tokenizer(), named_ends=(1,)
@@ -185,11 +186,14 @@ def test_keys_are_those_of_earlier_versions(name: str) -> None:
     assert found == lines
 
 
+THINKS = SimpleNamespace(**{**vars(MODEL), "tokenizer": thinking_tokenizer("qwen")})
+
+
 def keys_of(*overrides: str, sample: Sample = SAMPLE) -> list[str]:
-    """Of the full cache and one press."""
+    """Of the full cache and one press, on a model that can think."""
     register()
     run = settings(composed(["press=knorm", *overrides]))
-    return RecordBuilder(run, MODEL).keys(sample)
+    return RecordBuilder(run, THINKS).keys(sample)
 
 
 GENERATION = {
@@ -199,6 +203,12 @@ GENERATION = {
     "top_p": ["temperature=0.6", "top_p=0.95"],
     "top_k": ["temperature=0.6", "top_k=20"],
     "min_p": ["temperature=0.6", "min_p=0.05"],
+    "thinking": ["thinking=on"],
+    "thinking, drawn": ["thinking=on", "temperature=0.6"],
+    "limit of the thought": ["thinking=on", "max_thinking_tokens=100"],
+    "another limit": ["thinking=on", "max_thinking_tokens=200"],
+    "limit of the answer": ["max_new_tokens=16"],
+    "system prompt": ["system_prompt='Be brief.'"],
 }
 """Runs whose answers differ."""
 
@@ -232,7 +242,10 @@ def test_keys_tell_everything_apart_that_changes_an_answer() -> None:
 
 # Each field in turn.
 
-DATED = "{{ strftime_now('%d %b %Y') }}<user>{{ messages[0].content }}<assistant>"
+DATED = (
+    "{{ strftime_now('%d %b %Y') }}{% for message in messages %}<{{ message.role }}>{{ message.content }}"
+    "{% endfor %}<assistant>{% if enable_thinking %}{# </think> #}\n{% endif %}"
+)
 ALTERED = {
     "compression_ratio": "compression_ratio=0.3",
     "budget_tokens": "budget_tokens=50",
@@ -247,6 +260,10 @@ ALTERED = {
     "top_p": "temperature=0.7 top_p=0.9",
     "top_k": "temperature=0.7 top_k=9",
     "min_p": "temperature=0.7 min_p=0.1",
+    "thinking": "thinking=on",
+    "max_thinking_tokens": "thinking=on max_thinking_tokens=9",
+    "max_new_tokens": "max_new_tokens=9",
+    "system_prompt": "system_prompt=Hello",
 }
 """Options of a run that change answers, and another value of each."""
 DRAWN = {"samples_per_question", "sampling_seed"}

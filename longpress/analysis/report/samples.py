@@ -158,7 +158,10 @@ def _shown(answer: _Answer, place: int | None) -> dict[str, Any]:
     record, failed = answer.record, answer.record.error is not None
     score = "failed" if failed else MISSING if record.score is None else f"{100 * record.score:.1f}"
     text = (record.error or "").strip().rsplit("\n", 1)[-1] if failed else record.prediction
-    text = f"({record.drawn}) {text}" if record.drawn else text
+    notes = [record.drawn] if record.drawn else []
+    if record.thought_end:
+        notes.append(f"behind a thought of {record.thinking_tokens:,} tokens ({record.thought_end})")
+    text = f"({', '.join(notes)}) {text}" if notes else text
     return {
         "line": answer.row,
         "score": score,

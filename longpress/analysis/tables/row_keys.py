@@ -26,6 +26,10 @@ That is rounding, and whole layers or heads of short contexts.
 """
 
 
+SHORT = 40
+"""So many characters of a parameter stand in a heading."""
+
+
 class TableKey(NamedTuple):
     """What one table holds; the parameters of benchmark and generation are JSON with sorted keys."""
 
@@ -190,7 +194,13 @@ def parameter_labels(presses: Iterable[tuple[str, str]]) -> dict[tuple[str, str]
 
 def parameters_text(parameters: str) -> list[str]:
     """Parameters (JSON with sorted keys) for headings, e.g. ["temperature=0.6", "top_p=0.95"]."""
-    return [f"{name}={value}" for name, value in json.loads(parameters).items()]
+    return [f"{name}={_short(value)}" for name, value in json.loads(parameters).items()]
+
+
+def _short(value: Any) -> str:
+    """A value on one line, long texts with their beginning alone."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHORT else f"{text[:SHORT]}…"
 
 
 def differing(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
