@@ -243,8 +243,9 @@ def test_keys_tell_everything_apart_that_changes_an_answer() -> None:
 # Each field in turn.
 
 DATED = (
-    "{{ strftime_now('%d %b %Y') }}{% for message in messages %}<{{ message.role }}>{{ message.content }}"
-    "{% endfor %}<assistant>{% if enable_thinking %}{# </think> #}\n{% endif %}"
+    "{{ strftime_now('%d %b %Y') }}{% set system = messages[0].role == 'system' %}"
+    "{{ messages[0].content if system else '' }}<user>{{ messages[1 if system else 0].content }}<assistant>"
+    "{% if enable_thinking %}{# </think> #}+{% endif %}"
 )
 ALTERED = {
     "compression_ratio": "compression_ratio=0.3",
