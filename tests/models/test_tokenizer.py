@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from longpress.models.gguf_tokenizer import gguf_tokenizer, is_supported
+from longpress.models.gguf_tokenizer import gguf_tokenizer, reason_against
 
 GOLDEN = {
     "Hello world": [19556, 905],
@@ -160,9 +160,11 @@ def test_saving_and_reloading_changes_nothing(tokenizer, reloaded):
 
 
 def test_other_ways_to_split_text_are_not_ours():
-    assert is_supported({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"})
-    assert not is_supported({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe"})
-    assert not is_supported({"tokenizer.ggml.model": "llama"})
+    assert reason_against({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}) is None
+    for stated in ({"model": "gpt2", "pre": "deepseek-llm"}, {"model": "t5"}, {"model": "gpt2"}):
+        assert reason_against({f"tokenizer.ggml.{key}": value for key, value in stated.items()})
+    strange = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.remove_extra_whitespaces": True}
+    assert reason_against(strange) == "tokenizer.ggml.remove_extra_whitespaces=True"
 
 
 def test_metadata_without_special_tokens_and_template():
