@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import UnionType
@@ -22,8 +22,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoConfig
 from transformers.utils import logging
 
+from longpress.models.adapters import is_adapter, read_adapter_config
 from longpress.models.gguf_file import open_gguf
 from longpress.models.gguf_model import config_of, is_own
+from longpress.models.quantization import check_quantization
 
 
 class Packaged(NamedTuple):
@@ -98,6 +100,8 @@ class ModelConfig:
             `device_map`.
         device_map: of transformers, e.g. "auto" to spread the layers over several GPUs; needs `accelerate`.
         attention_implementation: of transformers, for the prefill; None: its default.
+        quantization: how weights are stored, a key of `QUANTIZERS` such as "bitsandbytes-4bit"; None: as the
+            checkpoint has them.
         rope_scaling: RoPE parameters that replace the model's own, e.g. `{rope_type: yarn, factor: 4.0}`.
         window: longest prompt with answer, in tokens; None: what the model was made for; with `rope_scaling`,
             its `original_max_position_embeddings` (by default that of the model) times its factor.
@@ -114,6 +118,7 @@ class ModelConfig:
     device: str = "auto"
     device_map: str | Mapping[str, Any] | None = None
     attention_implementation: str | None = None
+    quantization: str | None = None
     rope_scaling: Mapping[str, Any] | None = None
     window: int | None = None
     trust_remote_code: bool = False
@@ -144,6 +149,21 @@ class ModelConfig:
         if not (self.local_path / self.gguf_file).is_file():
             raise ValueError(f"model.gguf_file={self.gguf_file} does not exist in {self.path}")
         return self.local_path / self.gguf_file
+
+    def adapter_folder(self) -> Path | None:
+        """The folder of an adapter (LoRA), if the path is one."""
+        folder = self.local_path if self.is_local else None
+        return folder if folder is not None and is_adapter(folder) else None
+
+    def of_base(self) -> ModelConfig:
+        """The configuration of the model that the adapter of this one belongs to.
+
+        Raises:
+            ValueError: the adapter cannot be used.
+        """
+        described = read_adapter_config(self.local_path)
+        base, revision = str(described["base_model_name_or_path"]), described.get("revision")
+        return replace(self, name=self.name or self.path, path=base, revision=self.revision or revision)
 
     def source(self) -> dict[str, Any]:
         """Keywords that tell transformers' `from_pretrained` where to look."""
@@ -191,6 +211,11 @@ def check_model(config: ModelConfig) -> None:
 
     # A GGUF file: ours to read, or transformers', which then needs another package.
     path = config.gguf_path()
+    if (path is not None or config.gguf_file) and config.quantization:
+        raise ValueError(
+            f"model.quantization={config.quantization}, but {config.path} is a GGUF file, whose numbers are "
+            "packed already; leave it out"
+        )
     if path is not None:
         gguf = open_gguf(path)
         if is_own(gguf):
@@ -202,7 +227,10 @@ def check_model(config: ModelConfig) -> None:
     if config.gguf_file:  # on the hub, of a family that is not known yet
         _check_accelerate(config)
 
-    # A folder, or an id on the hub.
+    # An adapter, a folder, or an id on the hub.
+    if config.adapter_folder() is not None:
+        check_model(config.of_base())
+        return
     if config.local_path.is_dir():
         _check_folder(config)
     elif config.is_local:
@@ -219,7 +247,14 @@ def check_model(config: ModelConfig) -> None:
         )
     if not config.gguf_file:
         with quiet(), one_sentence(config):
-            AutoConfig.from_pretrained(**config.source())
+            stored = AutoConfig.from_pretrained(**config.source())
+        packed = getattr(stored, "quantization_config", None)
+        if packed and config.quantization:
+            method = packed.get("quant_method") if isinstance(packed, dict) else type(packed).__name__
+            raise ValueError(
+                f"model.quantization={config.quantization}, but the weights of {config.path} are packed "
+                f"already ({method}); leave it out"
+            )
 
 
 @contextmanager
@@ -279,7 +314,7 @@ def _check_folder(config: ModelConfig) -> None:
     if not (config.local_path / "config.json").is_file():
         raise ValueError(
             f"model.path={config.path}: the folder has no config.json; "
-            "give a folder written by save_pretrained"
+            "give a folder written by save_pretrained (of a model, or of a PEFT adapter)"
         )
     generation = config.local_path / "generation_config.json"
     with one_sentence(config):  # transformers leaves a broken one out, and answers then end elsewhere
@@ -313,6 +348,7 @@ def _check_values(config: ModelConfig) -> None:
         raise ValueError(
             f"model.window={config.window} must be at least 1 token, or null for the model's own"
         )
+    check_quantization(config.quantization)
     if config.rope_scaling is not None:
         _check_rope_scaling(config.rope_scaling)
     if config.device_map is not None and not importlib.util.find_spec("accelerate"):

@@ -9,7 +9,7 @@ Source: llama.cpp, which writes and reads these files (gguf-py/gguf/constants.py
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -190,7 +190,9 @@ def config_of(gguf: GGUFFile) -> PretrainedConfig:
         applied -= {"rope.freq_base_swa"}
     for key, value in stated.items():
         window_is_whole = key == "attention.sliding_window" and value >= stated["context_length"]
-        if key not in applied and not window_is_whole and value not in _SAYS_NOTHING.get(key, ()):
+        differs = isinstance(value, list) and key != "attention.sliding_window_pattern"  # from layer to layer
+        known = key in applied or window_is_whole or value in _SAYS_NOTHING.get(key, ())
+        if differs or not known:
             raise _refusal(gguf, key, value)
 
     rope = {"rope_theta": float(stated.get("rope.freq_base", 10000.0)), **scaling_of(gguf, size // 2)}
@@ -265,6 +267,8 @@ def settle(gguf: GGUFFile, architecture: Any) -> None:
     for key, value in stated.items():
         if value in _SAYS_NOTHING.get(key, ()) or key.removeprefix("rope.") in _ROPE:
             continue
+        if key == "attention.head_count_kv" and isinstance(value, list) and 0 in value:
+            value = max(value)  # LFM2: 0 in layers of another kind
         names = _EXACT.get(key) or _SETTABLE.get(key) or ()
         name = next((name for name in names if getattr(text, name, None) is not None), None)
         name = name or next((name for name in names if hasattr(text, name)), None)
@@ -382,6 +386,9 @@ def scaling_of(gguf: GGUFFile, pairs: int) -> dict[str, Any]:
         table = [one * (factor or 1.0 if kind == "linear" else 1.0) for one in tables["rope_freqs.weight"]]
         if all(one == 1.0 for one in table):
             return {"rope_type": "default"}
+        known = _as_llama3(table, float(stated.get("rope.freq_base", 10000.0)))
+        if known is not None and attention is None:
+            return known
         return {
             "rope_type": "longrope",
             "short_factor": table,
@@ -422,6 +429,36 @@ def head_size(stated: Mapping[str, Any]) -> int:
     """Channels of a head."""
     by_heads = stated["embedding_length"] // stated["attention.head_count"]
     return int(stated.get("attention.key_length") or stated.get("rope.dimension_count") or by_heads)
+
+
+def _as_llama3(table: Sequence[float], theta: float) -> dict[str, Any] | None:
+    """The parameters of which a table of factors was made, if it is one of Llama 3.1 or 3.2.
+
+    There, frequencies with short waves stay, those with long ones are divided by a factor, with a slope
+    between, where the length of the original window shows. None: another table.
+    """
+    factor, low, high = max(table), 1.0, 4.0
+    waves = [2 * math.pi * theta ** (index / len(table)) for index in range(len(table))]
+    slopes = [
+        (wave, (1 / one - 1 / factor) / (1 - 1 / factor))
+        for wave, one in zip(waves, table, strict=True)
+        if 1.0 < one < factor
+    ]
+    windows = {round(wave * (low + share * (high - low))) for wave, share in slopes} or {8192}
+    for window in windows:
+        expected = []
+        for wave in waves:
+            share = min(max((window / wave - low) / (high - low), 0.0), 1.0)
+            expected.append(1 / ((1 - share) / factor + share))
+        if all(math.isclose(one, other, rel_tol=1e-5) for one, other in zip(table, expected, strict=True)):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": window,
+            }
+    return None
 
 
 def _of_gemma3(gguf: GGUFFile, stated: Mapping[str, Any], rope: dict[str, Any]) -> dict[str, Any]:

@@ -27,12 +27,14 @@ from transformers import (
 from kvcache.architecture import TESTED, check_structure
 from kvcache.linear import device_of
 from kvcache.rope_frequencies import length_dependent
+from longpress.models.adapters import with_adapter
 from longpress.models.chat_template import render, turn_end
 from longpress.models.configs import EMBEDDED, ModelConfig, check_model, one_sentence, quiet
 from longpress.models.gguf_file import GGUFFile, open_gguf
 from longpress.models.gguf_model import check_all_is_read, config_of, is_own, settle, weights_of
 from longpress.models.gguf_tokenizer import gguf_tokenizer, reason_against
 from longpress.models.host_memory import keep_freed_memory
+from longpress.models.quantization import QUANTIZERS
 
 __all__ = [
     "KnownModel",
@@ -100,6 +102,7 @@ class KnownModel:
     named_ends: tuple[int, ...]
     _architecture: Any = field(repr=False)
     _gguf: GGUFFile | None = field(repr=False)
+    _adapter: Path | None = field(default=None, repr=False)
 
     def skeleton(self) -> Any:
         """The model without its weights, on the meta device."""
@@ -121,20 +124,23 @@ class KnownModel:
             check_all_is_read(self._gguf, self.skeleton())
         keep_freed_memory()
         with quiet(), one_sentence(self.config):
-            model, lacking = _load(self.config, self._architecture, self._gguf)
+            model, lacking = _load(self.config, self._architecture, self._gguf, self.dtype)
         if lacking:
             raise ValueError(
                 f"model.path={self.config.path} lacks {len(lacking)} weights of its architecture, "
                 f"e.g. {lacking[0]}; it cannot answer"
             )
-        if self.config.device_map is None:
+        if self._adapter is not None:
+            with quiet(), one_sentence(self.config):
+                model = with_adapter(model, self._adapter, merge=self.config.quantization is None)
+        if self.config.device_map is None and self.config.quantization is None:
             model = model.to(self.config.torch_device())
         return LoadedModel(
             model=model.eval(),
             tokenizer=self.tokenizer,
             name=self.name,
             revision=self.revision,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=self.dtype if self.config.quantization else str(model.dtype).removeprefix("torch."),
             device=device_of(model.get_input_embeddings()),
             window=self.window,
             named_ends=self.named_ends,
@@ -148,6 +154,9 @@ def find_model(config: ModelConfig) -> KnownModel:
         ValueError: one sentence about what is missing and what to do.
     """
     check_model(config)
+    folder = config.adapter_folder()
+    if folder is not None:
+        return _with_adapter(config, folder)
 
     # Architecture and tokenizer, of a GGUF file as the file states them.
     with quiet(), one_sentence(config):
@@ -340,6 +349,28 @@ def rescale(text: Any, rope_scaling: Mapping[str, Any] | None) -> int:
     return window
 
 
+def _with_adapter(config: ModelConfig, folder: Path) -> KnownModel:
+    """The model that an adapter belongs to, and which adapter is to change it.
+
+    Raises:
+        ValueError: as `find_model`.
+    """
+    known = find_model(config.of_base())
+    tokenizer = known.tokenizer
+    if (folder / "tokenizer.json").is_file():  # trained with the adapter
+        with quiet(), one_sentence(config):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        settle_chat_template(tokenizer, config)
+    ends = {*known.named_ends, *_named_ends(None, tokenizer)}
+    return replace(
+        known,
+        tokenizer=tokenizer,
+        revision=f"{known.revision}+adapter-{fingerprint(folder)[:16]}",
+        named_ends=tuple(sorted(ends)),
+        _adapter=folder,
+    )
+
+
 def _downloaded(config: ModelConfig) -> ModelConfig:
     """The configuration of a GGUF file on this machine: one on the hub is downloaded first."""
     if config.gguf_file is None or config.gguf_path() is not None:
@@ -389,7 +420,9 @@ def _check_packaged(config: ModelConfig, gguf: GGUFFile) -> None:
         )
 
 
-def _load(config: ModelConfig, architecture: Any, gguf: GGUFFile | None) -> tuple[Any, list[str]]:
+def _load(
+    config: ModelConfig, architecture: Any, gguf: GGUFFile | None, computing: str
+) -> tuple[Any, list[str]]:
     """The model with its weights, and the names of those that the checkpoint lacks."""
     dtype: Any = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     options: dict[str, Any] = {
@@ -403,6 +436,10 @@ def _load(config: ModelConfig, architecture: Any, gguf: GGUFFile | None) -> tupl
         options["device_map"] = (
             dict(config.device_map) if isinstance(config.device_map, Mapping) else config.device_map
         )
+    if config.quantization is not None:
+        dtype = getattr(torch, computing)
+        options["quantization_config"] = QUANTIZERS[config.quantization].config(dtype)
+        options.setdefault("device_map", {"": config.torch_device()})
     if gguf and is_own(gguf):
         dtype = torch.float32 if dtype == "auto" else dtype
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
@@ -457,4 +494,6 @@ def _changes(config: ModelConfig, architecture: Any) -> str:
     if config.rope_scaling:
         canonical = json.dumps(dict(config.rope_scaling), sort_keys=True, default=list)
         text += f"+rope-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+    if config.quantization:
+        text += f"+{config.quantization}"
     return text + ("+no-template" if config.chat_template in ("off", False) else "")
