@@ -7,21 +7,28 @@ with a head ratio, simlayerkv and dms with a threshold.
 """
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import transformers.utils.chat_template_utils as clock
+from omegaconf import OmegaConf
 
 from benchmarks.base import Draw, Sample
 from longpress.evaluation.choices import make_benchmark
 from longpress.evaluation.config import composed, register, settings
 from longpress.evaluation.options import RunOptions
 from longpress.evaluation.record_builder import RecordBuilder
+from longpress.models.configs import ModelConfig
+from longpress.models.loading import find_model
 from longpress.pipeline.prompt import Prompt
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.made_up_tokenizers import sentencepiece_bpe, several_in_front
+from tests.support.running import save_tiny_model
 from tests.support.thinking_templates import thinking_tokenizer
 
 MODEL = SimpleNamespace(
@@ -247,45 +254,45 @@ DATED = (
     "{{ messages[0].content if system else '' }}<user>{{ messages[1 if system else 0].content }}<assistant>"
     "{% if enable_thinking %}{# </think> #}+{% endif %}"
 )
-ALTERED = {
-    "compression_ratio": "compression_ratio=0.3",
-    "budget_tokens": "budget_tokens=50",
-    "threshold": "threshold=0.5",
-    "cache_bits": "cache_bits=4",
-    "query_aware": "query_aware=true",
-    "compress_every": "compress_every=100",
-    "date": "date=2025-01-09",
-    "end_tokens": "end_tokens=['<assistant>']",
-    "seed": "seed=7",
-    "temperature": "temperature=0.7",
-    "top_p": "temperature=0.7 top_p=0.9",
-    "top_k": "temperature=0.7 top_k=9",
-    "min_p": "temperature=0.7 min_p=0.1",
-    "thinking": "thinking=on",
-    "max_thinking_tokens": "thinking=on max_thinking_tokens=9",
-    "max_new_tokens": "max_new_tokens=9",
-    "system_prompt": "system_prompt=Hello",
+ALTERED: dict[str, dict[str, Any]] = {
+    "compression_ratio": {"compression_ratio": 0.3},
+    "budget_tokens": {"budget_tokens": 50},
+    "threshold": {"threshold": 0.5},
+    "cache_bits": {"cache_bits": 4},
+    "query_aware": {"query_aware": True},
+    "compress_every": {"compress_every": 100},
+    "date": {"date": "2025-01-09"},
+    "end_tokens": {"end_tokens": ["<assistant>"]},
+    "seed": {"seed": 7},
+    "temperature": {"temperature": 0.7},
+    "top_p": {"temperature": 0.7, "top_p": 0.9},
+    "top_k": {"temperature": 0.7, "top_k": 9},
+    "min_p": {"temperature": 0.7, "min_p": 0.1},
+    "thinking": {"thinking": "on"},
+    "max_thinking_tokens": {"thinking": "on", "max_thinking_tokens": 9},
+    "max_new_tokens": {"max_new_tokens": 9},
+    "system_prompt": {"system_prompt": "Hello"},
 }
-"""Options of a run that change answers, and another value of each."""
+"""Options of a run that change answers, with values that change them."""
 DRAWN = {"samples_per_question", "sampling_seed"}
 """Options of a run that say how many answers are drawn; which of them a sample is, is in its `draw`."""
-NEUTRAL = {
-    "baseline": "baseline=false",
-    "limit": "limit=3",
-    "results": "results=elsewhere",
-    "kept_maps": "kept_maps=0",
-    "plots": "plots=false",
-    "plan": "plan=true",
-    "workers": "workers=2",
-    "shard": "shard.count=2",
-    "presses_dir": "presses_dir=null",
-    "prefill_chunk": "prefill_chunk=100",
-    "max_batch_gb": "max_batch_gb=1",
-    "max_context_gb": "max_context_gb=1",
-    "offload": "offload=never",
-    "fidelity": "fidelity=true",
+NEUTRAL: dict[str, Any] = {
+    "baseline": False,
+    "limit": 3,
+    "results": "elsewhere",
+    "kept_maps": 0,
+    "plots": False,
+    "plan": True,
+    "workers": 2,
+    "shard": {"count": 2, "index": 1},
+    "presses_dir": None,
+    "prefill_chunk": 100,
+    "max_batch_gb": 1,
+    "max_context_gb": 1,
+    "offload": "never",
+    "fidelity": True,
 }
-"""Options of a run that change no answer."""
+"""Options of a run that change no answer, and another value of each."""
 SAMPLE_FIELDS = {
     "id": "vt/1",
     "task": "cwe",
@@ -308,20 +315,23 @@ def model(template: str = DATED, **others: Any) -> Any:
     return SimpleNamespace(**{**vars(MODEL), "tokenizer": tokenizer, **others})
 
 
-def key(*overrides: str, of_model: Any = None, sample: Sample = SAMPLE) -> str:
-    """The key of the last line of the table."""
+@cache
+def composed_once() -> Any:
     register()
-    run = settings(composed(["press=random", *overrides]))
+    return OmegaConf.to_container(composed(["press=random"]), resolve=False)
+
+
+def key(values: Mapping[str, Any] | None = None, of_model: Any = None, sample: Sample = SAMPLE) -> str:
+    """The key of the last line of the table, under other values of options."""
+    run = settings(OmegaConf.create({**composed_once(), **(values or {})}))
     return RecordBuilder(run, of_model or model()).keys(sample)[-1]
 
 
 def test_every_option_of_a_run_either_changes_keys_or_no_answer() -> None:
     assert {field.name for field in fields(RunOptions)} == {*ALTERED, *DRAWN, *NEUTRAL}
     usual = key()
-    assert {name: key(override) == usual for name, override in NEUTRAL.items()} == dict.fromkeys(
-        NEUTRAL, True
-    )
-    altered = [key(*overrides.split()) for overrides in ALTERED.values()]
+    assert [name for name, value in NEUTRAL.items() if key({name: value}) != usual] == []
+    altered = [key(values) for values in ALTERED.values()]
     assert len({usual, *altered}) == 1 + len(ALTERED)
 
 
@@ -330,6 +340,29 @@ def test_every_field_of_a_sample_that_changes_an_answer_or_a_score_is_in_the_key
     assert len({key(), *altered}) == 1 + len(SAMPLE_FIELDS)
     untold = {field.name for field in fields(Sample)} - set(SAMPLE_FIELDS)
     assert untold == {"evidence", "truncated", "weight", "metadata"}
+
+
+def test_every_option_of_a_model_that_changes_an_answer_is_in_the_key(tmp_path: Path) -> None:
+    """The window changes samples alone, which are in the key themselves; devices and kernels only round."""
+    where = {"path", "gguf_file", "revision", "quantization"}  # the checkpoint, whose hash and form are in
+    neutral = {"device", "device_map", "attention_implementation", "window", "trust_remote_code"}
+    altered: dict[str, Any] = {
+        "name": "another",
+        "dtype": "bfloat16",
+        "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+        "chat_template": "off",
+    }
+    assert {field.name for field in fields(ModelConfig)} <= {*where, *neutral, *altered}
+
+    folder = save_tiny_model(tmp_path / "model")
+    usual = key(of_model=find_model(ModelConfig(path=str(folder))))
+    keys = [
+        key(of_model=find_model(ModelConfig(path=str(folder), **{name: altered[name]}))) for name in altered
+    ]
+    generation = folder / "generation_config.json"
+    generation.write_text(generation.read_text().replace('"eos_token_id": 1', '"eos_token_id": [1, 3]'))
+    keys.append(key(of_model=find_model(ModelConfig(path=str(folder)))))
+    assert len({usual, *keys}) == 1 + len(keys)
 
 
 def test_every_option_of_a_generated_benchmark_that_changes_a_prompt_changes_the_key() -> None:
@@ -350,7 +383,7 @@ def test_what_stands_around_a_prompt_is_in_the_key_where_it_is_not_what_it_was()
     """A template without a date gives the first keys; on two days a date gives the same."""
     plain = DATED.replace("{{ strftime_now('%d %b %Y') }}", "")
     usual = key(of_model=model(plain))
-    assert usual == key(of_model=MODEL) == key("date=2025-01-09", of_model=model(plain))
+    assert usual == key(of_model=MODEL) == key({"date": "2025-01-09"}, of_model=model(plain))
     stripped = model(plain.replace("content", "content | trim"))
     assert key(of_model=stripped) == usual  # there is nothing to strip
     spaced = replace(SAMPLE, context=" A text.")
@@ -387,6 +420,6 @@ def test_a_template_with_a_date_gives_the_same_prompts_on_two_days(monkeypatch: 
         return key(), Prompt(model().tokenizer).before
 
     assert on(1) == on(2)
-    described = RecordBuilder(settings(composed(["press=random"])), model()).described([SAMPLE])
+    described = RecordBuilder(settings(OmegaConf.create(composed_once())), model()).described([SAMPLE])
     assert described["chat"]["before"] == "26 Jul 2024<user>" and described["date"] == "2024-07-26"
     assert described["end_tokens"] == ["<eos>"]
