@@ -22,6 +22,7 @@ What is inside, from the facts about a model to what an answer reads:
 - `compress`: the one road from evidence and a budget to what is stored
 - `storage`, `quantization`, `devices`: entries in memory, in few bits, and on several devices
 - `cache`, `row_blocks`: the compressed cache that rows of answers read and extend
+- `latent`: latent attention, whose entries are keys and values in one
 - `layer_state`: states of fixed size, of layers whose cache does not grow
 - `attention`: attention over compressed caches; `prefill_attention`: over full ones
 """

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from kvcache.attention import attending
 from kvcache.cache import CompressedCache
 from kvcache.hooks.prefill import observing
+from kvcache.latent import is_latent
 from kvcache.layer_state import cache_layer, states_of
 from kvcache.linear import device_of
 from kvcache.modules import (
@@ -99,6 +100,11 @@ def check_structure(model: nn.Module) -> None:
     config: Any = model.config
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - KINDS
+    if "chunked_attention" in kinds:
+        raise ValueError(
+            f"{name} attends within chunks of the context, and scales queries by the longest row of a batch; "
+            "longpress supports full and sliding attention"
+        )
     if "indexed_attention" in kinds:
         raise ValueError(
             f"{name} reads of its cache what an indexer picks by keys of its own, anew for every token; "
@@ -113,18 +119,16 @@ def check_structure(model: nn.Module) -> None:
         raise ValueError(
             f"{name} shares one cache among several layers in a way that longpress does not support"
         )
-    what = None
     if getattr(text, "attention_chunk_size", None):
-        what = "within chunks of the context"
-    elif getattr(text, "kv_lora_rank", None):
-        what = "to latent vectors instead of heads' keys"
-    if what is not None:
-        raise ValueError(f"{name} attends {what}, which longpress does not support")
+        raise ValueError(f"{name} attends within chunks of the context, which longpress does not support")
+    if getattr(text, "kv_lora_rank", None) and not all(map(is_latent, modules)):
+        raise ValueError(f"{name} caches latent vectors in a way that longpress does not support")
 
     # Its attention modules: what is read of them exists, and heads are as the configuration says.
     for index, module in enumerate(modules):
         kind = type(module).__name__
-        lacking = [needed for needed in ("config", "layer_idx", "head_dim") if not hasattr(module, needed)]
+        needed = ("config", "layer_idx", "kv_lora_rank" if is_latent(module) else "head_dim")
+        lacking = [attribute for attribute in needed if not hasattr(module, attribute)]
         if not lacking and not has_kv_heads(module):
             lacking = ["num_key_value_groups"]
         if lacking:

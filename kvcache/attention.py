@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 
 from kvcache.cache import CompressedLayer
 from kvcache.hooks.decode_hooks import ForwardPass, run_decode_hooks
+from kvcache.latent import is_latent, rotated_channels, taken_in, taken_out
 from kvcache.logits import cap_of, capped, minus_infinity, sinks_of
 from kvcache.matmul import fast, product, queries_at_once
 from kvcache.modules import attention_modules, decoder_of, readers_of_other_layers, window_of
@@ -60,11 +61,18 @@ def attention_forward(
         kwargs: what models pass on; see `_check`.
     """
     _check(module, kwargs)
+    latent = is_latent(module)
     if attention_probe is not None:
-        attention_probe.queries, attention_probe.scaling = query[:, :, -2:].detach().clone(), scaling
+        last = query[:, :, -2:].detach()
+        attention_probe.queries = taken_in(module, last) if latent else last.clone()
+        attention_probe.scaling = scaling
     cap, sinks = cap_of(module), sinks_of(module)
     if ragged is None:
         attended = causal_attention(query, key, value, scaling, window_of(module), cap, sinks)
+    elif latent:
+        first = rotated_channels(module)
+        latents = _ragged(taken_in(module, query), ragged, scaling, cap, sinks, value_from=first)
+        attended = taken_out(module, latents)
     else:
         attended = _ragged(query, ragged, scaling, cap, sinks)
     return attended.transpose(1, 2).contiguous(), None
@@ -169,8 +177,12 @@ def _ragged(
     scaling: float,
     cap: float | None = None,
     sinks: Tensor | None = None,
+    value_from: int | None = None,
 ) -> Tensor:
-    """Attention of each row's last n tokens over its kept context and its own tail: (R, H * G, n, d)."""
+    """Attention of each row's last n tokens over its kept context and its own tail: (R, H * G, n, d).
+
+    Values are the channels of the keys from `value_from` on, where that is given (latent attention).
+    """
     rows, query_heads, n, size = query.shape
     length, heads = layer.longest, layer.tail_keys.shape[1]
     group = query_heads // heads
@@ -182,6 +194,7 @@ def _ragged(
     if bias is not None:
         bias = bias.expand(-1, -1, group, -1, -1).reshape(rows, 1, group * n, length)
     tail_keys, tail_values = layer.tail_keys[:, :, :length], layer.tail_values[:, :, :length]
+    tail_values = _values_of(tail_keys, tail_values, value_from)
     tail, tail_total = _attend(grouped.flatten(2, 3), tail_keys, tail_values, bias, cap)
     tail, tail_total = tail.unflatten(2, (group, n)), tail_total.unflatten(2, (group, n))
 
@@ -194,7 +207,7 @@ def _ragged(
         if block.storage.positions is not None:
             positions = layer.start[of_block, None] + last[of_block]
         part = _Part(context[of_block], context_total[of_block])
-        attend_rows(grouped[of_block], block, positions, part, cap)
+        attend_rows(grouped[of_block], block, positions, part, cap, value_from)
 
     # Both together: by the share of the softmax's weight that lies on the context.
     share = torch.sigmoid(context_total - tail_total)[..., None]
@@ -205,6 +218,10 @@ def _ragged(
         total = torch.logaddexp(context_total, tail_total)  # (R, H, G, n)
         out = out * torch.sigmoid(total - sinks.float().view(1, heads, group, 1))[..., None]
     return out.to(query.dtype).flatten(1, 2)
+
+
+def _values_of(keys: Tensor, values: Tensor, value_from: int | None) -> Tensor:
+    return values if value_from is None else keys[..., value_from:]
 
 
 def _bias_of_tail(layer: CompressedLayer, last: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -238,7 +255,12 @@ class _Part(NamedTuple):
 
 
 def _one_token(
-    query: Tensor, block: RowBlock, at: Tensor | None, into: _Part, cap: float | None = None
+    query: Tensor,
+    block: RowBlock,
+    at: Tensor | None,
+    into: _Part,
+    cap: float | None = None,
+    value_from: int | None = None,
 ) -> None:
     """Attention of one token a row over the storage that the rows share, read once for all of them.
 
@@ -248,6 +270,7 @@ def _one_token(
         at: (r, 1) positions of the queries; None where the storage has no positions.
         into: where the result is written.
         cap: of the logits, or None.
+        value_from: see `_ragged`.
     """
     storage, bias = block.storage, block.bias
     may_see_nothing = block.has_empty_head
@@ -258,11 +281,12 @@ def _one_token(
         bias = window_bias if bias is None else bias + window_bias
 
     # The rows are what the queries are elsewhere: (H, G, r, d) queries meet (H, K, d) entries.
+    keys = storage.keys
     attended, total = _attend_context(
         query[..., 0, :].permute(1, 2, 0, 3),
         storage,
-        storage.keys,
-        storage.values,
+        keys,
+        _values_of(keys, storage.values, value_from),
         None if bias is None else bias[:, None],
         may_see_nothing,
         cap,
@@ -273,7 +297,12 @@ def _one_token(
 
 
 def _many_tokens(
-    query: Tensor, block: RowBlock, at: Tensor | None, into: _Part, cap: float | None = None
+    query: Tensor,
+    block: RowBlock,
+    at: Tensor | None,
+    into: _Part,
+    cap: float | None = None,
+    value_from: int | None = None,
 ) -> None:
     """Attention of n tokens a row over what each row keeps, side by side.
 
@@ -285,6 +314,7 @@ def _many_tokens(
         at: (r, n) positions of the queries; None where the storage has no positions.
         into: where the result is written.
         cap: of the logits, or None.
+        value_from: see `_ragged`.
     """
     storage = block.storage.at_hand()  # moved and dequantised once, not for every row
     for row, kept in enumerate(block.rows):
@@ -298,6 +328,7 @@ def _many_tokens(
             hidden = left_the_window if hidden is None else hidden | left_the_window
         bias = None if hidden is None else minus_infinity(hidden, query.dtype)
 
+        values = _values_of(keys, values, value_from)
         part = _attend_context(query[row], storage, keys, values, bias, True, cap)
         into.out[row], into.total[row] = part
 

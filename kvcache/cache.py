@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from kvcache.latent import entries_of
 from kvcache.rope_frequencies import join_rope_lengths
 from kvcache.row_blocks import RowBlock, blocks_of
 from kvcache.storage import KVView
@@ -103,6 +104,11 @@ class CompressedLayer(CacheLayerMixin):
         return self.start.shape[0]
 
     @property
+    def is_latent(self) -> bool:
+        """Whether values are part of the keys, and not stored; see `kvcache.latent`."""
+        return self.tail_values.shape[-1] == 0
+
+    @property
     def is_ragged(self) -> bool:
         """Whether rows or heads keep different numbers of entries.
 
@@ -122,9 +128,12 @@ class CompressedLayer(CacheLayerMixin):
             function reads the layer itself.
 
         Raises:
-            ValueError: a per-head cache is read outside `attending(model)`.
+            ValueError: a per-head or latent cache is read outside `attending(model)`.
         """
-        n = key_states.shape[2]
+        given, n = (key_states, value_states), key_states.shape[2]
+        if self.is_latent:
+            key_states = entries_of(key_states, value_states)
+            value_states = key_states[..., :0]
         needed = self.longest + n
         if needed > self.tail_keys.shape[2]:
             self._grow(max(needed, self.tail_keys.shape[2] + max(32, self.tail_keys.shape[2] // 4)))
@@ -140,7 +149,11 @@ class CompressedLayer(CacheLayerMixin):
         self.longest = needed
         if self.armed:
             self.armed = False
-            return key_states, value_states
+            return given
+        if self.is_latent:
+            raise ValueError(
+                "read a compressed cache of latent vectors inside `with press(model)` or `attending(model)`"
+            )
         if self.is_ragged:
             raise ValueError(
                 "this cache keeps different numbers of entries per head: read it inside `with press(model)` "

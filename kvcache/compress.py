@@ -16,6 +16,8 @@ from torch import Tensor
 
 from kvcache.budget import Budget
 from kvcache.devices import moved, together
+from kvcache.latent import is_latent
+from kvcache.observation import LayerObservation
 from kvcache.quantization import rows_at
 from kvcache.selection import Selection, gather
 from kvcache.storage import KVStorage, KVView
@@ -162,6 +164,31 @@ def compress(
                 "whole, cannot follow"
             )
     return Compression(press, evidence, layers, targets, choices)
+
+
+class NamedPress(Protocol):
+    """What `check_can_compress` needs of a press."""
+
+    @property
+    def name(self) -> str:
+        """In the catalogue."""
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of method it is."""
+
+
+def check_can_compress(press: NamedPress, layer: LayerObservation) -> None:
+    """Refuse a press that cannot be right on a layer of this kind.
+
+    Raises:
+        ValueError: it changes keys or values, where latent vectors are cached that both are made of.
+    """
+    if is_latent(layer.module) and not press.traits.only_selects:
+        raise ValueError(
+            f"{press.name} changes keys or values, but {type(layer.module).__name__} caches latent vectors "
+            "that both are made of; use a press that only chooses entries"
+        )
 
 
 def removes(press: Press, budget: Budget) -> bool:

@@ -32,6 +32,8 @@ _cached: WeakKeyDictionary[nn.Module, list[Cached]] = WeakKeyDictionary()
 def decoder_of(model: nn.Module) -> nn.Module:
     """The stack of decoder layers inside `model` (the text model of a multimodal one)."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    if not hasattr(decoder, "layers"):  # Llama 4 gives itself
+        decoder = getattr(model, "model", decoder)
     if not hasattr(decoder, "layers"):
         raise ValueError(
             f"{type(model).__name__} has no decoder with `layers`, which longpress needs; models as Llama or "

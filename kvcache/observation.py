@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kvcache.latent import seen
 from kvcache.logits import cap_of, capped, sinks_of, softmax
 from kvcache.projections import head_size, keys_before_rope, kv_heads, queries_before_rope, query_heads
 from kvcache.rotary import Layout, Rotary, find_layout, read, rotary_factors
@@ -133,11 +134,13 @@ class LayerObservation:
             module: the attention module.
             inputs: what it was called with, of all tokens that are looked at.
             keys: (B, H, T, d) as cached.
-            values: (B, H, T, d) as cached.
+            values: (B, H, T, d) as cached; of latent attention, as transformers caches them or as they are
+                stored.
             rope: the layer's rotary embedding, see the attribute.
             known: other attributes, as far as they are known; `fingerprints` must be.
         """
         index: Any = module.layer_idx
+        keys, values = seen(module, keys, values)
         return cls(index, module, inputs.hidden, keys, values, inputs.cos, inputs.sin, rope, **known)
 
     @property

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kvcache import latent
 from kvcache.linear import part_of, weight_of
 
 
 def head_size(module: Any) -> int:
-    """Size d of one head. Configurations of Qwen2 and Phi3 do not name it, their attention modules do."""
-    return int(module.head_dim)
+    """Size d of one key. Configurations of Qwen2 and Phi3 do not name it, their attention modules do."""
+    return latent.entry_size(module) if latent.is_latent(module) else int(module.head_dim)
 
 
 def query_heads(module: Any) -> int:
@@ -25,6 +26,8 @@ def kv_heads(module: Any) -> int:
     Raises:
         AttributeError: neither module nor configuration says it.
     """
+    if latent.is_latent(module):
+        return 1
     # Configurations whose layers differ (Gemma 4) refuse to give one number for all of them.
     group = getattr(module, "num_key_value_groups", None)
     if group is not None:
@@ -39,6 +42,8 @@ def has_kv_heads(module: Any) -> bool:
 
 def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:
     """(B, H * G, T, d): queries before rotary embedding, of hidden states (B, T, D) after the input norm."""
+    if latent.is_latent(module):
+        return latent.queries_before_rope(module, hidden)
     n_heads, size = query_heads(module), head_size(module)
     if hasattr(module, "q_proj"):
         flat = module.q_proj(hidden)
@@ -53,6 +58,8 @@ def queries_before_rope(module: Any, hidden: Tensor) -> Tensor:
 
 def keys_before_rope(module: Any, hidden: Tensor) -> Tensor:
     """(B, H, T, d): keys before rotary embedding, of hidden states (B, T, D) after the input norm."""
+    if latent.is_latent(module):
+        return latent.keys_before_rope(module, hidden)
     n_heads, size = kv_heads(module), head_size(module)
     if hasattr(module, "k_proj"):
         flat = module.k_proj(hidden)
@@ -77,6 +84,8 @@ def output_weight(module: Any, like: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: there is no output projection, or it tells no weights (`weight_of`).
     """
+    if latent.is_latent(module):
+        return latent.output_weight(module, like)
     names = ("o_proj", "dense", "out_proj")  # Phi has a `dense`, LFM2 an `out_proj`
     projection = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if projection is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kvcache.modules import kind_of
+from kvcache.projections import head_size
 from kvcache.rope_frequencies import turn
 
 
@@ -39,6 +40,10 @@ def _twice(table: Tensor) -> Tensor:
     return torch.cat((table, table), dim=-1)
 
 
+def _by_pairs(table: Tensor) -> Tensor:
+    return table.repeat_interleave(2, -1)
+
+
 def _first_half_by_pairs(table: Tensor) -> Tensor:
     return table[..., : table.shape[-1] // 2].repeat_interleave(2, -1)
 
@@ -47,6 +52,7 @@ LAYOUTS = (
     Layout("halves, as in Llama and its kin", _as_it_is),
     Layout("halves, from one factor per pair, as in GPT-OSS", _twice),
     Layout("neighbours, as in Cohere", _as_it_is, neighbours=True),
+    Layout("neighbours, from one factor per pair, as in DeepSeek V2", _by_pairs, neighbours=True),
     Layout("neighbours, from a table for halves, as in GLM", _first_half_by_pairs, neighbours=True),
 )
 """The layouts that are tried."""
@@ -137,6 +143,8 @@ def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if factors is None:
         hidden = args[0] if args else kwargs["hidden_states"]
         return _no_turn(module, hidden, hidden.shape[1])
+    if isinstance(factors, Tensor) and factors.is_complex():
+        return factors.real, factors.imag
     if not (isinstance(factors, tuple) and len(factors) == 2):
         raise ValueError(
             f"{type(module).__name__} gets no cosines and sines of positions: longpress supports rotary "
@@ -147,7 +155,7 @@ def rotary_factors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _no_turn(module: Any, like: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """(cos, sin), each (1, tokens, d), that leave queries and keys as they are."""
-    ones = like.new_ones(1, tokens, int(module.head_dim))
+    ones = like.new_ones(1, tokens, head_size(module))
     return ones, torch.zeros_like(ones)
 
 
@@ -184,9 +192,10 @@ def rope_of(
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         at = (positions + start)[None].to(sample.device)  # layers may lie on other devices than the embedding
         if rope_lengths is not None:
-            cos, sin = turn(embedding, sample, at, rope_lengths[:1], kind if per_kind else None)
+            made = turn(embedding, sample, at, rope_lengths[:1], kind if per_kind else None)
         else:
-            cos, sin = embedding(sample, at, kind) if per_kind else embedding(sample, at)
+            made = embedding(sample, at, kind) if per_kind else embedding(sample, at)
+        cos, sin = (made.real, made.imag) if isinstance(made, Tensor) else made
         return cos.to(positions.device), sin.to(positions.device)
 
     return rope

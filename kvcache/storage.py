@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from kvcache.latent import stored
 from kvcache.quantization import Packed, pack, rows_at
 
 HOST = torch.device("cpu")
@@ -51,6 +52,8 @@ class KVStorage:
         cls, keys: Tensor, values: Tensor, positions: Tensor | None, window: int | None
     ) -> Self:
         """Entries (H, K, d), of whose keys the channels that are 0 throughout a head are not stored."""
+        if values.shape[-1] == 0:  # of latent attention, where values are channels of the keys
+            return cls(keys, values, positions, window)
         used = keys.ne(0).any(dim=1)  # (H, d)
         n_used = int(used.sum(-1).max())
         if n_used in (0, keys.shape[-1]):
@@ -126,7 +129,7 @@ class KVStorage:
                 reader=None,
             )
         packed_keys = pack(keys, bits, per_channel=not movable, counts=counts)
-        packed_values = pack(values, bits, per_channel=False, counts=counts)
+        packed_values = pack(values, bits, per_channel=False, counts=counts) if values.numel() else values
         return replace(self, stored_keys=packed_keys, stored_values=packed_values, bits=bits, reader=None)
 
     def offloaded(self) -> KVStorage:
@@ -283,10 +286,10 @@ class KVView:
             window: the layer's sliding window or None.
             like: tells the device where there are no keys.
         """
-        keys = getattr(layer, "keys", None)
-        return (
-            cls.nothing(like) if keys is None else cls.of_full_layer(keys[0], layer.values[0], tokens, window)
-        )
+        if getattr(layer, "keys", None) is None:
+            return cls.nothing(like)
+        keys, values = stored(layer)
+        return cls.of_full_layer(keys[0], values[0], tokens, window)
 
     @classmethod
     def nothing(cls, like: Tensor) -> Self:

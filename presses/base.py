@@ -21,6 +21,7 @@ from kvcache.compress import FullLayer, Target, compress, removes
 from kvcache.hooks.decode_hooks import DecodeHook
 from kvcache.hooks.prefill import Prefill, PromptTokens
 from kvcache.hooks.with_press import compressing
+from kvcache.latent import stored
 from kvcache.layer_state import compressed_in_place_of
 from kvcache.modules import windows_of
 from kvcache.observation import LayerObservation
@@ -229,9 +230,7 @@ class BasePress(ABC):
     ) -> None:
         """Put what the press keeps, at its own budget, in the place of the full entries of some layers."""
         cached, windows = prefill.cache.layers, windows_of(prefill.model)
-        layers = [
-            FullLayer(index, cached[index].keys, cached[index].values, windows[index]) for index in indices
-        ]
+        layers = [FullLayer(index, *stored(cached[index]), windows[index]) for index in indices]
         compression = compress(self, evidence, layers, [Target(self.budget)], all_layers=all_layers)
         _, next_position = compression.choices[self.budget]
         for layer, (rows,) in compression:

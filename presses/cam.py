@@ -15,7 +15,7 @@ Cost: as decoding, and the attention of one query per layer, row and pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -173,7 +173,7 @@ class CAMPress(DecodingPress):
     @property
     def traits(self) -> Traits:
         """As decoding."""
-        return super().traits
+        return replace(super().traits, only_selects=False)
 
     def decode_hook(self, budget: Budget) -> DecodeHook:
         """Keeps `target_size` entries at every interval and merges others."""

@@ -90,13 +90,13 @@ class KVComposePress(BasePress):
         received: dict[int, Tensor] = {}
 
         def collect(layer: LayerObservation) -> None:
-            of_piece = self._received(prefill.cache.layers[layer.index].keys, layer)
+            of_piece = self._received(prefill.entries(layer.index)[0], layer)
             if layer.index in received:
                 of_piece = self._join(of_piece, received[layer.index])
             received[layer.index] = of_piece
 
         replay(prefill, prefill.token_ids, collect)
-        return [self._scores(received[index], prefill.cache.layers[index].values) for index in prefill.layers]
+        return [self._scores(received[index], prefill.entries(index)[1]) for index in prefill.layers]
 
     def _received(self, keys: Tensor, layer: LayerObservation) -> Tensor:
         """(B, H, G, T): the highest attention that each entry gets from the tokens just read, or the sum.

@@ -68,7 +68,7 @@ class KVzipPress(BasePress):
 
     def probe(self, prefill: Prefill, evidence: Sequence[Any]) -> list[Tensor]:
         """Per layer the scores (B, H, T), from one repetition."""
-        full = [prefill.cache.layers[index].keys for index in prefill.layers]
+        full = [prefill.entries(index)[0] for index in prefill.layers]
         scores = [torch.zeros(keys.shape[:3], device=keys.device) for keys in full]
         of_layer = dict(zip(prefill.layers, scores, strict=True))
         with torch.no_grad():

@@ -186,6 +186,12 @@ def run_held_passes(layer: CompressedLayer) -> None:
 
 @torch.no_grad()
 def _run(layer: CompressedLayer, row: int, hook: DecodeHook, forward: ForwardPass) -> None:
+    if layer.is_latent and not hook.only_selects:
+        raise ValueError(
+            "a press changes keys or values while decoding, but this model caches latent vectors that both "
+            "are made of; use a press that only chooses entries"
+        )
+
     # What the hook may look at: all entries of the row, those of the new tokens last.
     keys, values, valid, positions = layer.row_entries(row)
     next_position = int(layer.start[row] + layer.lengths[row])

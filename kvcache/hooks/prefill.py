@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kvcache.modules import attention_modules, decoder_of, is_left_whole, readers_of_other_layers
+from kvcache.latent import fuse, is_latent, seen, stored
+from kvcache.modules import (
+    attention_module,
+    attention_modules,
+    decoder_of,
+    is_left_whole,
+    readers_of_other_layers,
+)
 from kvcache.observation import AttentionInputs, LayerObservation
 from kvcache.rope_frequencies import cache_of, frequencies_by_row, rope_lengths_of
 from kvcache.rotary import rope_of
@@ -60,6 +67,10 @@ class Prefill:
         """Remember what was observed in a layer, for when all layers are known."""
         self.layers.append(layer.index)
         self.evidence.append(evidence)
+
+    def entries(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, d) of a layer in the full cache, as presses see them."""
+        return seen(attention_module(self.model, index), *stored(self.cache.layers[index]))
 
     @property
     def observes_all_layers(self) -> bool:
@@ -147,12 +158,13 @@ def observing(
                 "is not supported"
             )
         cached = cache.layers[index]
+        if is_latent(module):
+            fuse(cached, module)
         with torch.no_grad():
             observation = LayerObservation.build(
                 module,
                 inputs,
-                cached.keys,
-                cached.values,
+                *stored(cached),
                 rope_of(decoder, module, inputs.hidden, rope_lengths=rope_lengths_of(cache)),
                 fingerprints=prefill.fingerprints,
                 token_ids=prefill.token_ids,

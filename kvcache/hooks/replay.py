@@ -110,7 +110,7 @@ def replay(prefill: Prefill, token_ids: Tensor, on_layer: Callable[[LayerObserva
         on_layer: called after the attention of every observed layer, once per piece of the replay (of `PIECE`
             tokens, or less). Its observation is of the replay: hidden states, queries and rotary factors of
             the tokens that the layer has just read, keys and values of all replayed so far. The context's
-            entries are in `prefill.cache.layers[observation.index]`.
+            entries are `prefill.entries(observation.index)`.
     """
     with torch.no_grad():
         _run(prefill, token_ids, lambda observation, _: on_layer(observation))

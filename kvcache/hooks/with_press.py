@@ -13,14 +13,17 @@ from kvcache.architecture import check_model
 from kvcache.attention import attending
 from kvcache.budget import Budget
 from kvcache.cache import CompressedLayer
+from kvcache.compress import check_can_compress
 from kvcache.hooks.decode_hooks import DecodeHook
 from kvcache.hooks.padded_batches import reading_rows_alone
 from kvcache.hooks.prefill import Prefill, PromptTokens, observing
+from kvcache.latent import stored
 from kvcache.layer_state import compressed_in_place_of
 from kvcache.modules import attention_module, window_of
 from kvcache.observation import LayerObservation
 from kvcache.rope_frequencies import keeping_caches
 from kvcache.storage import KVView
+from kvcache.traits import Traits
 
 
 class PrefillWatcher(Protocol):
@@ -35,6 +38,14 @@ class PrefillWatcher(Protocol):
 
 class Press(PrefillWatcher, Protocol):
     """What `compressing` needs of a press."""
+
+    @property
+    def name(self) -> str:
+        """In the catalogue."""
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of method it is."""
 
     @property
     def budget(self) -> Budget:
@@ -110,6 +121,7 @@ class _Compression:
         self.observed: list[int] = []
 
     def forward_hook(self, layer: LayerObservation, prefill: Prefill) -> None:
+        check_can_compress(self.press, layer)
         self.observed.append(layer.index)
         self.press.forward_hook(layer, prefill)
 
@@ -127,7 +139,7 @@ class _Compression:
             tokens, window = layer.keys.shape[2], window_of(attention_module(prefill.model, index))
             rows = [
                 KVView.of_full_layer(keys, values, tokens, window)
-                for keys, values in zip(layer.keys, layer.values, strict=True)
+                for keys, values in zip(*stored(layer), strict=True)
             ]
             layer = prefill.cache.layers[index] = compressed_in_place_of(layer, rows, tokens)
         layer.decode_hooks = [self.press.decode_hook(self.press.budget) for _ in range(layer.rows)]

@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from kvcache.budget import Budget
-from kvcache.compress import Choice, FullLayer, Target, compress, removes
+from kvcache.compress import Choice, FullLayer, Target, check_can_compress, compress, removes
 from kvcache.hooks.prefill import Prefill, PromptTokens
 from kvcache.hooks.with_press import watching
+from kvcache.latent import stored
 from kvcache.layer_state import states_of
 from kvcache.modules import decoder_of, windows_of
 from kvcache.observation import LayerObservation
@@ -67,6 +68,7 @@ class SweepObserver:
                 continue
             started = now()
             try:
+                check_can_compress(press, layer)
                 observed[identity] = press.observe(layer)
             except Exception as error:
                 self._give_up(identity, layer, error)
@@ -182,9 +184,9 @@ class PrefilledContext:
         return contexts
 
     def _observed_layer(self, index: int, in_place: bool) -> FullLayer:
-        cached = self.prefill.cache.layers[index]
+        keys, values = stored(self.prefill.cache.layers[index])
         shared = self.full[index] if in_place else None
-        return FullLayer(index, cached.keys, cached.values, self.windows[index], shared)
+        return FullLayer(index, keys, values, self.windows[index], shared)
 
     def _full(self, bits: int | None, movable: bool) -> list[KVView]:
         """All entries of every layer in `bits` bits, made once; see `KVStorage.quantised`."""

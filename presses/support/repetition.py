@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,9 +85,9 @@ def chunk_scores(
         factors: (B, n) by which the attention of each token just read is multiplied, or None.
         by_output: whether to multiply by the norm of what an entry's value adds to the hidden state.
     """
-    full: Any = prefill.cache.layers[layer.index]
+    full_keys, full_values = prefill.entries(layer.index)
     sinks, of_chunk = min(n_sink, chunk.start), slice(chunk.start, chunk.stop)
-    keys = torch.cat((full.keys[:, :, :sinks], full.keys[:, :, of_chunk]), dim=2)
+    keys = torch.cat((full_keys[:, :, :sinks], full_keys[:, :, of_chunk]), dim=2)
     batch, heads = keys.shape[:2]
     highest = keys.new_zeros(batch, heads, layer.group, chunk.stop - chunk.start, dtype=torch.float32)
     for queries, weights in attention_to_context(layer, keys, QUERY_BLOCK):
@@ -96,5 +96,5 @@ def chunk_scores(
             received = received * factors[:, None, None, queries, None]
         highest = torch.maximum(highest, received.amax(3))
     if by_output:
-        highest = highest * output_norms(layer, full.values[:, :, of_chunk])
+        highest = highest * output_norms(layer, full_values[:, :, of_chunk])
     return highest.amax(2)

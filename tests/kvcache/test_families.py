@@ -51,11 +51,7 @@ REFUSED = {
     "longcat_flash": "2 decoder layers and a cache of 4",
     "deepseek_v32": "what an indexer picks",
     "glm_moe_dsa": "what an indexer picks",
-    "deepseek_v2": "latent vectors",
-    "deepseek_v3": "latent vectors",
-    "glm4_moe_lite": "latent vectors",
-    "kimi_linear": "latent vectors",
-    "llama4_text": "no decoder with `layers`",
+    "llama4_text": "attends within chunks of the context",
 }
 """Tiny configurations of families that are not supported, and part of the reason."""
 

@@ -223,7 +223,6 @@ def test_sinks_and_caps_count_for_scores_as_for_the_model(kind: str) -> None:
     [
         ("falcon", {}, "no decoder with `layers`"),
         ("gpt_neox", {}, "no layer with `self_attn`"),
-        ("deepseek_v3", {}, "attends to latent vectors"),
         ("llama4_text", {}, "no decoder with `layers`|within chunks|chunked_attention"),
     ],
 )

@@ -48,6 +48,10 @@ FAMILIES = [
     Family("gemma3n_text", [1, 3]),
     Family("gemma4_text", [1, 3]),
     Family("gemma4", [1, 3]),
+    Family("deepseek_v2", [0, 1, 2]),
+    Family("deepseek_v3", [0, 1, 2]),
+    Family("glm4_moe_lite", [0, 1, 2]),
+    Family("kimi_linear", [1]),
     Family("qwen3_next", [2, 4]),
     Family("qwen3_5_text", [2, 4]),
     Family("qwen3_5_moe_text", [2, 4]),
@@ -62,7 +66,7 @@ FAMILIES = [
     Family("falcon_h1_multiplier", [0, 1, 2]),
 ]
 QUICK = (
-    *("qwen2_5_vl", "gemma4_text_global_kv", "gemma3n_text", "gemma4_text"),
+    *("qwen2_5_vl", "gemma4_text_global_kv", "gemma3n_text", "gemma4_text", "deepseek_v2", "deepseek_v3"),
     *("qwen3_next", "nemotron_h", "falcon_h1_multiplier"),
 )
 """One of each kind; the laws on the others take minutes."""
