@@ -114,10 +114,7 @@ class ChatTemplate:
         return cls(before, after, *kept[uneven], in_parts, is_first)
 
     def stripped(self, context: str, question: str) -> tuple[str, str]:
-        """Context and question as the template shows them: perhaps without white space around both.
-
-        The end of a context stays as it is where the question is empty.
-        """
+        """Context and question as the template shows them: perhaps without white space around both."""
         return (
             _stripped(context, self.strips_start, False),
             _stripped(question, False, self.strips_end),

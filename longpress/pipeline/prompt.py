@@ -161,6 +161,8 @@ class Prompt:
         Raises:
             ValueError: there is nothing to read, or nothing to answer from.
         """
+        if all(self._ends_message(context, question) for question, _ in questions):
+            context = context.rstrip()
         ids = self.context_ids(context)
         if not self.marks_beginning:
             return PromptIds(ids, [self.question_ids(*question) for question in questions], 0)
@@ -326,7 +328,8 @@ class Prompt:
         beyond: dict[str, Any] = {}
         if self.template is not None and not self.template.is_first:
             beyond["template"] = [self.before, self.after]
-        if self._message(context, question) != (context, question):
+        is_stripped = self._message(context, question) != (context, question)
+        if is_stripped or self._ends_message(context, question):
             beyond["stripped"] = True
         if self.front and self.front != [self.tokenizer.bos_token_id]:
             beyond["front"] = self.front
@@ -356,6 +359,11 @@ class Prompt:
     def _message(self, context: str, question: str) -> tuple[str, str]:
         """Context and question as the template shows them."""
         return (context, question) if self.template is None else self.template.stripped(context, question)
+
+    def _ends_message(self, context: str, question: str) -> bool:
+        """Whether a context ends the message with white space that the template removes."""
+        strips_end = self.template is not None and self.template.strips_end
+        return strips_end and not question.strip() and context != context.rstrip()
 
     def _following(self, question: str, answer_prefix: str) -> str:
         """The text behind a context.

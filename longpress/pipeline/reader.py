@@ -200,8 +200,7 @@ class Reader:
             [("" if query_aware else question.text, question.answer_prefix) for question in questions],
         )
         ids, joint = read.context, read.joint
-        n_question = len(prompt.question_tokens(context, len(seen)))
-        n_question = max(0, n_question - joint)
+        n_question = sum(position < len(ids) for position in prompt.question_tokens(context, len(seen)))
 
         # A context that is cut keeps its beginning, and the question behind it.
         limit = request.max_context_tokens

@@ -72,6 +72,16 @@ def with_template(template: str) -> Any:
     return tokenizer
 
 
+def test_a_question_that_is_seen_while_compressing_ends_as_it_does_behind_the_context() -> None:
+    tokenizer = with_template(TEMPLATES["stripped"])
+    pipeline = CompressingPipeline(tiny_model("llama", vocab_size=VOCABULARY), tokenizer)
+    asked = [Question("Who jumps? \n", " It", max_new_tokens=2)]
+    for query_aware in (False, True):
+        [result] = pipeline(CONTEXTS[1], questions=asked, query_aware=query_aware).results
+        read = result.context.tokens + result.answer.question_tokens
+        assert read == len(tokenizer(rendered(tokenizer, CONTEXTS[1] + "Who jumps?") + " It").input_ids)
+
+
 def rendered(tokenizer: Any, text: str) -> str:
     """One message, as transformers renders it: as text, or in parts where the template shows no text."""
     for content in (text, [{"type": "text", "text": text}]):
@@ -104,8 +114,6 @@ def test_the_text_is_what_the_template_makes_of_context_and_question(
     monkeypatch.setattr(clock, "datetime", Fixed)
     for context in CONTEXTS:
         for question, prefix in QUESTIONS:
-            if not question and prompt.template and prompt.template.strips_end:
-                continue  # the end of the context is then the end of the message, for this question alone
             ids = prompt.ids(context, [(question, prefix)])
             read = tokenizer.decode(ids.context + ids.questions[0])
             assert read == rendered(tokenizer, context + question) + prefix
