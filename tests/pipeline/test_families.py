@@ -23,7 +23,7 @@ from presses import (
     SnapKVPress,
 )
 from tests.support.byte_tokenizer import byte_tokenizer
-from tests.support.catalogue_presses import NAMES, has_no_ratio, press_named
+from tests.support.catalogue_presses import NAMES, busy_press_named, has_no_ratio, press_named
 from tests.support.families import model_of, pipeline_of
 
 
@@ -274,3 +274,26 @@ def test_every_press_works_or_refuses_with_a_sentence(name: str, press_name: str
         assert isinstance(result.error, ValueError), result.error
         assert 30 < len(str(result.error)) < 600
         assert "\n" not in str(result.error)
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "deepseek_v3", "falcon_h1_multiplier"])
+def test_presses_that_act_while_answers_are_written_and_quantised_caches(name: str) -> None:
+    pipeline = pipeline_of(name)
+    acting = [busy_press_named(press) for press in ("decoding", "h2o_decoding") if press in NAMES]
+    variants = [
+        *(Variant(press, press.budget) for press in acting),
+        Variant(KnormPress(), 0.5, cache_bits=8),
+        Variant(NonePress(), 0.0, cache_bits=4),
+    ]
+    questions = [replace(question, max_new_tokens=12) for question in QUESTIONS[:2]]
+    together = results_of(pipeline, CONTEXTS[:1], questions, variants)
+    alone = [
+        result
+        for variant in variants
+        for question in questions
+        for result in results_of(pipeline, CONTEXTS[:1], [question], [variant])
+    ]
+    assert tokens_of(together) == tokens_of(alone)
+    (first, *_), full = together, results_of(pipeline, CONTEXTS[:1], questions[:1], VARIANTS[:1])[0]
+    assert first.answer.cache_bytes[-1] < full.answer.cache_bytes[-1]
+    assert together[-1].context.bytes < 0.5 * full.context.bytes
