@@ -328,6 +328,13 @@ def test_evidence_survival_is_measured() -> None:
     assert 0 <= half.context.evidence_kept[0] < 0.6
 
 
+def test_evidence_survival_is_told_by_question_where_each_is_read_with_the_context() -> None:
+    questions = [Question("?", max_new_tokens=2), Question("Who?", max_new_tokens=2, evidence=((0, 9),))]
+    answers = make_pipeline()(CONTEXT, questions=questions, press=[(KnormPress(), 0.5)], query_aware=True)
+    for result in answers.results:
+        assert len(result.context.evidence_kept) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
