@@ -5,8 +5,8 @@ The answers are long, for compression while decoding.
 Source: MAA, American Invitational Mathematics Examination 2025; rows opencompass/AIME2025 (configs
     AIME2025-I, AIME2025-II; columns question, answer; not verified); prompt of QwenLM/Qwen2.5-Math README at
     a45202b.
-Differs: as MATH-500, see there. One problem is 3.3 points, so draw several answers a problem where decoding
-    is sampled.
+Differs: as MATH-500, see there. One problem is 3.3 points, so draw several answers to each
+    (samples_per_question; experiment=aime25 has the papers' settings).
 
 `path=` is a `.jsonl` or table file with the columns question (or problem) and answer (or true_answer), or a
 folder with `aime25.jsonl`.
