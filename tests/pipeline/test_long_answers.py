@@ -14,7 +14,7 @@ TOKEN = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
 """Bytes of a token in the cache of the tiny model."""
 
 
-@pytest.mark.parametrize("tokens", [600, pytest.param(32768, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tokens", [300, pytest.param(32768, marks=pytest.mark.slow)])
 def test_a_press_holds_its_budget_while_a_long_answer_is_written(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
