@@ -67,6 +67,12 @@ def reading_rows_alone(model: nn.Module) -> Iterator[None]:
             first = next((layer for layer in cache.layers if isinstance(layer, CompressedLayer)), None)
             return None if first is None else ((), _continued(first, given))
 
+        if not isinstance(cache, DynamicCache | None):
+            raise ValueError(
+                f"a {type(cache).__name__} cannot be compressed; give a DynamicCache or none, and leave "
+                "cache_implementation out of `generate`"
+            )
+
         # A prefill: the first row of a padded batch now, the others when it is done.
         if mask is None or bool((mask == 1).all()):
             return None
@@ -173,10 +179,6 @@ class _PaddedBatch:
         cache, use_cache = given.pop(keyword, None), given.get("use_cache")
         if cache is None and (text.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=text)
-        if not isinstance(cache, DynamicCache | None):
-            raise ValueError(
-                f"a padded batch cannot be read into a {type(cache).__name__}; give a DynamicCache, or none"
-            )
         caches = [] if cache is None else [DynamicCache(config=text) for _ in rows]
         return cls(model, mask == 1, rows, given, keyword, cache, caches)
 

@@ -234,9 +234,12 @@ def test_what_cannot_be_followed_row_by_row_is_refused(given: dict[str, Any], se
 
 
 def test_a_cache_of_fixed_size_is_refused() -> None:
-    model = model_of("llama")
-    with pytest.raises(ValueError, match="StaticCache"):
-        read(**{cache_keyword(model): StaticCache(config=model.config, max_cache_len=100)})
+    model, ids = model_of("llama"), contexts()[0]
+    stored = StaticCache(config=model.config, max_cache_len=100)
+    with pytest.raises(ValueError, match="a StaticCache cannot be compressed"):
+        read(**{cache_keyword(model): stored})
+    with pytest.raises(ValueError, match="a StaticCache cannot be compressed"), KnormPress(0.5)(model):
+        model.generate(ids, max_new_tokens=3, cache_implementation="static", pad_token_id=PAD)
 
 
 def test_later_masks_must_fit_what_was_read() -> None:
