@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.support.byte_tokenizer import VOCABULARY
 from tests.support.tiny_models import HEAD_DIM, HEADS, KV_HEADS, fill, tiny_model
@@ -26,6 +27,8 @@ ROPES: dict[str, dict[str, Any]] = {
         **ORIGINAL,
     },
 }
+if "proportional" not in ROPE_INIT_FUNCTIONS:
+    del ROPES["proportional"]  # older transformers
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
