@@ -34,15 +34,10 @@ def measured(tokens: int, variants: int, *options: str, timeout: int = 900) -> d
 
 
 @pytest.mark.slow
-def test_a_sweep_of_64_variants_stays_within_its_plan_at_1k() -> None:
-    assert measured(1024, 64)["answers"] == 2 * 64
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1024, 8192, 32768, 131072])
 @pytest.mark.parametrize("variants", [1, 8, 64])
 def test_a_sweep_stays_within_its_plan(tokens: int, variants: int) -> None:
-    measured(tokens, variants)
+    assert measured(tokens, variants)["answers"] == 2 * variants
 
 
 def test_nested_variants_are_planned_once_and_others_each() -> None:
