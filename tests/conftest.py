@@ -1,5 +1,6 @@
 """What every test may ask for."""
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.support.browser import chromium
 from tests.support.running import save_tiny_model
 
 torch.set_num_threads(1)
+gc.freeze()  # what was imported lives as long as the process; a fifth of the time went into visiting it
+gc.set_threshold(100_000, 50, 100)
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell starts what runs in its background deaf to it, and so would be all below

@@ -16,8 +16,6 @@ from longpress import __version__
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OURS = ("benchmarks", "hydra_plugins", "kvcache", "longpress", "presses")
-OWN_COMMAND = {"bert-score": "pip install bert-score", "accelerate": "pip install accelerate"}
-"""Packages that no extra installs, and the command that the message names."""
 PEER = ["longpress/speed/peer.py"]
 """Files that run in an environment of their own, beside kvpress."""
 
@@ -99,7 +97,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", OURS)
 def test_every_package_that_is_imported_is_declared(package: str) -> None:
-    named = declared("all", "slurm", "joblib", "ray", "lm-eval")
+    named = declared(*PROJECT["project"]["optional-dependencies"])
     allowed = named | brought_along(named)
     for path in (ROOT / package).rglob("*.py"):
         if str(path.relative_to(ROOT)) in PEER:

@@ -13,7 +13,6 @@ from longpress.models.loading import find_model, load_model
 from tests.support.tiny_models import fill
 
 IDS = torch.arange(100, 140)[None]
-HERE = importlib.util.find_spec("peft") is not None
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,6 @@ def test_without_peft_the_sentence_says_what_to_install_and_how_to_merge(base, t
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(not HERE, reason="pip install 'longpress[peft]', which make test-slow does")
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
 def test_answers_are_those_of_the_adapted_model(options, base, tmp_path):
     from peft import LoraConfig, get_peft_model

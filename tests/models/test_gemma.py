@@ -3,13 +3,13 @@
 import hashlib
 import itertools
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 
 from longpress.models import configs
-from longpress.models.configs import EMBEDDED, ModelConfig, Packaged, check_model
+from longpress.models.configs import ModelConfig, Packaged, check_model
 from longpress.models.loading import load_model
 
 ATOMS = [
@@ -36,14 +36,6 @@ IDS_SHA256 = "ebe3591b1764a0140148da09aa7b3d3620e320c024cd370e027cff43fbacf228"
 """Of the ids that transformers' tokenizer of the file gave for all strings of three atoms, as JSON."""
 LOGITS = [-11.4426, 10.2463, 2.1005, -11.5053, 1.549, -8.011, -8.8019, -11.984]
 """What transformers' model of the file gave: logits 0 to 7 of the last of the tokens 1000 to 1599."""
-
-
-def is_installed():
-    try:
-        distribution(EMBEDDED["gemma3-270m"].packages[0])
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 class Installed:
@@ -93,7 +85,6 @@ def test_the_missing_package_and_its_extra_are_named(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not is_installed(), reason="pip install 'longpress[gemma]', which make test-slow does")
 def test_gemma_is_what_transformers_reads():
     gemma = load_model(ModelConfig(path="gemma3-270m", dtype="float32", device="cpu"))
     assert (gemma.window, gemma.named_ends, len(gemma.tokenizer)) == (32768, (1,), 262144)

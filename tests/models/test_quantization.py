@@ -21,11 +21,6 @@ from tests.support.tiny_models import fill
 PRESSES = [CriticalKVPress(KnormPress()), KVzipPress(kvzip_plus_normalization=True), KVgradPress()]
 
 
-def is_here(name):
-    packages = QUANTIZERS[name].packages
-    return all(quantization._is_installed(quantization._MODULES.get(one, one)) for one in packages)
-
-
 @pytest.fixture(scope="module")
 def folder(smollm2, tmp_path_factory):
     """A tiny Llama on disk, its sizes multiples of what quantizers group."""
@@ -90,8 +85,6 @@ def test_the_way_is_part_of_what_a_record_names(monkeypatch, folder):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_presses_keep_what_they_keep_of_the_dequantised_model(name, folder):
-    if not is_here(name):
-        pytest.skip(f"pip install {' '.join(QUANTIZERS[name].packages)}, which make test-slow does")
     read = load_model(ModelConfig(path=str(folder), quantization=name, dtype="float32", device="cpu"))
     assert (read.dtype, read.device.type) == ("float32", "cpu")
     assert not any(

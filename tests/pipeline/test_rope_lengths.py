@@ -57,7 +57,7 @@ EVERY = [
     *(pytest.param(*model, id="-".join(model)) for model in MODELS),
     *(pytest.param(*model, id="-".join(model), marks=pytest.mark.slow) for model in OTHER_MODELS),
 ]
-FEW = [("llama", "linear"), ("llama", "dynamic"), ("llama", "longrope"), ("phi3", "longrope")]
+FEW = [("llama", "linear"), ("llama", "longrope")]
 SOME = [
     pytest.param(*model, id="-".join(model), marks=() if model in FEW else pytest.mark.slow)
     for model in (*MODELS, *OTHER_MODELS)
