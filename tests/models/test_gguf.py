@@ -257,7 +257,7 @@ def test_what_transformers_leaves_out_of_a_phi3_is_settled(tmp_path):
     assert config.eos_token_id == 63 and config.tie_word_embeddings  # there is no output.weight
 
 
-@pytest.mark.slow
+@pytest.mark.extras
 def test_a_family_that_transformers_reads(tmp_path):
     model = Phi3ForCausalLM(Phi3Config(**SIZES | PHI3 | {"sliding_window": 100})).eval()
     fill(model)

@@ -81,7 +81,7 @@ def test_the_way_is_part_of_what_a_record_names(monkeypatch, folder):
     assert len(revisions) == 1 + len(QUANTIZERS)
 
 
-@pytest.mark.slow
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_presses_keep_what_they_keep_of_the_dequantised_model(name, folder):

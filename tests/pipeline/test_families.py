@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from longpress import CompressingPipeline, Question, Request, Variant
-from longpress.catalogue import presses
 from longpress.pipeline.options import PipelineOptions
 from longpress.pipeline.results import Failure, Result
 from presses import (
@@ -260,17 +259,20 @@ def test_a_press_alone_and_in_a_sweep_give_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("press_name", NAMES)
 @NAMED
-def test_every_press_works_or_refuses_with_a_sentence(name: str, press_name: str) -> None:
-    press = press_named(press_name)
-    ratio = 0.0 if has_no_ratio(press) else press.compression_ratio if press.traits.has_fixed_budget else 0.5
-    assert press_name in presses()
-    (result,) = next(pipeline_of(name).stream([Request(CONTEXTS[0], QUESTIONS[:1], [Variant(press, ratio)])]))
-    if result.error is not None:
-        assert isinstance(result.error, ValueError), result.error
-        assert 30 < len(str(result.error)) < 600
-        assert "\n" not in str(result.error)
+def test_every_press_works_or_refuses_with_a_sentence(name: str) -> None:
+    variants = []
+    for press in map(press_named, NAMES):
+        fixed = press.compression_ratio if press.traits.has_fixed_budget else 0.5
+        variants.append(Variant(press, 0.0 if has_no_ratio(press) else fixed))
+    results = next(pipeline_of(name).stream([Request(CONTEXTS[0], QUESTIONS[:1], variants)]))
+    assert len(results) == len(NAMES)
+    works = [result for result in results if result.error is None]
+    assert len(works) > len(NAMES) / 2
+    for error in (result.error for result in results if result.error is not None):
+        assert isinstance(error, ValueError), error
+        assert 30 < len(str(error)) < 600
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("name", ["gemma3n_text", "deepseek_v3", "falcon_h1_multiplier"])
