@@ -155,7 +155,8 @@ def test_one_file_among_the_others_is_all_there_is_to_do(tmp_path: Path) -> None
     assert "one_file" in python("-m", "longpress", "ls", "presses")
     assert "one_file" in python("evaluate.py", "--help")
     laws = python(
-        "-m", "pytest", "-q", "tests/presses/test_laws.py", "-k", "one_file", "-p", "no:cacheprovider"
+        *("-m", "pytest", "-q", "tests/presses/test_laws.py", "-k", "one_file", "-p", "no:cacheprovider"),
+        *("-m", "slow or not slow"),
     )
     passed = re.search(r"(\d+) passed", laws)
     assert passed is not None
