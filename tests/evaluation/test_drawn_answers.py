@@ -20,7 +20,7 @@ DRAWN = (
 def test_answers_do_not_depend_on_order_workers_and_resume(
     model_folder: Path, tmp_path: Path, workers: int
 ) -> None:
-    drawn = (*DRAWN, "max_new_tokens=24")
+    drawn = (*DRAWN, "max_new_tokens=12")
     run(model_folder, tmp_path / "whole", *drawn, "samples_per_question=2", "sampling_seed=[1,2]")
     found = records(tmp_path / "whole")
     assert len(found) == 2 * 2 * 2 * 2  # questions, seeds, answers, the full cache and a press
