@@ -260,13 +260,7 @@ class Prompt:
         None where it cannot be told where tokens stand.
         """
         of_tokens = self.token_spans(context)
-        if of_tokens is None:
-            return None
-        return [
-            position
-            for position, (first, last) in enumerate(of_tokens)
-            if any(first < end and start < last for start, end in spans)
-        ]
+        return None if of_tokens is None else overlapping(of_tokens, spans)
 
     def token_spans(self, context: str) -> list[tuple[int, int]] | None:
         """Characters [start, end) of `context` that each token stands for; negative within the template.
@@ -421,6 +415,15 @@ class Prompt:
         return bool(alone) and all(
             self._encode(anchor + word)[: len(alone)] == alone for word in (*WORDS, "\n", " ", " A")
         )
+
+
+def overlapping(of_tokens: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Positions of the tokens whose characters overlap any of the spans; both as [start, end)."""
+    return [
+        position
+        for position, (first, last) in enumerate(of_tokens)
+        if any(first < end and start < last for start, end in spans)
+    ]
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

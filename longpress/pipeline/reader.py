@@ -22,7 +22,7 @@ from longpress.pipeline.compress_while_reading import read_and_compress
 from longpress.pipeline.compressed_context import CompressedContext
 from longpress.pipeline.memory import read_in_place
 from longpress.pipeline.options import PipelineOptions
-from longpress.pipeline.prompt import Prompt, Question
+from longpress.pipeline.prompt import Prompt, Question, overlapping
 from longpress.pipeline.results import Request
 from longpress.pipeline.rows import Row
 from longpress.pipeline.sweep_observer import PrefilledContext, SweepObserver
@@ -209,15 +209,14 @@ class Reader:
             end = ids[-n_question:] if n_question else []
             ids = ids[: max(1, limit - n_question)] + end
 
+        # Where the evidence of each question stands: the context is looked at once for all of them.
+        has_evidence = any(question.evidence for question in request.questions)
+        of_tokens = prompt.token_spans(request.context) if has_evidence else []
         watched: list[list[int]] = []
-        for question in request.questions:
-            positions = (
-                prompt.evidence_tokens(request.context, question.evidence) if question.evidence else []
-            )
-            if positions is None:
-                watched = []
-                break
-            watched.append([position for position in positions if position < len(ids) - n_question])
+        if of_tokens is not None:
+            read_whole = of_tokens[: len(ids) - n_question]
+            watched = [overlapping(read_whole, question.evidence) for question in request.questions]
+
         behind = dict(zip(asked, read.questions, strict=True))
         return _Prompted(ids, n_question, behind, watched, truncated, joint)
 

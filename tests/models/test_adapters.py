@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from longpress.models.configs import ModelConfig, check_model
 from longpress.models.loading import find_model, load_model
-from tests.support.tiny_models import fill
+from tests.support.tiny_models import save_tiny_llama
 
 IDS = torch.arange(100, 140)[None]
 
@@ -19,19 +19,7 @@ IDS = torch.arange(100, 140)[None]
 def base(smollm2, tmp_path_factory):
     """A tiny Llama on disk."""
     folder = tmp_path_factory.mktemp("base")
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    model = LlamaForCausalLM(config)
-    fill(model)
-    model.save_pretrained(folder)
-    smollm2.tokenizer.save_pretrained(folder)
+    save_tiny_llama(folder, smollm2.tokenizer, hidden_size=32, intermediate_size=64)
     return folder
 
 

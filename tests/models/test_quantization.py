@@ -16,7 +16,7 @@ from longpress.models.loading import find_model, load_model
 from longpress.models.quantization import QUANTIZERS
 from presses import CriticalKVPress, KnormPress, KVgradPress, KVzipPress
 from tests.support.prefilled_contexts import read_context
-from tests.support.tiny_models import fill
+from tests.support.tiny_models import save_tiny_llama
 
 PRESSES = [CriticalKVPress(KnormPress()), KVzipPress(kvzip_plus_normalization=True), KVgradPress()]
 
@@ -24,21 +24,8 @@ PRESSES = [CriticalKVPress(KnormPress()), KVzipPress(kvzip_plus_normalization=Tr
 @pytest.fixture(scope="module")
 def folder(smollm2, tmp_path_factory):
     """A tiny Llama on disk, its sizes multiples of what quantizers group."""
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-    )
     folder = tmp_path_factory.mktemp("llama")
-    model = LlamaForCausalLM(config)
-    fill(model)
-    model.save_pretrained(folder)
-    smollm2.tokenizer.save_pretrained(folder)
+    save_tiny_llama(folder, smollm2.tokenizer, hidden_size=128, intermediate_size=256, head_dim=32)
     return folder
 
 

@@ -6,6 +6,7 @@ kept positions recorded elsewhere can be compared.
 """
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -91,6 +92,28 @@ def tiny_model(family: str, attention: str = "sdpa", **overrides: Any) -> PreTra
         model = model_class(config)
     fill(model)
     return model.to(torch.float32).eval()
+
+
+def save_tiny_llama(folder: Path, tokenizer: Any, **sizes: int) -> None:
+    """Write a Llama of two layers and a tokenizer, as checkpoints are published.
+
+    Args:
+        folder: to write into.
+        tokenizer: of transformers, whose vocabulary the model has.
+        sizes: hidden_size, intermediate_size and the like.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        **sizes,
+    )
+    model = LlamaForCausalLM(config)
+    fill(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def fill(model: torch.nn.Module) -> None:
